@@ -1,0 +1,50 @@
+# make demo   set up, then distil a small network into a smaller one on real digits
+# make test   set up, then run the tests
+# make lint   formatting, lint, types
+
+# The first of these that is Python 3.11 or newer; override with `make PYTHON=...`.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+
+.PHONY: setup demo test slow lint format lock clean
+
+setup: $(READY)
+
+# A half-finished installation has no .ready file and is made again from the start.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q $(VENV)/lib kdjax || true
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python experiments/digits.py --out checkpoints/runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Needs uv. No addresses in it; plain pip installs it with every hash checked.
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,76 @@
+"""The few types that all floors share: NamedTuples of arrays, hence plain pytrees with nothing static to retrace on."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Tree = Any  # a pytree of arrays; jax has no narrower static type for it
+Batch = Mapping[str, Any]
+Number = float | jax.Array
+
+
+class Outputs(NamedTuple):
+    """What a network says of one batch.
+
+    Attributes:
+      logits: [batch, classes], before any softmax.
+      features: by name. ``"stage1"`` … ``"stageN"`` are [batch, height, width, channels], ``"embedding"`` is [batch, dim].
+        Under jit, what no term reads costs nothing: XLA drops it.
+    """
+
+    logits: Float[Array, "batch classes"]
+    features: Mapping[str, Array]
+
+
+class Weights(NamedTuple):
+    """A network's arrays. A teacher is one of these and nothing more.
+
+    Attributes:
+      params: what a gradient may move.
+      model_state: what the forward pass itself moves, such as BatchNorm's running statistics; ``{}`` if nothing.
+    """
+
+    params: Tree
+    model_state: Tree
+
+
+class TrainState(NamedTuple):
+    """All that training changes, and nothing else: neither functions nor the teacher.
+
+    Attributes:
+      step: int32 scalar, the number of updates made.
+      params, model_state: the student's, as in `Weights`. A connector's parameters stand in ``params`` beside them.
+      opt_state: optax's.
+      rng: the key that each step folds its number into.
+    """
+
+    step: Array
+    params: Tree
+    model_state: Tree
+    opt_state: optax.OptState
+    rng: PRNGKeyArray
+
+
+class Apply(Protocol):
+    """A network of any framework as one pure function. An ensemble of networks is one more of these."""
+
+    def __call__(
+        self,
+        params: Tree,
+        model_state: Tree,
+        inputs: Array,
+        *,
+        train: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Outputs, Tree]:
+        """Returns the outputs and the new model_state; `rng` is for dropout and the like."""
+        ...
+
+
+class Term(Protocol):
+    """One thing to be minimised: [batch], one number per example."""
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, /) -> Float[Array, " batch"]: ...

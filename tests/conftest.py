@@ -1,0 +1,38 @@
+"""What holds for every test: shapes in signatures are checked, warnings and rank promotion are errors, four devices exist."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The hook must stand before the first import of kdjax: it rewrites modules as they are loaded.
+install_import_hook("kdjax", "beartype.beartype")
+
+settings.register_profile("fast", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("slow", max_examples=10_000, deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+# Real data lies beside a checkout or where KDJAX_TEST_DATA says; tests that want it skip where it is missing.
+DATA = Path(os.environ.get("KDJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    folder = DATA / "mnist"
+    if not (folder / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip(f"needs the original MNIST files, and {folder} does not hold them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_dir() -> Path:
+    folder = DATA / "fashion_mnist"
+    if not (folder / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip(f"needs the original Fashion-MNIST files, and {folder} does not hold them")
+    return folder
