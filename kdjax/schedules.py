@@ -1,0 +1,102 @@
+"""Numbers that move while training runs: a weight or a temperature as a function of the step.
+
+A schedule is a pytree. Its numbers are leaves, so changing them compiles nothing again; its formula is static.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import _checks
+from kdjax._types import Number, Tree
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("numbers",), meta_fields=("formula",))
+@dataclass(frozen=True)
+class Schedule:
+    """``formula(step, *numbers)``. Any function of the step, such as one of optax's, is `Schedule(function)`."""
+
+    formula: Callable[..., Any]
+    numbers: tuple[Number, ...] = field(default=())
+
+    def __call__(self, step: Number) -> Any:
+        return self.formula(step, *self.numbers)
+
+
+def at(tree: Tree, step: Number) -> Tree:
+    """The same pytree with every `Schedule` in it replaced by its value at `step`.
+
+    Example:
+      >>> at({"soft": linear(0.9, 0.7, steps=10), "hard": 0.1}, step=5)["soft"].item()
+      0.800000011920929
+    """
+
+    def scheduled(node: Any) -> bool:
+        return isinstance(node, Schedule)
+
+    return jax.tree.map(lambda node: node(step) if scheduled(node) else node, tree, is_leaf=scheduled)
+
+
+def linear(start: Number, end: Number, *, steps: int) -> Schedule:
+    """A straight line from `start` to `end` over `steps` updates, then `end`.
+
+    Raises:
+      ValueError: if `steps` is not positive, or `start` or `end` is not finite.
+
+    Example:
+      >>> [round(float(linear(4.0, 2.0, steps=10)(step)), 3) for step in (0, 5, 10, 99)]
+      [4.0, 3.0, 2.0, 2.0]
+    """
+    return _between(_line, start, end, steps)
+
+
+def cosine(start: Number, end: Number, *, steps: int) -> Schedule:
+    """Half a cosine wave from `start` to `end` over `steps` updates, then `end`: flat at both ends.
+
+    Raises:
+      ValueError: if `steps` is not positive, or `start` or `end` is not finite.
+
+    Example:
+      >>> [round(float(cosine(1.0, 0.0, steps=4)(step)), 3) for step in (0, 1, 2, 4, 9)]
+      [1.0, 0.854, 0.5, 0.0, 0.0]
+    """
+    return _between(_half_wave, start, end, steps)
+
+
+def staircase(start: Number, *, factor: Number, every: int) -> Schedule:
+    """`start`, multiplied by `factor` each time another `every` updates have passed.
+
+    Raises:
+      ValueError: if `every` is not positive, or `start` or `factor` is not finite.
+
+    Example:
+      >>> [round(float(staircase(0.5, factor=0.5, every=10)(step)), 4) for step in (0, 9, 10, 25)]
+      [0.5, 0.5, 0.25, 0.125]
+    """
+    _checks.finite("start", start)
+    _checks.finite("factor", factor)
+    _checks.positive("every", every)
+    return Schedule(_stairs, (start, factor, float(every)))
+
+
+def _between(formula: Callable[..., Any], start: Number, end: Number, steps: int) -> Schedule:
+    _checks.finite("start", start)
+    _checks.finite("end", end)
+    _checks.positive("steps", steps)
+    return Schedule(formula, (start, end, float(steps)))
+
+
+def _line(step: Number, start: Number, end: Number, steps: Number) -> jax.Array:
+    return start + (end - start) * jnp.clip(step / steps, 0.0, 1.0)
+
+
+def _half_wave(step: Number, start: Number, end: Number, steps: Number) -> jax.Array:
+    return end + (start - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
+
+
+def _stairs(step: Number, start: Number, factor: Number, every: Number) -> jax.Array:
+    return start * factor ** jnp.floor(step / every)
