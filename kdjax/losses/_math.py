@@ -1,0 +1,109 @@
+"""The arithmetic that losses share, safe where the plain form gives NaN, infinity or rounding noise.
+
+Two rules hold throughout. A forbidden operand is replaced *before* the operation and its result masked after: a mask
+after alone leaves NaN in the gradient. And a mask asks for the case to be masked (x ≤ 0), never for its opposite
+(x > 0), so that a NaN that comes in goes out and is seen.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.lax import Precision
+from jaxtyping import Array, Bool, Float
+
+from kdjax import _checks
+
+
+def widened(student: Any, teacher: Any) -> tuple[Array, Array]:
+    """Both in their common floating type, float32 at least: float16 knows neither 1e-8 nor 65,520."""
+    _checks.floating("student", student)
+    _checks.floating("teacher", teacher)
+    dtype = jnp.result_type(student, teacher, jnp.float32)
+    return jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
+
+
+def per_example_mean(values: Float[Array, " batch *rest"]) -> Float[Array, " batch"]:
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+def smooth_l1(difference: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """d²/2 where |d| < 1, |d| − 1/2 beyond."""
+    size = jnp.abs(difference)
+    return jnp.where(size < 1, 0.5 * difference * difference, size - 0.5)
+
+
+def safe_sqrt(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """√x; at x ≤ 0 the value and the gradient are 0."""
+    zero = values <= 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, values)))
+
+
+def safe_reciprocal(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """1/x; at x = 0 the value and the gradient are 0."""
+    zero = values == 0
+    return jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, values))
+
+
+def safe_power(values: Float[Array, "*shape"], power: Any) -> Float[Array, "*shape"]:
+    """xᵖ for x ≥ 0; at x = 0 the value and the gradient are 0, for any p > 0."""
+    zero = values <= 0
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, values) ** power)
+
+
+def over_largest(values: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Divides by max |x|, before what does not depend on the size of x: squares then neither overflow nor vanish."""
+    # The result below is the same for any divisor, hence the divisor's gradient is exactly 0 and need not be computed.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(values), axis=axes, keepdims=True))
+    return values / jnp.where(largest == 0, 1.0, largest)
+
+
+def unit(values: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Divides by ‖x‖ over `axes`; a zero vector stays zero and has zero gradient."""
+    values = over_largest(values, axes)
+    return values * safe_reciprocal(safe_sqrt(jnp.sum(values * values, axis=axes, keepdims=True)))
+
+
+def gram(rows: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
+    # Accelerators multiply float32 matrices in fewer bits unless told; differences of these products need them all.
+    return jnp.einsum("id,jd->ij", rows, rows, precision=Precision.HIGHEST)
+
+
+def centred(rows: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+    """The same cloud of points about 0 and of size 1, for what depends on neither place nor size, such as RKD."""
+    # Rounding makes the mean of equal rows differ from them; taking the first row off first makes equal rows exactly 0.
+    rows = rows - jax.lax.stop_gradient(rows[:1])
+    rows = rows - jax.lax.stop_gradient(jnp.mean(rows, axis=0, keepdims=True))
+    return over_largest(rows, (0, 1))
+
+
+def squared_distances(products: Float[Array, "batch batch"]) -> Float[Array, "batch batch"]:
+    """‖x_i − x_j‖² from a Gram matrix; exactly 0, with zero gradient, on the diagonal and below rounding noise."""
+    squares = jnp.diagonal(products)
+    sums = squares[:, None] + squares[None, :]
+    distances = sums - 2.0 * products
+    noise = 16.0 * float(jnp.finfo(products.dtype).eps) * sums  # type: ignore[no-untyped-call]
+    return jnp.where((distances <= noise) | _diagonal(products), 0.0, distances)
+
+
+def _diagonal(matrix: Float[Array, "batch batch"]) -> Bool[Array, "batch batch"]:
+    return jnp.eye(matrix.shape[0], dtype=bool)
+
+
+def adaptive_average_pool(
+    maps: Float[Array, "batch height width channels"], height: int, width: int
+) -> Float[Array, "batch new_height new_width channels"]:
+    """Averages to height × width, no larger than now; where sizes do not divide, neighbouring windows overlap."""
+    if maps.shape[1:3] == (height, width):
+        return maps
+    rows, columns = (
+        _window_means(old, new, maps.dtype) for old, new in zip(maps.shape[1:3], (height, width), strict=True)
+    )
+    return jnp.einsum("bhwc,ih,jw->bijc", maps, rows, columns, precision=Precision.HIGHEST)
+
+
+def _window_means(old: int, new: int, dtype: Any) -> Float[Array, "{new} {old}"]:
+    """Row i averages the cells ⌊i·old/new⌋ … ⌈(i+1)·old/new⌉ − 1."""
+    window, cell = jnp.arange(new)[:, None], jnp.arange(old)[None, :]
+    inside = (cell >= window * old // new) & (cell < -(-(window + 1) * old // new))
+    return inside / jnp.sum(inside, axis=1, keepdims=True, dtype=dtype)

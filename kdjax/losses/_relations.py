@@ -1,0 +1,189 @@
+"""Losses that match the structure of the batch: how its examples lie to each other, in each network's own space.
+
+Student and teacher may have different dims. Every example's number depends on the whole batch: a batch that is split
+over devices must be gathered before.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import _checks
+from kdjax.losses import _math
+
+
+def rkd_distance(
+    student: Float[Array, " batch *student_dims"],
+    teacher: Float[Array, " batch *teacher_dims"],
+) -> Float[Array, " batch"]:
+    """Smooth L1 difference of the distances between examples, each network's in units of its own mean distance.
+
+    mean over j of smooth_l1(d^s_ij / μ_s − d^t_ij / μ_t), with d_ij = ‖x_i − x_j‖ and μ the mean of the positive d_ij.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened. The mean distance is differentiated too.
+      teacher: features of the same examples; dim may differ.
+
+    Returns:
+      Each example's share, a number ≥ 0; the mean over the batch is the mean over all B² pairs.
+
+    Raises:
+      ValueError: an argument has only one axis, or the batches differ.
+
+    Example:
+      Neither place, nor size, nor rotation of the cloud of features counts:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import rkd_distance
+      >>> teacher = jax.random.normal(jax.random.key(0), (4, 2))
+      >>> quarter_turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+      >>> bool((rkd_distance(3.0 * teacher @ quarter_turn + 1.0, teacher) < 1e-6).all())
+      True
+
+    Note:
+      Common code bounds squared distances from below by 1e-12 and so counts equal examples in the mean; here their
+      distance is exactly 0, is not counted, and has zero gradient.
+
+    Reference:
+      Park et al., Relational Knowledge Distillation, 2019, section 3.2.1. https://arxiv.org/abs/1904.05068
+    """
+    student, teacher = _feature_pair(student, teacher)
+    return jnp.mean(_math.smooth_l1(_relative_distances(student) - _relative_distances(teacher)), axis=1)
+
+
+def rkd_angle(
+    student: Float[Array, " batch *student_dims"],
+    teacher: Float[Array, " batch *teacher_dims"],
+    *,
+    block: int | None = None,
+) -> Float[Array, " batch"]:
+    """Smooth L1 difference of the angles' cosines in all triangles of examples.
+
+    mean over j, k of smooth_l1(cos^s_ijk − cos^t_ijk), where cos_ijk is the cosine between x_j − x_i and x_k − x_i.
+    With the Gram matrix G = X Xᵀ it is (G_jk − G_ij − G_ik + G_ii) / (d_ij d_ik), and memory does not grow with dim.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened.
+      teacher: features of the same examples; dim may differ.
+      block: how many anchors i to work on at a time. Memory is then O(block · B²), forward and backward; the backward
+        pass computes the cosines a second time. None takes all at once: O(B³), fastest for small batches.
+
+    Returns:
+      Each example's share as the anchor, a number between 0 and 3/2; their mean is that over all B³ triples.
+
+    Raises:
+      ValueError: an argument has only one axis, the batches differ, or `block` is not a whole number above 0.
+
+    Example:
+      Neither place nor size of the cloud of features counts, and `block` changes the memory alone:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import rkd_angle
+      >>> student, teacher = jax.random.normal(jax.random.key(0), (2, 5, 3))
+      >>> whole = rkd_angle(student, teacher)
+      >>> bool(jnp.allclose(rkd_angle(3.0 * student + 1.0, teacher, block=2), whole, atol=1e-6))
+      True
+
+    Note:
+      Triples with equal corners count in the mean, as in common code; an edge of length 0 has cosine 0 and no gradient.
+
+    Reference:
+      Park et al., Relational Knowledge Distillation, 2019, section 3.2.2. https://arxiv.org/abs/1904.05068
+    """
+    if block is not None and not (isinstance(block, int) and block > 0):
+        raise ValueError(f"block must be a whole number of anchors greater than 0, or None for all; got {block!r}.")
+    student, teacher = _feature_pair(student, teacher)
+    student_gram, teacher_gram = _math.gram(_math.centred(student)), _math.gram(_math.centred(teacher))
+
+    def share(anchor: tuple[_Anchor, _Anchor]) -> Float[Array, ""]:
+        of_student, of_teacher = anchor
+        return jnp.mean(_math.smooth_l1(_cosines(student_gram, of_student) - _cosines(teacher_gram, of_teacher)))
+
+    anchors = _anchors(student_gram), _anchors(teacher_gram)
+    if block is None or block >= student.shape[0]:
+        return jax.vmap(share)(anchors)
+    # Without the checkpoint the backward pass would keep every block's [block, B, B] arrays at once.
+    return jax.lax.map(jax.checkpoint(share), anchors, batch_size=block)
+
+
+def pkt(
+    student: Float[Array, " batch *student_dims"],
+    teacher: Float[Array, " batch *teacher_dims"],
+) -> Float[Array, " batch"]:
+    """Divergence of the batch's similarities, each example's seen as a distribution over the batch.
+
+    mean over j of t_ij log((t_ij + ε) / (s_ij + ε)), with ε = 1e-7 and s, t the matrices (1 + cos) / 2, rows scaled to
+    sum 1.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened.
+      teacher: features of the same examples; dim may differ.
+
+    Returns:
+      Each example's share; the mean over the batch is the mean over all B² pairs.
+
+    Raises:
+      ValueError: an argument has only one axis, or the batches differ.
+
+    Example:
+      Only directions count, not lengths:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import pkt
+      >>> teacher = jax.random.normal(jax.random.key(0), (4, 3))
+      >>> lengths = jnp.array([[1.0], [2.0], [3.0], [4.0]])
+      >>> bool((abs(pkt(lengths * teacher, teacher)) < 1e-6).all())
+      True
+
+    Note:
+      The paper sums over pairs; its code, as here, takes the mean. A zero vector has cosine 0 with everything, itself
+      included, and zero gradient.
+
+    Reference:
+      Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, 2018, section 3.
+      https://arxiv.org/abs/1803.10837
+    """
+    student, teacher = _feature_pair(student, teacher)
+    of_student, of_teacher = _neighbour_distributions(student), _neighbour_distributions(teacher)
+    tiny = 1e-7
+    return jnp.mean(of_teacher * (jnp.log(of_teacher + tiny) - jnp.log(of_student + tiny)), axis=1)
+
+
+def _feature_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch dim"], Float[Array, "batch other_dim"]]:
+    _checks.rank_at_least("student", student, 2, "[batch, dim]")
+    _checks.rank_at_least("teacher", teacher, 2, "[batch, dim]")
+    _checks.same_batch("student", student, "teacher", teacher)
+    student, teacher = _math.widened(student, teacher)
+    return student.reshape(student.shape[0], -1), teacher.reshape(teacher.shape[0], -1)
+
+
+def _relative_distances(features: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
+    distances = _math.safe_sqrt(_math.squared_distances(_math.gram(_math.centred(features))))
+    pairs = jnp.maximum(jnp.sum(distances > 0), 1)
+    return distances * _math.safe_reciprocal(jnp.sum(distances) / pairs)
+
+
+# Of one anchor i: its row of the Gram matrix, its own entry there, and 1/d_ij for all j.
+_Anchor = tuple[Float[Array, " batch"], Float[Array, ""], Float[Array, " batch"]]
+
+
+def _anchors(gram: Float[Array, "batch batch"]) -> tuple[Array, Array, Array]:
+    """Every example's `_Anchor`, stacked."""
+    return gram, jnp.diagonal(gram), _math.safe_reciprocal(_math.safe_sqrt(_math.squared_distances(gram)))
+
+
+def _cosines(gram: Float[Array, "batch batch"], anchor: _Anchor) -> Float[Array, "batch batch"]:
+    row, own, inverse_distance = anchor
+    inner = gram - row[:, None] - row[None, :] + own
+    # Rounding may carry a cosine beyond 1, far beyond it where two examples almost coincide.
+    return jnp.clip(inner * inverse_distance[:, None] * inverse_distance[None, :], -1.0, 1.0)
+
+
+def _neighbour_distributions(features: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
+    # Rounding may carry a cosine below −1, and the logarithm of a negative similarity is NaN.
+    cosines = jnp.clip(_math.gram(_math.unit(features, (1,))), -1.0, 1.0)
+    similarities = (1.0 + cosines) / 2.0
+    return similarities / jnp.sum(similarities, axis=1, keepdims=True)
