@@ -1,1 +1,29 @@
-"""kdjax: knowledge distillation for JAX. Pure losses, objectives as values, one train step."""
+"""kdjax: knowledge distillation for JAX. Pure losses, objectives as values, one train step.
+
+``import kdjax`` needs jax, optax, NumPy and jaxtyping. What needs more is imported by its own name: `kdjax.models` (flax),
+`kdjax.checkpoints` (orbax), `kdjax.data` (tensorflow-datasets), `kdjax.report` (matplotlib).
+"""
+
+from kdjax import losses, parallel, schedules
+from kdjax._types import Apply, Outputs, Term, TrainState, Weights
+from kdjax.terms import Objective, cross_entropy, on_feature, on_logits, weighted_sum
+from kdjax.training import init_state, make_eval_step, make_train_step
+
+__all__ = [
+    "Apply",
+    "Objective",
+    "Outputs",
+    "Term",
+    "TrainState",
+    "Weights",
+    "cross_entropy",
+    "init_state",
+    "losses",
+    "make_eval_step",
+    "make_train_step",
+    "on_feature",
+    "on_logits",
+    "parallel",
+    "schedules",
+    "weighted_sum",
+]

@@ -1,15 +1,16 @@
 """The few types that all floors share: NamedTuples of arrays, hence plain pytrees with nothing static to retrace on."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Tree = Any  # a pytree of arrays; jax has no narrower static type for it
 Batch = Mapping[str, Any]
-Number = float | jax.Array
+Number = float | int | np.number | jax.Array
 
 
 class Outputs(NamedTuple):
@@ -54,6 +55,7 @@ class TrainState(NamedTuple):
     rng: PRNGKeyArray
 
 
+@runtime_checkable
 class Apply(Protocol):
     """A network of any framework as one pure function. An ensemble of networks is one more of these."""
 
@@ -70,6 +72,7 @@ class Apply(Protocol):
         ...
 
 
+@runtime_checkable
 class Term(Protocol):
     """One thing to be minimised: [batch], one number per example."""
 

@@ -21,7 +21,7 @@ class Schedule:
     """``formula(step, *numbers)``. Any function of the step, such as one of optax's, is `Schedule(function)`."""
 
     formula: Callable[..., Any]
-    numbers: tuple[Number, ...] = field(default=())
+    numbers: tuple[Any, ...] = field(default=())
 
     def __call__(self, step: Number) -> Any:
         return self.formula(step, *self.numbers)

@@ -43,7 +43,7 @@ class Match:
     loss: Callable[..., Float[Array, " batch"]]
     student_feature: str | None  # None: the logits
     teacher_feature: str | None
-    numbers: Mapping[str, Number | Schedule]
+    numbers: Mapping[str, Any]
     settings: tuple[tuple[str, Any], ...]
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
@@ -112,8 +112,8 @@ class Scores(NamedTuple):
 class Objective:
     """Named terms and their weights. Made by `weighted_sum`; called by the step, which takes the mean over the batch."""
 
-    weights: Mapping[str, Number | Schedule]
-    terms: Mapping[str, Term]
+    weights: Mapping[str, Any]
+    terms: Mapping[str, Any]
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, step: Number) -> Scores:
         weights, terms = schedules.at((dict(self.weights), dict(self.terms)), step)
@@ -128,7 +128,7 @@ class Objective:
         return Scores(total, values, {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()})
 
 
-def weighted_sum(**terms: tuple[Number | Callable[[Number], Number], Term]) -> Objective:
+def weighted_sum(**terms: Any) -> Objective:
     """An objective: the sum of weight × term, each under a name of your choice.
 
     Args:
@@ -158,7 +158,7 @@ def weighted_sum(**terms: tuple[Number | Callable[[Number], Number], Term]) -> O
         if name in RESERVED or name.endswith("_weight"):
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = _leaf(f"the weight of {name}", pair[0])
-        # A plain function is no pytree; Partial makes it one with no leaves. Terms that are pytrees already stay as they are.
+        # A plain function is no pytree; Partial makes it one, with no leaves. Terms that are pytrees stay as they are.
         functions[name] = jax.tree_util.Partial(pair[1]) if jax.tree_util.all_leaves([pair[1]]) else pair[1]
     return Objective(weights, functions)
 

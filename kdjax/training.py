@@ -75,13 +75,13 @@ def make_train_step(
 
         def loss_of(params: Tree) -> tuple[Array, tuple[Tree, Metrics]]:
             outputs, model_state = student_apply(params, state.model_state, batch["inputs"], train=True, rng=rng)
-            whole = _gather((outputs, taught, known), axis_name)
-            scores = objective(*whole, state.step)
+            outputs, whole_taught, whole_batch = _gather((outputs, taught, known), axis_name)
+            scores = objective(outputs, whole_taught, whole_batch, state.step)
             loss = _mean_over(axis_name, jnp.mean(scores.total))
             metrics = {"loss": loss} | {name: jnp.mean(value) for name, value in scores.terms.items()}
             metrics |= {f"{name}_weight": weight for name, weight in scores.weights.items()}
             if "labels" in batch:
-                metrics["accuracy"] = jnp.mean(_correct(whole[0].logits, whole[2]["labels"]))
+                metrics["accuracy"] = jnp.mean(_correct(outputs.logits, whole_batch["labels"]))
             return loss, (model_state, metrics)
 
         (_, (model_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -134,7 +134,9 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[
     if teacher_apply is None:
         return None
     if teacher is None:
-        raise ValueError("teacher must be the teacher's Weights, since the step was made with a teacher_apply; got None.")
+        raise ValueError(
+            "teacher must be the teacher's Weights, since the step was made with a teacher_apply; got None."
+        )
     # Also on the way in: then nothing of the teacher's backward pass is ever built.
     params, model_state = lax.stop_gradient(teacher)
     outputs, _ = teacher_apply(params, model_state, batch["inputs"], train=False)

@@ -1,0 +1,211 @@
+"""The one training loop of all experiments: a recipe, some data, and out come weights and a history.
+
+On CPU one step a call, since XLA's CPU convolutions inside a loop fall off their fast path; elsewhere many steps a call
+in one `lax.scan`. The loop never waits for the device inside an epoch: progress shows what has arrived so far.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdjax import Apply, Objective, Weights, init_state, make_eval_step, make_train_step
+from kdjax.adapters import from_linen
+from kdjax.checkpoints import open_run, restore_state, save_state
+from kdjax.data import epoch_indices, evaluation_indices, take
+from kdjax.models import make_model
+from kdjax.records import append_json_line
+
+STEPS_PER_CALL = 1 if jax.default_backend() == "cpu" else 64
+EVALUATION_BATCH = 500
+SECONDS_BETWEEN_SAVES = 30.0
+
+Arrays = dict[str, Any]  # a data set on the device: "inputs", "labels", and "teacher" where its outputs are cached
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained."""
+
+    model: str
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+
+
+class Network(NamedTuple):
+    """A model and its compiled functions, made once and used for every seed."""
+
+    recipe: Recipe
+    init: Callable[..., Weights]
+    apply: Apply
+    step: Callable[..., Any]
+    advance: Callable[..., Any]
+    evaluate: Callable[..., dict[str, float]]
+
+
+def prepare(recipe: Recipe, classes: int, teacher_apply: Apply | None = None) -> Network:
+    """Compiles nothing yet; what it returns compiles at its first call, and only then."""
+    init, apply = from_linen(make_model(recipe.model, classes=classes))
+    step = make_train_step(apply, teacher_apply, recipe.optimizer)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def advance(state, totals, teacher, objective, arrays, indices):
+        def one(carry, chosen):
+            state, metrics = step(carry[0], teacher, objective, take(arrays, chosen))
+            return (state, jax.tree.map(jnp.add, carry[1], metrics)), metrics
+
+        if len(indices) == 1:
+            (state, totals), metrics = one((state, totals), indices[0])
+        else:
+            (state, totals), history = jax.lax.scan(one, (state, totals), indices)
+            metrics = jax.tree.map(lambda values: values[-1], history)
+        return state, totals, metrics
+
+    return Network(recipe, init, apply, step, advance, _evaluator(apply))
+
+
+def fit(
+    network: Network,
+    *,
+    weights: Weights,
+    train: Arrays,
+    test: Arrays,
+    seed: int,
+    folder: Path,
+    teacher: Weights | None = None,
+    console: Console,
+    label: str,
+    print_every: int = 1,
+) -> tuple[Weights, list[dict]]:
+    """Trains for the recipe's epochs, from `folder`'s last good state where there is one.
+
+    Returns:
+      The final weights, and one record an epoch: train loss and accuracy, test accuracy, seconds. They are also written
+      to ``folder/metrics.jsonl``, a line an epoch.
+    """
+    recipe, examples = network.recipe, len(train["labels"])
+    state = init_state(weights, recipe.optimizer, jax.random.key(seed))
+    steps = examples // recipe.batch_size
+    history: list[dict] = []
+    with open_run(folder / "state") as run, _progress(console) as progress:
+        restored = restore_state(run, state)
+        if restored is not None:
+            state, record = restored
+            history = record["history"]
+        _rewrite(folder / "metrics.jsonl", history)
+        bar = progress.add_task(label, total=recipe.epochs * steps, completed=len(history) * steps, news="")
+        last_save = time.monotonic()
+        for epoch in range(len(history), recipe.epochs):
+            started = time.monotonic()
+            order = np.asarray(epoch_indices(examples, recipe.batch_size, seed=seed, epoch=epoch))
+            totals = _zeros_like_metrics(network, state, teacher, train, order)
+            watched: deque = deque()
+            for first in range(0, steps, STEPS_PER_CALL):
+                chunk = order[first : first + STEPS_PER_CALL]
+                state, totals, metrics = network.advance(state, totals, teacher, recipe.objective, train, chunk)
+                watched.append((epoch * steps + first + len(chunk), metrics))
+                _show(progress, bar, watched, started, epoch * steps, recipe.batch_size)
+            means = {name: float(total) / steps for name, total in totals.items()}
+            seconds = time.monotonic() - started
+            measured = network.evaluate(Weights(state.params, state.model_state), test)
+            record = {"epoch": epoch + 1, "train": means, "test": measured, "seconds": seconds}
+            history.append(record)
+            append_json_line(folder / "metrics.jsonl", record)
+            last = epoch + 1 == recipe.epochs
+            if last or time.monotonic() - last_save > SECONDS_BETWEEN_SAVES:
+                save_state(run, epoch + 1, state, {"history": history})
+                last_save = time.monotonic()
+            if last or (print_every and (epoch + 1) % print_every == 0):
+                console.print(_line(label, recipe, record, steps))
+    return Weights(state.params, state.model_state), history
+
+
+def predictions(network: Network, weights: Weights, arrays: Arrays) -> jax.Array:
+    """The network's logits for every example, [examples, classes], in order: the soft-label pass, done once."""
+
+    @jax.jit
+    def logits(weights, arrays, chosen):
+        return network.apply(*weights, take(arrays, chosen)["inputs"], train=False)[0].logits
+
+    indices, mask = evaluation_indices(len(arrays["labels"]), EVALUATION_BATCH)
+    parts = [logits(weights, {"inputs": arrays["inputs"]}, chosen) for chosen in np.asarray(indices)]
+    return jnp.concatenate(parts)[: int(mask.sum())]
+
+
+def _evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:
+    step = make_eval_step(apply)
+
+    @jax.jit
+    def sums(weights, arrays, chosen, mask):
+        return step(weights, take(arrays, chosen) | {"mask": mask})
+
+    def evaluate(weights: Weights, arrays: Arrays) -> dict[str, float]:
+        indices, masks = map(np.asarray, evaluation_indices(len(arrays["labels"]), EVALUATION_BATCH))
+        parts = [sums(weights, arrays, chosen, mask) for chosen, mask in zip(indices, masks, strict=True)]
+        totals = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
+        means = {"accuracy": totals["correct"], "cross_entropy": totals["cross_entropy"]}
+        if "agreeing" in totals:
+            means["agreement"] = totals["agreeing"]
+        return {name: total / totals["examples"] for name, total in means.items()}
+
+    return evaluate
+
+
+def _zeros_like_metrics(network: Network, state, teacher, train: Arrays, order: np.ndarray) -> Any:
+    """Where a whole epoch's metrics are added up, on the device."""
+
+    def metrics(state, teacher, objective, arrays):
+        return network.step(state, teacher, objective, take(arrays, order[0]))[1]
+
+    shapes = jax.eval_shape(metrics, state, teacher, network.recipe.objective, train)
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    live = console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=console, transient=True,
+                  disable=not live) as progress:  # fmt: skip
+        yield progress
+
+
+def _show(progress: Progress, bar: Any, watched: deque, started: float, before: int, batch_size: int) -> None:
+    """Shows the newest step that the device has finished; waits for none."""
+    newest = None
+    while watched and watched[0][1]["loss"].is_ready():
+        newest = watched.popleft()
+    if newest is None or progress.disable:
+        return
+    done, metrics = newest
+    rate = (done - before) * batch_size / (time.monotonic() - started)
+    accuracy = f"accuracy {100 * float(metrics['accuracy']):.0f} %  " if "accuracy" in metrics else ""
+    progress.update(bar, completed=done, news=f"loss {float(metrics['loss']):.4f}  {accuracy}{rate:,.0f} images/s")
+
+
+def _line(label: str, recipe: Recipe, record: dict, steps: int) -> str:
+    rate = steps * recipe.batch_size / record["seconds"]
+    return (
+        f"{label}  epoch {record['epoch']}/{recipe.epochs}  train loss {record['train']['loss']:.4f}  "
+        f"test accuracy {100 * record['test']['accuracy']:.2f} %  {rate:,.0f} images/s"
+    )
+
+
+def _rewrite(path: Path, history: list[dict]) -> None:
+    """After a resumption the file holds what the restored state has seen, and nothing that was trained and then lost."""
+    path.unlink(missing_ok=True)
+    for record in history:
+        append_json_line(path, record)

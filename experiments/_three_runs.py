@@ -1,0 +1,199 @@
+"""Every article's plan: the teacher, the student alone, the student with the teacher; over seeds, then one table.
+
+Alone and distilled start from the same weights and see the same batches in the same order: for each seed their difference
+is what the teacher changed, and nothing else.
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments._loop import Arrays, Network, Recipe, fit, predictions, prepare
+
+import jax
+from rich.console import Console
+
+from kdjax import Outputs, Weights
+from kdjax.checkpoints import load_weights, save_weights
+from kdjax.data import load, on_device
+from kdjax.metrics import parameter_count
+from kdjax.records import write_json
+from kdjax.report import comparison
+
+PHASES = ("teacher", "alone", "distilled")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every experiment's command line has."""
+
+    data: str = "mnist"
+    """where the examples come from: digits, mnist, fashion_mnist, tfds:NAME, idx:DIR or npz:FILE"""
+    data_dir: Path | None = None
+    """folder with the original files of mnist or fashion_mnist, or with prepared TFDS data sets"""
+    out: Path | None = None
+    """folder for everything that the run writes; default checkpoints/runs/NAME-DATA"""
+    resume: bool = False
+    """go on with the run in --out, from the last saved epoch of each network"""
+    seeds: int = 3
+    """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
+    teacher: Path | None = None
+    """use this saved teacher for every seed, such as OUT/seed-0/teacher/weights, and train none"""
+    cache_teacher: bool = True
+    """run the teacher once over the training data, not once an epoch; only its logits are kept"""
+    print_every: int = 1
+    """print a line each so many epochs; 0: only after the last"""
+
+
+def run(
+    name: str,
+    settings: Settings,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array],
+    teacher: Recipe,
+    alone: Recipe,
+    distilled: Recipe,
+) -> Path:
+    """Runs the three over all seeds, prints the table, writes ``results.json``, and returns the folder of it all."""
+    console = Console()
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if settings.seeds < 1:
+        raise ValueError(f"seeds must be at least 1; got {settings.seeds}.")
+    data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
+    classes = len(data[0].class_names)
+    train, test = (on_device(part, preprocess) for part in data)
+    networks = {"teacher": prepare(teacher, classes), "alone": prepare(alone, classes)}
+    teacher_apply = networks["teacher"].apply
+    networks["distilled"] = prepare(distilled, classes, None if settings.cache_teacher else teacher_apply)
+    given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train)
+    out = _open_folder(name, settings)
+    left_over = len(train["labels"]) % teacher.batch_size
+    console.print(
+        f"{name}: {len(train['labels']):,} training and {len(test['labels']):,} test examples of {settings.data}, "
+        f"{jax.devices()[0].platform}; results go to {out}"
+    )
+    if left_over:
+        console.print(
+            f"Each teacher epoch leaves {left_over} examples out, those that fill no batch of {teacher.batch_size}; "
+            "every epoch others."
+        )
+    seeds = [_one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)]
+    results = {
+        "experiment": name,
+        "command": shlex.join(["python", *sys.argv]),
+        "config": _plain(settings),
+        "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")},
+        "hardware": {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "machine": platform.machine()},
+        "parameters": {phase: _parameters(network, train) for phase, network in networks.items()},
+        "seeds": seeds,
+    }
+    write_json(out / "results.json", results)
+    comparison(results, console)
+    return out
+
+
+def _one_seed(
+    seed: int,
+    networks: dict[str, Network],
+    train: Arrays,
+    test: Arrays,
+    given: Weights | None,
+    out: Path,
+    settings: Settings,
+    console: Console,
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"seed": seed}
+    teacher = given
+    for number, phase in enumerate(PHASES):
+        network, folder = networks[phase], out / f"seed-{seed}" / phase
+        started = time.monotonic()
+        if phase == "teacher" and given is not None:
+            history = [{"test": network.evaluate(given, test), "seconds": 0.0}]
+        else:
+            # One key for both students, another for the teacher.
+            init_key = jax.random.fold_in(jax.random.key(seed), min(number, 1))
+            weights = network.init(init_key, train["inputs"][:1])
+            weights, history = fit(
+                network,
+                weights=weights,
+                train=train,
+                test=test,
+                seed=seed,
+                folder=folder,
+                teacher=None if phase != "distilled" or settings.cache_teacher else teacher,
+                console=console,
+                label=f"seed {seed} {phase}",
+                print_every=settings.print_every,
+            )
+            if not (folder / "weights").exists():
+                about = {
+                    "model": network.recipe.model,
+                    "data": settings.data,
+                    "seed": seed,
+                    "test": history[-1]["test"],
+                }
+                save_weights(folder / "weights", weights, description=about)
+        record[phase] = history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
+        if phase == "teacher":
+            teacher = given if given is not None else weights
+            test = test | {"teacher": Outputs(predictions(network, teacher, test), {})}
+        if phase == "alone" and settings.cache_teacher:
+            started = time.monotonic()
+            logits = predictions(networks["teacher"], teacher, train)
+            train = train | {"teacher": Outputs(logits.block_until_ready(), {})}
+            cache_seconds = time.monotonic() - started
+    if settings.cache_teacher:
+        record["distilled"]["seconds"] += cache_seconds
+    return record
+
+
+def _given_teacher(path: Path, network: Network, train: Arrays) -> Weights:
+    like = jax.eval_shape(network.init, jax.random.key(0), train["inputs"][:1])
+    return load_weights(path, like)
+
+
+def _open_folder(name: str, settings: Settings) -> Path:
+    """The run's folder, made or found; a finished or unfinished run is never overwritten."""
+    source = settings.data.replace(":", "-").replace("/", "-")
+    out = settings.out or ROOT / "checkpoints" / "runs" / f"{name}-{source}"
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out must be a folder; {out} is a file.")
+    if out.exists() and any(out.iterdir()) and not settings.resume:
+        raise FileExistsError(f"out is not empty: {out}. Go on with it by --resume, or name another by --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".write").touch()
+        (out / ".write").unlink()
+    except OSError as error:
+        raise PermissionError(f"out cannot be written to: {out} ({error.strerror}).") from error
+    _same_config(out / "config.json", {"experiment": name} | _plain(settings))
+    return out
+
+
+def _same_config(path: Path, config: dict[str, Any]) -> None:
+    free = ("seeds", "out", "resume", "print_every", "data_dir")  # what may change between a run and its resumption
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [key for key in config if key not in free and before.get(key) != config[key]]
+        if changed:
+            changes = ", ".join(f"{key} was {before.get(key)!r} and is now {config[key]!r}" for key in changed)
+            raise ValueError(f"--resume needs the settings that the run in {path.parent} began with; {changes}.")
+    write_json(path, config)
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+
+
+def _parameters(network: Network, train: Arrays) -> int:
+    return parameter_count(jax.eval_shape(network.init, jax.random.key(0), train["inputs"][:1]).params)

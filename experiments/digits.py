@@ -1,0 +1,68 @@
+"""What does distillation buy a very small network? Real 8×8 digits, minutes on any machine: `make demo`.
+
+python experiments/digits.py --seeds 8
+"""
+
+from dataclasses import dataclass
+
+from experiments._loop import Recipe
+from experiments._three_runs import Settings, run
+
+import optax
+import tyro
+
+from kdjax import cross_entropy, on_logits, weighted_sum
+from kdjax.data import unit_range
+from kdjax.losses import soft_target_kl
+
+
+@dataclass(frozen=True)
+class Digits(Settings):
+    """A teacher with BatchNorm and dropout, a student of a few hundred numbers, scikit-learn's bundled scans."""
+
+    data: str = "digits"
+    """where the examples come from: digits, mnist, fashion_mnist, tfds:NAME, idx:DIR or npz:FILE"""
+    seeds: int = 8
+    """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
+    print_every: int = 0
+    """print a line each so many epochs; 0: only after the last"""
+    teacher_model: str = "digits_teacher"
+    """a name from kdjax.models"""
+    student_model: str = "digits_student"
+    """a name from kdjax.models"""
+    teacher_epochs: int = 30
+    """passes over the training data, for the teacher"""
+    epochs: int = 30
+    """passes over the training data, for each student"""
+    batch_size: int = 32
+    """examples an update"""
+    learning_rate: float = 3e-3
+    """Adam's, per update"""
+    temperature: float = 4.0
+    """T of the soft targets, in logits"""
+    alpha: float = 0.1
+    """weight of the labels; the soft targets weigh 1 − alpha"""
+
+
+def main(settings: Digits) -> None:
+    labels_only = weighted_sum(labels=(1.0, cross_entropy))
+    with_teacher = weighted_sum(
+        labels=(settings.alpha, cross_entropy),
+        soft=(1.0 - settings.alpha, on_logits(soft_target_kl, temperature=settings.temperature)),
+    )
+
+    def recipe(model, objective, epochs=settings.epochs):
+        return Recipe(model, objective, optax.adam(settings.learning_rate), epochs, settings.batch_size)
+
+    run(
+        "digits",
+        settings,
+        preprocess=unit_range,
+        teacher=recipe(settings.teacher_model, labels_only, settings.teacher_epochs),
+        alone=recipe(settings.student_model, labels_only),
+        distilled=recipe(settings.student_model, with_teacher),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Digits, description=__doc__))

@@ -1,0 +1,61 @@
+"""Can a student learn from the teacher's outputs alone, without one label? Article D's networks on MNIST.
+
+python experiments/soft_targets.py --data mnist --data-dir DIR --seeds 5
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments._loop import Recipe
+from experiments._pictures import draw
+from experiments._three_runs import Settings, run
+
+import optax
+import tyro
+
+from kdjax import cross_entropy, on_logits, weighted_sum
+from kdjax.data import unit_range
+from kdjax.losses import soft_target_kl
+
+
+@dataclass(frozen=True)
+class SoftTargets(Settings):
+    """The teacher and the student alone learn from labels; the distilled student sees soft targets and nothing else."""
+
+    teacher_model: str = "soft_targets_teacher"
+    """a name from kdjax.models"""
+    student_model: str = "soft_targets_student"
+    """a name from kdjax.models"""
+    epochs: int = 5
+    """passes over the training data, for each network"""
+    teacher_batch_size: int = 64
+    """examples an update of the teacher"""
+    batch_size: int = 32
+    """examples an update of the student"""
+    learning_rate: float = 1e-3
+    """Adam's, per update"""
+    temperature: float = 5.0
+    """T of the soft targets, in logits"""
+
+
+def main(settings: SoftTargets) -> Path:
+    labels_only = weighted_sum(labels=(1.0, cross_entropy))
+    soft_only = weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=settings.temperature)))
+
+    def recipe(model, objective, batch_size):
+        return Recipe(model, objective, optax.adam(settings.learning_rate), settings.epochs, batch_size)
+
+    out = run(
+        "soft_targets",
+        settings,
+        preprocess=unit_range,
+        teacher=recipe(settings.teacher_model, labels_only, settings.teacher_batch_size),
+        alone=recipe(settings.student_model, labels_only, settings.batch_size),
+        distilled=recipe(settings.student_model, soft_only, settings.batch_size),
+    )
+    draw(settings, out, preprocess=unit_range)
+    return out
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SoftTargets, description=__doc__))

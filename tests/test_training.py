@@ -1,0 +1,193 @@
+"""What the step promises: the teacher stands outside everything that the optimiser touches, and numbers reproduce."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import batch, fresh_state, objective, optimizer, student, teacher, teacher_weights
+
+from kdjax import (
+    Outputs,
+    Weights,
+    cross_entropy,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    on_feature,
+    on_logits,
+    weighted_sum,
+)
+from kdjax.adapters import from_linen
+from kdjax.losses import attention_transfer, soft_target_kl
+from kdjax.models import make_model
+from kdjax.parallel import jit_step
+
+
+def step_for(transform=None, teacher_apply=True):
+    return make_train_step(student()[1], teacher()[1] if teacher_apply else None, transform or optimizer())
+
+
+def test_the_teachers_gradient_is_exactly_zero():
+    def loss(weights):
+        return step_for()(fresh_state(), weights, objective(), batch())[1]["loss"]
+
+    gradients = jax.jit(jax.grad(loss))(teacher_weights())
+    chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
+    # Control: the loss does hang on the teacher.
+    other = jax.tree.map(lambda leaf: 1.5 * leaf, teacher_weights())
+    assert abs(float(loss(other)) - float(loss(teacher_weights()))) > 1e-3
+
+
+def test_the_state_that_comes_out_does_not_feel_the_teacher_through_a_gradient_either():
+    def moved(weights):
+        state, _ = step_for()(fresh_state(), weights, objective(), batch())
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state.params))
+
+    for gradient in jax.tree.leaves(jax.grad(moved)(teacher_weights())):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_the_teacher_survives_the_donation_of_the_state():
+    step, state, weights = jit_step(step_for()), fresh_state(), teacher_weights()
+    before = jax.device_get(weights)
+    donated = jax.tree.leaves(state.params)
+    for _ in range(3):
+        state, _ = step(state, weights, objective(), batch())
+    chex.assert_trees_all_equal(jax.device_get(weights), before)
+    assert all(leaf.is_deleted() for leaf in donated)  # else the donation did not happen, and this tests nothing
+
+
+def test_no_leaf_of_the_optimisers_state_has_a_teachers_shape():
+    state = fresh_state(transform=optax.adam(1e-3))
+    state, _ = step_for(optax.adam(1e-3))(state, teacher_weights(), objective(), batch())
+    own = sorted(leaf.shape for leaf in jax.tree.leaves(state.params))
+    held = sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert held == sorted(own * 2)  # Adam's two moments of the student, and nothing else
+    teachers = {leaf.shape for leaf in jax.tree.leaves(teacher_weights()) if leaf.ndim > 1}
+    assert not teachers & set(held)
+    assert not teachers & {leaf.shape for leaf in jax.tree.leaves(state._replace(rng=0))}
+
+
+def test_the_teacher_is_no_constant_of_the_compiled_program():
+    lowered = jax.jit(step_for()).lower(fresh_state(), teacher_weights(), objective(), batch())
+    largest = max(leaf.size for leaf in jax.tree.leaves(teacher_weights()))
+    constants = [line for line in lowered.as_text().splitlines() if 'stablehlo.constant dense<"' in line]
+    assert all(len(line) < largest for line in constants)
+
+
+def test_cached_outputs_take_the_teachers_place():
+    weights = teacher_weights()
+    outputs, _ = teacher()[1](*weights, batch()["inputs"], train=False)
+    online = jax.jit(step_for())(fresh_state(), weights, objective(), batch())
+    cached = jax.jit(step_for(teacher_apply=False))(fresh_state(), None, objective(), batch() | {"teacher": outputs})
+    chex.assert_trees_all_close(cached[0].params, online[0].params, rtol=1e-6, atol=1e-7)
+    # Nor is a teacher that the step knows run where the batch brings its outputs.
+    both = jax.jit(step_for())(fresh_state(), None, objective(), batch() | {"teacher": outputs})
+    chex.assert_trees_all_equal(both[0].params, cached[0].params)
+
+
+def test_the_metrics_are_the_terms_means_and_their_weights():
+    _, metrics = step_for()(fresh_state(), teacher_weights(), objective(labels=0.25, soft=0.75, relations=2.0), batch())
+    assert sorted(metrics) == [
+        "accuracy", "labels", "labels_weight", "loss", "relations", "relations_weight", "soft", "soft_weight",
+    ]  # fmt: skip
+    total = 0.25 * metrics["labels"] + 0.75 * metrics["soft"] + 2.0 * metrics["relations"]
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
+    assert metrics["soft_weight"] == 0.75
+    chex.assert_type(list(metrics.values()), jnp.float32)
+
+
+def test_one_step_is_optax_by_hand():
+    """The update written out, for a loss without batch coupling."""
+    goal = weighted_sum(labels=(1.0, cross_entropy))
+    state, data = fresh_state(), batch()
+    rng = jax.random.fold_in(state.rng, 0)
+
+    def loss(params):
+        outputs, _ = student()[1](params, state.model_state, data["inputs"], train=True, rng=rng)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, data["labels"]).mean()
+
+    gradients = jax.grad(loss)(state.params)
+    expected = jax.tree.map(lambda leaf, gradient: leaf - 0.1 * gradient, state.params, gradients)
+    after, metrics = step_for(teacher_apply=False)(state, None, goal, data)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(metrics["loss"], loss(state.params), rtol=1e-6)
+    assert after.step == 1
+
+
+def test_training_lowers_the_loss_and_repeats_bit_for_bit():
+    def train():
+        step, state, weights = jit_step(step_for()), fresh_state(), teacher_weights()
+        losses = []
+        for number in range(60):
+            state, metrics = step(state, weights, objective(), batch(seed=number % 4))
+            losses.append(float(metrics["loss"]))
+        return state, losses
+
+    (first, losses), (second, _) = train(), train()
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+    chex.assert_trees_all_equal(first.params, second.params)
+    chex.assert_trees_all_equal(first.model_state, second.model_state)
+    assert not jax.tree.all(jax.tree.map(jnp.array_equal, first.model_state, fresh_state().model_state))
+
+
+def test_each_step_draws_its_own_noise():
+    goal, data = weighted_sum(labels=(1.0, cross_entropy)), batch()
+    step = jax.jit(step_for(teacher_apply=False))
+    state = fresh_state()
+    later = state._replace(step=state.step + 1)
+    losses = [float(step(start, None, goal, data)[1]["loss"]) for start in (state, state, later)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_step_does_not_compile_twice_over_a_search():
+    step = jax.jit(chex.assert_max_traces(step_for(), n=1))
+    state, weights = fresh_state(), teacher_weights()
+    for temperature in np.arange(1.0, 6.0, 0.5):
+        state, _ = step(state, weights, objective(temperature=temperature, soft=float(temperature) / 10), batch())
+    assert step._cache_size() == 1
+    assert state.step == 10
+    chex.clear_trace_counter()
+
+
+def test_a_half_precision_student_keeps_float32_parameters_and_losses():
+    goal = weighted_sum(
+        soft=(1.0, on_logits(soft_target_kl, temperature=4.0)),
+        attention=(1.0, on_feature(attention_transfer, "stage1")),
+    )
+    init, apply = from_linen(make_model("digits_student", dtype=jnp.bfloat16))
+    weights = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    state = init_state(weights, optimizer(), jax.random.key(0))
+    state, metrics = jax.jit(make_train_step(apply, teacher()[1], optimizer()))(state, teacher_weights(), goal, batch())
+    chex.assert_type(jax.tree.leaves(state.params), jnp.float32)
+    chex.assert_type(list(metrics.values()), jnp.float32)
+    chex.assert_tree_all_finite((state.params, metrics))
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_evaluation_sums_are_exact_whatever_fills_up_the_batch(padding):
+    apply = teacher()[1]
+    weights, data = teacher_weights(), batch()
+    own, _ = student()[1](*(fresh_state().params, fresh_state().model_state), data["inputs"], train=False)
+    outputs, _ = apply(*weights, data["inputs"], train=False)
+    logits = np.asarray(outputs.logits, np.float64)
+    correct = (logits.argmax(-1) == np.asarray(data["labels"])).sum()
+    entropy = (np.log(np.exp(logits).sum(-1)) - logits[np.arange(16), np.asarray(data["labels"])]).sum()
+    agreeing = (logits.argmax(-1) == np.asarray(own.logits).argmax(-1)).sum()
+    padded = {
+        "inputs": jnp.concatenate([data["inputs"], jnp.full((padding, 8, 8, 1), jnp.nan)]),
+        "labels": jnp.concatenate([data["labels"], jnp.zeros(padding, data["labels"].dtype)]),
+        "teacher": Outputs(jnp.concatenate([own.logits, jnp.full((padding, 10), jnp.nan)]), {}),
+        "mask": jnp.arange(16 + padding) < 16,
+    }
+    sums = jax.jit(make_eval_step(apply))(weights, padded)
+    assert (sums["examples"], sums["correct"], sums["agreeing"]) == (16, correct, agreeing)
+    np.testing.assert_allclose(sums["cross_entropy"], entropy, rtol=1e-5)
+
+
+def test_a_step_with_a_teacher_apply_wants_the_teachers_weights():
+    with pytest.raises(ValueError, match="teacher must be the teacher's Weights"):
+        step_for()(fresh_state(), None, objective(), batch())
+    assert isinstance(teacher_weights(), Weights)
