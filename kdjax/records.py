@@ -1,0 +1,116 @@
+"""Files that are written whole or not at all, and results as strict JSON."""
+
+import dataclasses
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def as_json(value: Any, name: str = "value") -> Any:
+    """Gives `value` as plain JSON would hold it, so that any language's strict reader takes the file.
+
+    NaN and the infinities, which JSON lacks, become None (``null``); arrays become lists, NumPy's and JAX's scalars
+    Python numbers, dataclasses and NamedTuples mappings by field, paths strings.
+
+    Args:
+      value: mappings with string keys, sequences, arrays, scalars, dataclasses, None, nested in any way.
+      name: what to call the value in an error.
+
+    Returns:
+      Dicts, lists, strings, numbers, booleans and None only.
+
+    Raises:
+      ValueError: naming the entry that JSON cannot hold.
+
+    Example:
+      >>> as_json({"accuracy": np.float32(0.5), "seeds": (0, 1), "rate": float("nan")})
+      {'accuracy': 0.5, 'seeds': [0, 1], 'rate': None}
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{name} must have strings as keys; got {key!r}.")
+        return {key: as_json(entry, f"{name}[{key!r}]") for key, entry in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, name)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return as_json(value._asdict(), name)
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [as_json(entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+    if hasattr(value, "dtype") and hasattr(value, "tolist") and np.asarray(value).dtype.kind in "bifuV":
+        array = np.asarray(value)
+        # kind V: bfloat16 and its like, of which json knows nothing and float32 holds every value
+        return as_json((array.astype(np.float32) if array.dtype.kind == "V" else array).tolist(), name)
+    raise ValueError(f"{name} must be something that JSON can hold; got {value!r} of type {type(value).__name__}.")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file so that whoever looks finds the old content or all of the new, also after a crash.
+
+    Args:
+      path: the file; folders that are missing above it are made.
+      data: its whole content.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # beside the target, since only within one file system is a rename a single act
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as one indented, strict JSON document, whole or not at all.
+
+    Args:
+      path: the file, replaced if it is there.
+      value: as for `as_json`.
+
+    Raises:
+      ValueError: naming the entry that JSON cannot hold; the file is then untouched.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_json(f"{folder}/results.json", {"accuracy": float("nan")})
+      ...     json.loads(Path(folder, "results.json").read_text())
+      {'accuracy': None}
+    """
+    text = json.dumps(as_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Adds `record` to a file of JSON lines, in one write to its end: two writers do not mix their lines.
+
+    Args:
+      path: the file, made if it is missing, with the folders above it.
+      record: as for `as_json`.
+
+    Raises:
+      ValueError: naming the entry that JSON cannot hold; the file is then untouched.
+    """
+    line = json.dumps(as_json(record, "record"), ensure_ascii=False, allow_nan=False) + "\n"
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "ab", buffering=0) as file:
+        file.write(line.encode())

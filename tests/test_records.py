@@ -1,0 +1,103 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import records
+from kdjax.records import append_json_line, as_json, write_bytes, write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path
+    epochs: int = 3
+
+
+class Pair(NamedTuple):
+    mean: float
+    n: int
+
+
+def strict(text: str):
+    """Reads JSON as other languages do, where NaN is a syntax error."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (float("nan"), None),
+        ([np.inf, -np.inf, 1.5], [None, None, 1.5]),
+        (np.float32(0.5), 0.5),
+        (jnp.bfloat16(0.5), 0.5),
+        (jnp.asarray([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (np.asarray([1.0, np.nan]), [1.0, None]),
+        (np.bool_(True), True),
+        ((1, "two", None), [1, "two", None]),
+        ({"a": {"b": Pair(0.5, 3)}}, {"a": {"b": {"mean": 0.5, "n": 3}}}),
+        (Config(Path("runs") / "x"), {"out": "runs/x", "epochs": 3}),
+    ],
+)
+def test_values_become_plain_and_survive_a_strict_reader(tmp_path, value, plain):
+    assert as_json(value) == plain
+    write_json(tmp_path / "new" / "folder" / "value.json", value)
+    text = (tmp_path / "new" / "folder" / "value.json").read_text()
+    assert strict(text) == plain
+    assert text.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"runs": [{"model": object()}]},
+            r"value\['runs'\]\[0\]\['model'\] must be something that JSON can hold; .*object",
+        ),
+        ({"seeds": {3: 0.5}}, r"value\['seeds'\] must have strings as keys; got 3"),
+        ({"raw": b"bytes"}, r"value\['raw'\] must be .* of type bytes"),
+        ({"z": np.asarray([1 + 2j])}, r"value\['z'\] must be something that JSON can hold"),
+    ],
+)
+def test_what_json_cannot_hold_is_named_and_the_file_untouched(tmp_path, value, message):
+    (tmp_path / "value.json").write_text("before")
+    with pytest.raises(ValueError, match=message):
+        write_json(tmp_path / "value.json", value)
+    with pytest.raises(ValueError, match=message.replace("value", "record")):
+        append_json_line(tmp_path / "value.json", value)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("value.json", "before")]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_json(tmp_path / "value.json", 1)
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_json(tmp_path / "value.json", 2)
+    assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+    assert strict((tmp_path / "value.json").read_text()) == 1
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_bytes(tmp_path / "whole", b"x")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_lines_are_added_at_the_end(tmp_path):
+    path = tmp_path / "new" / "metrics.jsonl"
+    records_written = [{"epoch": epoch, "loss": float("nan"), "name": "naïve\nline"} for epoch in range(3)]
+    for record in records_written:
+        append_json_line(path, record)
+    lines = path.read_text().splitlines()
+    assert [strict(line) for line in lines] == [{"epoch": e, "loss": None, "name": "naïve\nline"} for e in range(3)]
