@@ -1,0 +1,88 @@
+"""A tree's leaves by path: their bits on the host, what kind of array they are, and the way back into a tree."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax._types import Tree
+
+_LISTED = 5  # names in an error before "and n more"
+
+
+def by_path(tree: Tree) -> dict[str, Any]:
+    """Leaves under names such as ``params/Conv_0/kernel``, in the tree's own order."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise ValueError(f"tree must have one leaf a path; got two at {name}.")
+        leaves[name] = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return leaves
+
+
+def host_copy(leaf: Any) -> np.ndarray:
+    """The leaf's numbers in memory of their own; of a typed PRNG key, the numbers it is made of."""
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def signature(leaf: Any) -> dict[str, Any]:
+    """What must be equal for one array to stand in another's place, as JSON."""
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def key_kind(leaf: Any) -> str | None:
+    """The generator of a typed PRNG key; None for any other array."""
+    return str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
+
+
+def digest(host: np.ndarray) -> str:
+    """Covers dtype and shape too: the same bytes in another shape are another array."""
+    header = f"{host.dtype}{host.shape}".encode()
+    return blake2b(header + host.tobytes(), digest_size=16).hexdigest()
+
+
+def differences(signatures: Mapping[str, Mapping[str, Any]], like: Tree) -> list[str]:
+    """One line for each leaf that stands in only one of the two, or in both with another shape or dtype."""
+    wanted = by_path(like)
+    lines = [f"{name}: wanted, and not saved" for name in wanted if name not in signatures]
+    lines += [f"{name}: saved, and not wanted" for name in signatures if name not in wanted]
+    for name in wanted.keys() & signatures.keys():
+        saved, here = _described(signatures[name]), _described(signature(wanted[name]))
+        if saved != here:
+            lines.append(f"{name}: {saved} saved, {here} wanted")
+    return sorted(lines)
+
+
+def rebuilt(arrays: Mapping[str, np.ndarray], key_kinds: Mapping[str, str | None], like: Tree) -> Any:
+    """A tree of `like`'s structure, each array where its counterpart lies."""
+    placed = [_placed(arrays[name], key_kinds[name], leaf) for name, leaf in by_path(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), placed)
+
+
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first few of many."""
+    more = len(names) - _LISTED
+    return separator.join(names[:_LISTED]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
+def _placed(host: np.ndarray, key_kind: str | None, like: Any) -> Any:
+    if isinstance(like, np.ndarray | np.generic):
+        return host
+    array = jnp.asarray(host) if key_kind is None else jax.random.wrap_key_data(jnp.asarray(host), impl=key_kind)
+    sharding = getattr(like, "sharding", None)
+    # An array that nobody placed must stay free: tied to one device it could not meet a batch that lies on several.
+    if sharding is None or not getattr(like, "committed", True):
+        return array
+    return jax.device_put(array, sharding)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _described(array: Mapping[str, Any]) -> str:
+    return f"{array['dtype']}[{', '.join(map(str, array['shape']))}]"

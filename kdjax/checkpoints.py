@@ -1,0 +1,282 @@
+"""Weights and training states on disk by Orbax: written whole or not at all, and proved byte by byte when read.
+
+Both kinds of checkpoint are a folder of two Orbax items: ``arrays``, the leaves by path (``params/Conv_0/kernel``), and
+``record``, a JSON document of the caller's entries, each leaf's shape, dtype and blake2b digest, and a digest of its
+own. Orbax alone would hand back a flipped bit as a number, and cast another dtype. The structure of the tree comes from
+`like` when it is read, so any pytree that optax makes is good here.
+
+Each leaf passes through this process's memory, so all of it must be visible here: sharded over the process's own
+devices, or replicated.
+"""
+
+import errno
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kdjax import _leaves
+from kdjax._types import TrainState, Tree, Weights
+from kdjax.records import as_json
+
+
+class DamagedError(ValueError):
+    """What is on disk is not what was saved."""
+
+
+def save_weights(
+    path: str | os.PathLike[str], weights: Weights, *, description: Mapping[str, Any] | None = None
+) -> None:
+    """Saves one network's arrays: a teacher, or a finished student.
+
+    Args:
+      path: the folder to make; folders missing above it are made too.
+      weights: arrays of any dtype, typed PRNG keys among them.
+      description: what to say of them, such as model, data and accuracy; NaN becomes None, as in `records.as_json`.
+
+    Raises:
+      FileExistsError: if something is at `path`; it stays as it was.
+      PermissionError: if the folder that is to hold `path` cannot be written.
+
+    Example:
+      >>> import jax, tempfile
+      >>> weights = Weights({"kernel": jnp.ones((2, 3))}, {})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_weights(f"{folder}/teacher", weights, description={"model": "tiny"})
+      ...     read_description(f"{folder}/teacher")
+      ...     load_weights(f"{folder}/teacher", jax.eval_shape(lambda: weights)).params["kernel"].shape
+      {'model': 'tiny'}
+      (2, 3)
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise FileExistsError(f"path must be free for new weights; {target} exists already.")
+    _check_writable(target.parent)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(target, args=_to_write(weights, description or {}))
+
+
+def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:
+    """Loads what `save_weights` saved, and proves it to be the same bits in the architecture that is wanted.
+
+    Args:
+      path: the folder.
+      like: the wanted tree, of arrays or of `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it.
+
+    Returns:
+      Weights in the structure of `like`, each leaf on the devices of its counterpart.
+
+    Raises:
+      FileNotFoundError: if there are no weights at `path`.
+      DamagedError: a ValueError that names the leaf whose bytes have changed.
+      ValueError: naming leaves that are missing, unexpected, or of another shape or dtype.
+    """
+    source = _existing(path)
+    arrays, record = _read(source)
+    return _rebuilt(arrays, record["leaves"], like, source)
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the description that `save_weights` was given, and none of the arrays.
+
+    Raises:
+      FileNotFoundError: if there are no weights at `path`.
+      DamagedError: if it is not what was written.
+    """
+    _, record = _read(_existing(path), with_arrays=False)
+    return record["entries"]
+
+
+@contextmanager
+def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+    """Opens a folder of training states, one a step, for `save_state` and `restore_state`.
+
+    States are written in the background; leaving the block waits for the last of them, and raises if it failed.
+
+    Args:
+      folder: made if it is missing. What a killed save left in it is removed.
+      keep: the number of steps that stay; with 2, a damaged last one leaves one to go back to.
+
+    Yields:
+      Orbax's manager of the folder.
+
+    Raises:
+      PermissionError: if the folder cannot be made or written.
+
+    Example:
+      >>> import jax, tempfile
+      >>> state = TrainState(jnp.int32(7), {"kernel": jnp.ones(3)}, {}, (), jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder, open_run(folder) as run:
+      ...     save_state(run, 7, state, {"epoch": 1})
+      ...     restored, record = restore_state(run, state)
+      >>> int(restored.step), record
+      (7, {'epoch': 1})
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1; got {keep!r}.")
+    root = Path(folder).absolute()
+    _check_writable(root)
+    for child in root.iterdir():
+        # Orbax would take it for the latest step, and then silently save none before that number.
+        if child.name.isdigit() and child.is_dir() and not any(child.iterdir()):
+            child.rmdir()
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(root, options=options) as run:
+        yield run
+
+
+def save_state(
+    run: ocp.CheckpointManager, step: int, state: TrainState, record: Mapping[str, Any] | None = None
+) -> None:
+    """Saves all that training needs to go on from `step`, in the background.
+
+    The state is copied first: it may be donated to the next step at once. An earlier save that failed raises here.
+
+    Args:
+      run: from `open_run`.
+      step: the number of updates made; greater than that of every step saved before.
+      state: the training state.
+      record: JSON beside it, such as epoch and accuracy so far; NaN becomes None, as in `records.as_json`.
+
+    Raises:
+      ValueError: if `step` is not after the last one.
+    """
+    last = run.latest_step()
+    if last is not None and step <= last:
+        raise ValueError(f"step must be greater than the last one saved in {run.directory}, {last}; got {step}.")
+    run.save(step, args=_to_write(state, record or {}))
+
+
+def restore_state(run: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """Restores the latest state that is still, bit by bit, what was saved.
+
+    A damaged step is warned of and set aside under the name ``damaged-<step>``, and the one before it is tried.
+
+    Args:
+      run: from `open_run`.
+      like: a state of the wanted structure, shapes, dtypes and devices, such as the one training would start from.
+
+    Returns:
+      The state, each leaf on the devices of its counterpart in `like`, and the record; None if no state was ever saved.
+
+    Raises:
+      DamagedError: if there are states and all are damaged.
+      ValueError: naming leaves that are missing, unexpected, or of another shape or dtype.
+    """
+    run.wait_until_finished()
+    damaged: dict[int, DamagedError] = {}
+    for step in sorted(run.all_steps(), reverse=True):
+        source = Path(run.directory) / str(step)
+        try:
+            arrays, record = _read(source)
+        except DamagedError as error:
+            damaged[step] = error
+            continue
+        state = _rebuilt(arrays, record["leaves"], like, source)
+        for number, reason in damaged.items():
+            warnings.warn(f"{reason} Going back from step {number} to step {step}.", RuntimeWarning, stacklevel=2)
+            _set_aside(source.with_name(str(number)))
+        if damaged:
+            run.reload()
+        return state, record["entries"]
+    if damaged:
+        reasons = " ".join(map(str, damaged.values()))
+        raise DamagedError(f"No state in {run.directory} is whole. {reasons}")
+    return None
+
+
+def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
+    arrays: dict[str, np.ndarray] = {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, leaf in _leaves.by_path(tree).items():
+        # A copy: background writing must not see a buffer that the next step was given.
+        host = _leaves.host_copy(leaf)
+        table[name] = _leaves.signature(leaf) | {"key": _leaves.key_kind(leaf), "blake2b": _leaves.digest(host)}
+        if host.size:  # Orbax refuses arrays without numbers; their signature says all there is to say
+            arrays[name] = host
+    if not arrays:
+        raise ValueError("A checkpoint must have at least one array that is not empty; got none.")
+    record = {"entries": as_json(entries, "record"), "leaves": table}
+    record["blake2b"] = _record_digest(record)
+    return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+
+
+def _read(source: Path, *, with_arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads both items and proves their digests."""
+    items: dict[str, Any] = {"record": ocp.args.JsonRestore()}
+    if with_arrays:
+        items["arrays"] = ocp.args.StandardRestore()
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(source, args=ocp.args.Composite(**items))
+    except (PermissionError, MemoryError):  # these say nothing of the files
+        raise
+    except Exception as error:  # whatever a damaged file makes json, Orbax or tensorstore say
+        raise DamagedError(f"The checkpoint {source} cannot be read: {error}") from error
+    record = found["record"]
+    if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
+        raise DamagedError(f"The checkpoint {source} is damaged: its record is not what was written.")
+    if not with_arrays:
+        return {}, record
+    arrays: dict[str, np.ndarray] = found["arrays"]
+    changed = []
+    for name, saved in record["leaves"].items():
+        if 0 in saved["shape"]:
+            arrays[name] = np.zeros(saved["shape"], jnp.dtype(saved["dtype"]))
+        if name not in arrays or _leaves.digest(np.asarray(arrays[name])) != saved["blake2b"]:
+            changed.append(name)
+    if changed:
+        raise DamagedError(f"The checkpoint {source} is damaged: the bytes have changed of {_leaves.listed(changed)}.")
+    return arrays, record
+
+
+def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: Tree, source: Path) -> Any:
+    if lines := _leaves.differences(table, like):
+        raise ValueError(
+            f"like must have the architecture of the checkpoint {source}; these leaves differ: "
+            f"{_leaves.listed(lines, separator='; ')}."
+        )
+    return _leaves.rebuilt(arrays, {name: saved["key"] for name, saved in table.items()}, like)
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    document = {key: entry for key, entry in record.items() if key != "blake2b"}
+    return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    source = Path(path).absolute()
+    if not (source / "arrays").is_dir() or not (source / "record").is_dir():
+        why = "it is not a checkpoint of kdjax" if source.exists() else "there is no such folder"
+        raise FileNotFoundError(f"path must be a folder that save_weights made; got {source}: {why}.")
+    return source
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes the folder, and a file in it, since permissions alone do not tell of a read-only disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise PermissionError(f"The folder {folder} must be writable, and is not: {error}") from error
+
+
+def _set_aside(folder: Path) -> None:
+    """Renames rather than removes: what cannot be read today may be read on another day."""
+    names = {child.name for child in folder.parent.iterdir()}
+    name = f"damaged-{folder.name}"
+    while name in names:
+        name += "-again"
+    folder.rename(folder.with_name(name))
