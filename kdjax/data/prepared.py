@@ -1,0 +1,116 @@
+"""TFDS data sets that lie prepared on disk, read without TensorFlow."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdjax.data.dataset import Dataset, make_dataset, require_split
+
+CHUNK = 2048  # examples decoded at a time: their dicts of small arrays cost more memory than the images themselves
+
+
+def default_prepared_dir() -> Path:
+    """TFDS's own choice: $TFDS_DATA_DIR, or ``~/tensorflow_datasets``."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def read_prepared(builder: Any, split: str, name: str) -> Dataset:
+    """Read one split of a prepared TFDS builder into arrays.
+
+    The files carry checksums of their own (array_record's), so that a flipped bit is an error and not another pixel.
+
+    Args:
+      builder: a `tfds.core.DatasetBuilder` with the features ``"image"`` and ``"label"``, the label a ClassLabel.
+      split: one of the builder's own.
+      name: what the data set shall be called.
+
+    Raises:
+      ValueError: if features, split or file format are not as above, the images differ in shape, or the copy is damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
+        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        raise ValueError(f"source {name!r} must have the features 'image' and 'label' (a ClassLabel); it has {found}.")
+    require_split(name, split, sorted(builder.info.splits))
+    wanted = builder.info.splits[split].num_examples
+    try:
+        source = builder.as_data_source(split)
+    except NotImplementedError as unsupported:
+        raise ValueError(
+            f"source {name!r} lies in {builder.data_dir} as {builder.info.file_format.value}, which only TensorFlow reads; "
+            "prepare it again with file_format='array_record'."
+        ) from unsupported
+    images: np.ndarray | None = None
+    labels = np.empty(wanted, np.int64)
+    try:
+        for start in range(0, wanted, CHUNK):
+            rows = range(start, min(start + CHUNK, wanted))
+            for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
+                image = example["image"]
+                if images is None:
+                    images = np.empty((wanted, *image.shape), image.dtype)
+                if image.shape != images.shape[1:]:
+                    raise _DifferentShapes(f"{images.shape[1:]} and {image.shape}")
+                images[row], labels[row] = image, example["label"]
+    except _DifferentShapes as shapes:
+        raise ValueError(f"source {name!r}: all images must have one shape; got {shapes}.") from None
+    except Exception as broken:  # array_record raises RuntimeError, protobuf and the image decoders their own
+        raise damaged(name, builder.data_dir, broken) from broken
+    empty = np.empty((0, 1, 1, 1), np.uint8)
+    names = features["label"].names
+    return make_dataset(empty if images is None else images, labels, class_names=names, name=name, split=split)
+
+
+class _DifferentShapes(Exception):
+    """Tells images of several sizes, which is no damage, from a copy that cannot be read."""
+
+
+def damaged(name: str, folder: str | os.PathLike, cause: object) -> ValueError:
+    """The error for a prepared copy that cannot be read."""
+    return ValueError(
+        f"source {name!r}: the prepared copy in {os.fspath(folder)} is damaged ({cause}); "
+        "delete that folder, and the next run prepares it again."
+    )
+
+
+def read_tfds(dataset: str, split: str, *, data_dir: Path | None, prepared_dir: Path | None) -> Dataset:
+    """One split of any TFDS data set that is prepared, or that TFDS can prepare here because TensorFlow is installed.
+
+    Args:
+      dataset: TFDS's own name, ``"cifar10"``, ``"emnist/letters"`` or, with a version, ``"mnist:3.*.*"``.
+      split: one of the data set's.
+      data_dir: looked in first, never written to.
+      prepared_dir: looked in next, and prepared into; TFDS's own default where None.
+
+    Raises:
+      FileNotFoundError: if it is prepared nowhere and TensorFlow is not installed.
+      ValueError: if the name is none, TFDS does not know it, or as `read_prepared`.
+    """
+    import tensorflow_datasets as tfds
+
+    name = f"tfds:{dataset}"
+    home = prepared_dir or default_prepared_dir()
+    places = [place for place in (data_dir, home) if place is not None]
+    try:
+        for place in places:
+            try:
+                builder = tfds.core.read_only_builder.builder_from_files(dataset, data_dir=os.fspath(place))
+            except tfds.core.DatasetNotFoundError:
+                continue
+            return read_prepared(builder, split, name)
+        if importlib.util.find_spec("tensorflow") is not None:
+            builder = tfds.builder(dataset, data_dir=os.fspath(home), file_format="array_record")
+            builder.download_and_prepare()
+            return read_prepared(builder, split, name)
+    except tfds.core.DatasetNotFoundError as unknown:
+        raise ValueError(f"source {name!r}: TFDS knows no such data set. {unknown}") from unknown
+    raise FileNotFoundError(
+        f"source {name!r} is not prepared in {' or '.join(map(str, places))}, and preparing it here needs "
+        "TensorFlow, which is not installed. Install tensorflow, or prepare it elsewhere as array_record "
+        "and name that folder as data_dir."
+    )
