@@ -129,7 +129,7 @@ def fit(
                 save_state(run, epoch + 1, state, {"history": history})
                 last_save = time.monotonic()
             if last or (print_every and (epoch + 1) % print_every == 0):
-                console.print(_line(label, recipe, record, steps))
+                console.print(_line(label, recipe, record, steps), soft_wrap=True)
     return Weights(state.params, state.model_state), history
 
 

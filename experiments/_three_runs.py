@@ -80,12 +80,14 @@ def run(
     left_over = len(train["labels"]) % teacher.batch_size
     console.print(
         f"{name}: {len(train['labels']):,} training and {len(test['labels']):,} test examples of {settings.data}, "
-        f"{jax.devices()[0].platform}; results go to {out}"
+        f"{jax.devices()[0].platform}; results go to {out}",
+        soft_wrap=True,
     )
     if left_over:
         console.print(
             f"Each teacher epoch leaves {left_over} examples out, those that fill no batch of {teacher.batch_size}; "
-            "every epoch others."
+            "every epoch others.",
+            soft_wrap=True,
         )
     seeds = [_one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)]
     results = {

@@ -121,7 +121,7 @@ def take(arrays: Mapping[str, Array], indices: Int[Array, " *batch"]) -> dict[st
       >>> take({"labels": jnp.array([7, 8, 9])}, jnp.array([2, 0]))["labels"].tolist()
       [9, 7]
     """
-    return {name: jnp.take(array, indices, axis=0) for name, array in arrays.items()}
+    return jax.tree.map(lambda array: jnp.take(array, indices, axis=0), dict(arrays))
 
 
 def unit_range(inputs: Array) -> Array:
