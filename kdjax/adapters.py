@@ -1,0 +1,300 @@
+"""Networks of any framework as `Weights` and an `Apply`: Flax Linen, Flax NNX, Equinox, and ensembles of these.
+
+A network may return `Outputs`, a pair (logits, features by name), or logits alone. With ``train=False`` every adapter
+ignores `rng` and hands back the model_state that it got.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PRNGKeyArray
+
+from kdjax import _checks
+from kdjax._types import Apply, Outputs, Tree, Weights
+
+Init = Callable[[PRNGKeyArray, Array], Weights]
+Rng = PRNGKeyArray | None
+Prediction = tuple[Outputs, Tree]
+OTHER_MODES = ("deterministic", "training", "is_training", "use_running_average")
+
+
+def from_linen(module: Any, *, axis_name: str | None = None) -> tuple[Init, Apply]:
+    """A Flax Linen module as two pure functions.
+
+    Args:
+      module: a ``flax.linen.Module``. Its ``__call__`` takes the inputs and, where it acts differently while training,
+        ``train``. Collections other than ``"params"`` become the model_state. Dropout draws from ``"dropout"``.
+      axis_name: the device axis. Where given, the key is folded with the device's number, so that each device draws
+        its own noise. Leave it None for modules that key their noise per example, as `kdjax.models` do.
+
+    Returns:
+      ``init(rng, inputs) -> Weights`` and the module's `Apply`.
+
+    Raises:
+      ValueError: if ``__call__`` needs more than these or has a mode of another name, such as ``deterministic``; later,
+        if it does not return logits [batch, classes].
+
+    Example:
+      >>> from flax import linen as nn
+      >>> init, apply = from_linen(nn.Dense(3))
+      >>> weights = init(jax.random.key(0), jnp.ones((1, 4)))
+      >>> apply(*weights, jnp.ones((2, 4)), train=False)[0].logits.shape
+      (2, 3)
+    """
+    training, inferring = ({"train": True}, {"train": False}) if _takes_train(module) else ({}, {})
+
+    def init(rng: PRNGKeyArray, inputs: Array) -> Weights:
+        model_state = dict(module.init(rng, inputs, **inferring))
+        return Weights(model_state.pop("params", {}), model_state)
+
+    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+        variables = {"params": params, **model_state}
+        if not train:
+            return _outputs(module.apply(variables, inputs, **inferring), module), model_state
+        rngs = {} if rng is None else {"dropout": _key_of_device(rng, axis_name)}
+        result, changed = module.apply(variables, inputs, rngs=rngs, mutable=list(model_state), **training)
+        return _outputs(result, module), {**model_state, **changed}
+
+    return init, apply
+
+
+def from_nnx(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Apply]:
+    """A Flax NNX model as its arrays and a pure function; the model itself is never changed.
+
+    Args:
+      model: a ``flax.nnx.Module`` that is called with the inputs alone. Its ``train()`` and ``eval()`` set the mode.
+        Every ``Param`` goes to the params; all other variables, such as BatchNorm's statistics, to the model_state. Its
+        random streams go to neither: while training, each starts from a key derived from `rng`.
+      axis_name: the device axis; as in `from_linen`.
+
+    Returns:
+      `Weights` of plain dicts of arrays, copies of the model's, and the `Apply`. To write trained arrays back into the
+      model: ``nnx.update(model, params, model_state)``.
+
+    Raises:
+      ImportError: if this flax and this jax have no ``flax.nnx`` together.
+      ValueError: if `model` is no ``nnx.Module``; later, if it does not return logits [batch, classes], or if it draws
+        noise and is trained without `rng`.
+
+    Example:
+      >>> from flax import nnx
+      >>> weights, apply = from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> apply(*weights, jnp.ones((2, 4)), train=False)[0].logits.shape
+      (2, 3)
+    """
+    nnx = _import_nnx()
+    if not isinstance(model, nnx.Module):
+        raise ValueError(f"model must be a flax.nnx.Module; got {type(model).__name__}.")
+    # The mode is static, a part of the graph definition: one definition for each.
+    own = nnx.clone(model)
+    nnx.pop(own, nnx.Intermediate)
+    own.eval()
+    inferring = nnx.graphdef(own)
+    own.train()
+    training, *states = nnx.split(own, nnx.Param, nnx.RngState, ...)
+    own_params, streams, own_state = map(nnx.to_pure_dict, states)
+
+    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+        if not train:
+            return _outputs(nnx.merge(inferring, params, streams, model_state)(inputs), model), model_state
+        if rng is None and jax.tree.leaves(streams):
+            raise ValueError(f"rng must be a key while training {type(model).__name__}, which draws noise; got None.")
+        seeded = streams if rng is None else _seeded(streams, _key_of_device(rng, axis_name))
+        merged = nnx.merge(training, params, seeded, model_state)
+        outputs = _outputs(merged(inputs), model)
+        nnx.pop(merged, nnx.Intermediate)
+        return outputs, nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+
+    return Weights(_copies(own_params), _copies(own_state)), apply
+
+
+def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None) -> tuple[Weights, Apply]:
+    """An Equinox model, which acts on one example, as its arrays and a pure function of a batch.
+
+    Args:
+      model: an ``equinox.Module``, called with one example as ``model(x, key=key)``, or, with a state, as ``model(x, state,
+        key=key)``, which returns (its output, the new state). Its inexact arrays become params; all else stays as it is.
+        Images come as the batch holds them, [height, width, channels]: a model with ``eqx.nn.Conv2d``, which wants
+        channels first, transposes them. The examples' axis, for ``eqx.nn.BatchNorm``, is named ``"batch"``.
+      state: the ``equinox.nn.State`` that ``eqx.nn.make_with_state`` gave with the model; None without one.
+      axis_name: the device axis. Example i of the batch gets the key ``fold_in(rng, i)``; where `axis_name` is given, i
+        counts through the whole batch, so that the noise does not depend on the number of devices.
+
+    Returns:
+      `Weights`, copies of the model's arrays, and the `Apply`. Back to Equinox: ``eqx.combine(params, model)`` and
+      ``jax.tree.unflatten(jax.tree.structure(state), model_state)``.
+
+    Raises:
+      ValueError: if `model` takes no ``key`` or has a state that is not given, or if `state` is no ``equinox.nn.State``;
+        later, if `model` does not return logits [classes].
+
+    Example:
+      >>> import equinox as eqx
+      >>> weights, apply = from_equinox(eqx.nn.Linear(4, 3, key=jax.random.key(0)))
+      >>> apply(*weights, jnp.ones((2, 4)), train=False)[0].logits.shape
+      (2, 3)
+    """
+    import equinox as eqx
+
+    if not callable(model) or "key" not in inspect.signature(model).parameters:
+        raise ValueError(f"model must be an equinox.Module whose __call__ takes key; {type(model).__name__} does not.")
+    parts = jax.tree.leaves(model, is_leaf=lambda part: isinstance(part, eqx.nn.StateIndex))
+    if state is None and any(isinstance(part, eqx.nn.StateIndex) for part in parts):
+        raise ValueError("state must be given beside a model that has one: both from eqx.nn.make_with_state(Model)(…).")
+    if not (state is None or isinstance(state, eqx.nn.State)):
+        raise ValueError(f"state must be the equinox.nn.State of eqx.nn.make_with_state; got {type(state).__name__}.")
+    weights, static = eqx.partition(model, eqx.is_inexact_array)
+    state_leaves, state_structure = jax.tree.flatten(state)
+
+    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+        in_mode = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
+        keys = _key_per_example(rng, inputs.shape[0], axis_name) if train and rng is not None else None
+
+        def one(x: Array, key: Rng, old: Any) -> tuple[Any, Any]:
+            return (in_mode(x, key=key), None) if state is None else in_mode(x, old, key=key)
+
+        all_of_them = jax.vmap(one, in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch")
+        result, new = all_of_them(inputs, keys, jax.tree.unflatten(state_structure, model_state))
+        return _outputs(result, model), tuple(jax.tree.leaves(new)) if train else model_state
+
+    return Weights(_copies(weights), _copies(tuple(state_leaves))), apply
+
+
+def ensemble(*applies: Apply, mean: str = "probabilities") -> Apply:
+    """Several networks as one: their mean prediction, and all their features.
+
+    With ``mean="probabilities"`` the logits are log(1/n Σᵢ softmax(zᵢ)), by log-sum-exp; with ``mean="logits"``, they
+    are 1/n Σᵢ zᵢ, whose softmax is the renormalised geometric mean of the probabilities.
+
+    Args:
+      *applies: the members; any frameworks, the same classes in the same order.
+      mean: what is averaged, ``"probabilities"`` or ``"logits"``.
+
+    Returns:
+      An `Apply` whose params and model_state are tuples with one entry a member (`ensemble_weights` makes them). Logits
+      are at least float32. Feature ``name`` of member i is ``"i/name"``. Member i draws from ``fold_in(rng, i)``.
+
+    Raises:
+      ValueError: if there are no members or `mean` is unknown; later, if entries are missing or logits differ in shape.
+
+    Example:
+      >>> def fixed(params, model_state, inputs, *, train, rng=None):
+      ...     return Outputs(jnp.log(params), {}), model_state
+      >>> weights = ensemble_weights(Weights(jnp.array([[0.9, 0.1]]), {}), Weights(jnp.array([[0.5, 0.5]]), {}))
+      >>> outputs, _ = ensemble(fixed, fixed)(*weights, jnp.ones((1, 4)), train=False)
+      >>> [round(float(p), 3) for p in jnp.exp(outputs.logits[0])]
+      [0.7, 0.3]
+
+    Note:
+      A loss's temperature T divides the ensemble's logits afterwards: softmax(log p̄ / T) with p̄ the mean at T = 1. That
+      is not the mean of the members' softened softmaxes; with ``mean="logits"`` the order does not matter.
+
+    Reference:
+      Hinton, Vinyals & Dean 2015, section 1 (both means as soft targets), https://arxiv.org/abs/1503.02531
+    """
+    if not applies:
+        raise ValueError("ensemble needs at least one Apply; got none.")
+    _checks.one_of("mean", mean, ("probabilities", "logits"))
+
+    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+        for name, entries in {"params": params, "model_state": model_state}.items():
+            got = len(entries) if isinstance(entries, tuple) else type(entries).__name__
+            if got != len(applies):
+                raise ValueError(f"{name} must be a tuple with one entry a member, {len(applies)}; got {got}.")
+        logits, states = [], []
+        features: dict[str, Array] = {}
+        for i, (member, own_params, own_state) in enumerate(zip(applies, params, model_state, strict=True)):
+            own_rng = None if rng is None else jax.random.fold_in(rng, i)
+            outputs, new_state = member(own_params, own_state, inputs, train=train, rng=own_rng)
+            logits.append(outputs.logits.astype(jnp.promote_types(outputs.logits.dtype, jnp.float32)))
+            features |= {f"{i}/{name}": feature for name, feature in outputs.features.items()}
+            states.append(new_state)
+            _checks.same_shape("logits of member 0", logits[0], f"logits of member {i}", logits[i])
+        stacked = jnp.stack(logits)
+        if mean == "logits":
+            together = jnp.mean(stacked, axis=0)
+        else:
+            together = jax.nn.logsumexp(jax.nn.log_softmax(stacked), axis=0) - jnp.log(len(applies))
+        return Outputs(together, features), tuple(states)
+
+    return apply
+
+
+def ensemble_weights(*weights: Weights) -> Weights:
+    """The members' weights as the one `Weights` of their `ensemble`, in the same order."""
+    return Weights(tuple(member.params for member in weights), tuple(member.model_state for member in weights))
+
+
+def _takes_train(module: Any) -> bool:
+    """Whether the module's mode is set by ``train``; an error for what `from_linen` could not set."""
+    if not (hasattr(module, "init") and hasattr(module, "apply")):
+        raise ValueError(f"module must be a flax.linen.Module, with init and apply; got {type(module).__name__}.")
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = list(inspect.signature(module.__call__).parameters.values())[1:]
+    for parameter in parameters:
+        required = parameter.default is parameter.empty and parameter.kind not in variadic
+        if parameter.name != "train" and (required or parameter.name in OTHER_MODES):
+            raise ValueError(
+                f"module.__call__ must take the inputs and, at most, train; {type(module).__name__} also takes "
+                f"{parameter.name}. Wrap it in a module that takes train and sets {parameter.name} from it."
+            )
+    return any(parameter.name == "train" for parameter in parameters)
+
+
+def _import_nnx() -> ModuleType:
+    try:
+        from flax import nnx
+    except (AttributeError, ImportError) as error:
+        raise ImportError(
+            f"from_nnx needs flax.nnx; flax {version('flax')} with jax {version('jax')} has no working one: {error}. "
+            "flax 0.12.8 goes with jax 0.10.2 and fails from 0.11.1 on: a newer jax wants a newer flax."
+        ) from error
+    return nnx
+
+
+def _seeded(streams: Tree, rng: PRNGKeyArray) -> Tree:
+    """NNX's random streams, each started anew from its own key: pure functions of `rng`."""
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.wrap_key_data(rng)  # NNX's streams hold typed keys
+    leaves, structure = jax.tree.flatten(streams)
+    fresh = [
+        jax.random.split(jax.random.fold_in(rng, i), leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros_like(leaf)  # how often the stream was drawn from
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, fresh)
+
+
+def _key_of_device(rng: PRNGKeyArray, axis_name: str | None) -> PRNGKeyArray:
+    return rng if axis_name is None else jax.random.fold_in(rng, lax.axis_index(axis_name))
+
+
+def _key_per_example(rng: PRNGKeyArray, batch: int, axis_name: str | None) -> Array:
+    """[batch] keys, each of its example's number in the whole batch."""
+    first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(first + jnp.arange(batch))
+
+
+def _outputs(result: Any, network: Any) -> Outputs:
+    """What a network returned, as `Outputs`."""
+    is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)  # Outputs is one, too
+    logits, features = result if is_pair else (result, {})
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2:
+        raise ValueError(
+            f"{type(network).__name__} must return logits [batch, classes], a pair (logits, features by name), or "
+            f"Outputs; its logits were {type(logits).__name__ if shape is None else f'of shape {shape}'}."
+        )
+    return Outputs(logits, dict(features))
+
+
+def _copies(tree: Tree) -> Tree:
+    """The arrays on buffers of their own, which a step may donate without taking the model's; never weakly typed."""
+    return jax.tree.map(lambda array: jnp.array(array, dtype=array.dtype, copy=True), tree)
