@@ -198,7 +198,7 @@ def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
     arrays: dict[str, np.ndarray] = {}
     table: dict[str, dict[str, Any]] = {}
     for name, leaf in _leaves.by_path(tree).items():
-        # A copy: background writing must not see a buffer that the next step was given.
+        # A copy, since it is written in the background, while the caller goes on with the original.
         host = _leaves.host_copy(leaf)
         table[name] = _leaves.signature(leaf) | {"key": _leaves.key_kind(leaf), "blake2b": _leaves.digest(host)}
         if host.size:  # Orbax refuses arrays without numbers; their signature says all there is to say

@@ -258,6 +258,16 @@ def test_a_state_returns_bit_by_bit_and_training_goes_on_as_if_unbroken(tmp_path
     assert bits(step(restored)) == bits(step(again))
 
 
+def test_what_changes_after_save_state_is_not_what_is_saved(tmp_path):
+    counts = np.arange(1_000_000.0)
+    state = some_state()._replace(model_state={"counts": counts})
+    with open_run(tmp_path) as run:
+        save_state(run, 1, state)
+        counts[:] = -1.0
+        restored, _ = restore_state(run, state)
+    np.testing.assert_array_equal(restored.model_state["counts"], np.arange(1_000_000.0))
+
+
 def test_only_the_last_steps_stay(tmp_path):
     with open_run(tmp_path, keep=3) as run:
         for number in range(5):
