@@ -24,9 +24,9 @@ def by_path(tree: Tree) -> dict[str, Any]:
     return leaves
 
 
-def host_copy(leaf: Any) -> np.ndarray:
-    """The leaf's numbers in memory of their own; of a typed PRNG key, the numbers it is made of."""
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def on_host(leaf: Any) -> np.ndarray:
+    """The leaf's numbers; of a typed PRNG key, the numbers it is made of."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def signature(leaf: Any) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def save_state(
 ) -> None:
     """Saves all that training needs to go on from `step`, in the background.
 
-    The state is copied first: it may be donated to the next step at once. An earlier save that failed raises here.
+    Orbax copies the state first: it may be changed, or donated to the next step, at once. An earlier save that failed raises here.
 
     Args:
       run: from `open_run`.
@@ -198,8 +198,7 @@ def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
     arrays: dict[str, np.ndarray] = {}
     table: dict[str, dict[str, Any]] = {}
     for name, leaf in _leaves.by_path(tree).items():
-        # A copy, since it is written in the background, while the caller goes on with the original.
-        host = _leaves.host_copy(leaf)
+        host = _leaves.on_host(leaf)
         table[name] = _leaves.signature(leaf) | {"key": _leaves.key_kind(leaf), "blake2b": _leaves.digest(host)}
         if host.size:  # Orbax refuses arrays without numbers; their signature says all there is to say
             arrays[name] = host

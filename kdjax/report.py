@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _NETWORKS = ("teacher", "alone", "distilled")
-_RIGHT, _WRONG = "#1a7f37", "#c4320a"  # told apart by lightness too, and never by colour alone
+_RIGHT, _WRONG = "#1a7f37", "#c4320a"  # never told apart by colour alone
 _COLOURS = ("#555555", "#d9822b", "#2166ac", "#7b3294", "#1a7f37")
 
 
@@ -54,7 +54,7 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
     """
     from rich.table import Table
 
-    count = len(_seeds(results))
+    count = len(results["seeds"])
     caption = f"mean ± 95 % interval (Student's t) over {count} seeds" if count > 1 else "one seed: no interval"
     table = Table(title=results.get("experiment"), caption=caption)
     table.add_column("network")
@@ -224,15 +224,11 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str], *, dots_per_inch
     write_bytes(path, content.getvalue())
 
 
-def _seeds(results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    if not results["seeds"]:
-        raise ValueError("results['seeds'] must hold at least one seed; got none.")
-    return results["seeds"]
-
-
 def _over_seeds(results: Mapping[str, Any], network: str, quantity: str) -> np.ndarray:
     """One number a seed; NaN for what was not measured, since JSON has null there."""
-    found = [seed[network].get(quantity) for seed in _seeds(results)]
+    if not results["seeds"]:
+        raise ValueError("results['seeds'] must hold at least one seed; got none.")
+    found = [seed[network].get(quantity) for seed in results["seeds"]]
     return np.asarray([math.nan if value is None else value for value in found], np.float64)
 
 
@@ -289,7 +285,7 @@ def _grid(count: int, columns: int, *, width: float, height: float) -> tuple["Fi
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
-    rows = math.ceil(count / columns)
+    rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel())
     for axis in axes:
