@@ -139,7 +139,8 @@ def save_state(
 ) -> None:
     """Saves all that training needs to go on from `step`, in the background.
 
-    Orbax copies the state first: it may be changed, or donated to the next step, at once. An earlier save that failed raises here.
+    Orbax copies the state first: it may be changed, or donated to the next step, at once. An earlier save that failed
+    raises here.
 
     Args:
       run: from `open_run`.
