@@ -5,6 +5,7 @@ is what the teacher changed, and nothing else.
 """
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -53,6 +54,13 @@ class Settings:
     print_every: int = 1
     """print a line each so many epochs; 0: only after the last"""
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number, 0 or greater; got {value!r}.")
+            if type(value) is int and value < (0 if name == "print_every" else 1):
+                raise ValueError(f"{name} must be a whole number greater than 0; got {value!r}.")
+
 
 def run(
     name: str,
@@ -67,11 +75,14 @@ def run(
     console = Console()
     jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if settings.seeds < 1:
-        raise ValueError(f"seeds must be at least 1; got {settings.seeds}.")
     data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
     classes = len(data[0].class_names)
     train, test = (on_device(part, preprocess) for part in data)
+    for recipe in (teacher, alone, distilled):
+        if recipe.batch_size > len(train["labels"]):
+            raise ValueError(
+                f"batch_size must be at most the {len(train['labels'])} examples; got {recipe.batch_size}."
+            )
     networks = {"teacher": prepare(teacher, classes), "alone": prepare(alone, classes)}
     teacher_apply = networks["teacher"].apply
     networks["distilled"] = prepare(distilled, classes, None if settings.cache_teacher else teacher_apply)
@@ -89,7 +100,13 @@ def run(
             "every epoch others.",
             soft_wrap=True,
         )
-    seeds = [_one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)]
+    try:
+        seeds = [
+            _one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)
+        ]
+    except KeyboardInterrupt:
+        console.print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
+        raise SystemExit(130) from None
     results = {
         "experiment": name,
         "command": shlex.join(["python", *sys.argv]),

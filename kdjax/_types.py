@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 Tree = Any  # a pytree of arrays; jax has no narrower static type for it
 Batch = Mapping[str, Any]
+AnyArray = jax.Array | np.ndarray
 Number = float | int | np.number | jax.Array
 
 
@@ -63,7 +64,7 @@ class Apply(Protocol):
         self,
         params: Tree,
         model_state: Tree,
-        inputs: Array,
+        inputs: AnyArray,
         *,
         train: bool,
         rng: PRNGKeyArray | None = None,

@@ -16,9 +16,9 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Apply, Outputs, Tree, Weights
+from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
 
-Init = Callable[[PRNGKeyArray, Array], Weights]
+Init = Callable[[PRNGKeyArray, AnyArray], Weights]
 Rng = PRNGKeyArray | None
 Prediction = tuple[Outputs, Tree]
 OTHER_MODES = ("deterministic", "training", "is_training", "use_running_average")
@@ -49,11 +49,11 @@ def from_linen(module: Any, *, axis_name: str | None = None) -> tuple[Init, Appl
     """
     training, inferring = ({"train": True}, {"train": False}) if _takes_train(module) else ({}, {})
 
-    def init(rng: PRNGKeyArray, inputs: Array) -> Weights:
+    def init(rng: PRNGKeyArray, inputs: AnyArray) -> Weights:
         model_state = dict(module.init(rng, inputs, **inferring))
         return Weights(model_state.pop("params", {}), model_state)
 
-    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
         variables = {"params": params, **model_state}
         if not train:
             return _outputs(module.apply(variables, inputs, **inferring), module), model_state
@@ -100,7 +100,7 @@ def from_nnx(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Appl
     training, *states = nnx.split(own, nnx.Param, nnx.RngState, ...)
     own_params, streams, own_state = map(nnx.to_pure_dict, states)
 
-    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
         if not train:
             return _outputs(nnx.merge(inferring, params, streams, model_state)(inputs), model), model_state
         if rng is None and jax.tree.leaves(streams):
@@ -152,7 +152,7 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     state_leaves, state_structure = jax.tree.flatten(state)
 
-    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
         in_mode = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
         keys = _key_per_example(rng, inputs.shape[0], axis_name) if train and rng is not None else None
 
@@ -160,7 +160,7 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
             return (in_mode(x, key=key), None) if state is None else in_mode(x, old, key=key)
 
         all_of_them = jax.vmap(one, in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch")
-        result, new = all_of_them(inputs, keys, jax.tree.unflatten(state_structure, model_state))
+        result, new = all_of_them(jnp.asarray(inputs), keys, jax.tree.unflatten(state_structure, model_state))
         return _outputs(result, model), tuple(jax.tree.leaves(new)) if train else model_state
 
     return Weights(_copies(weights), _copies(tuple(state_leaves))), apply
@@ -202,7 +202,7 @@ def ensemble(*applies: Apply, mean: str = "probabilities") -> Apply:
         raise ValueError("ensemble needs at least one Apply; got none.")
     _checks.one_of("mean", mean, ("probabilities", "logits"))
 
-    def apply(params: Tree, model_state: Tree, inputs: Array, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
         for name, entries in {"params": params, "model_state": model_state}.items():
             got = len(entries) if isinstance(entries, tuple) else type(entries).__name__
             if got != len(applies):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from kdjax._types import AnyArray
 from kdjax.data.dataset import Dataset
 
 
@@ -124,7 +125,7 @@ def take(arrays: Mapping[str, Array], indices: Int[Array, " *batch"]) -> dict[st
     return jax.tree.map(lambda array: jnp.take(array, indices, axis=0), dict(arrays))
 
 
-def unit_range(inputs: Array) -> Array:
+def unit_range(inputs: AnyArray) -> Array:
     """Bring uint8 images into [0, 1]: x / 255.
 
     Args:
@@ -146,10 +147,10 @@ def unit_range(inputs: Array) -> Array:
         raise ValueError(
             f"inputs must be uint8 to be divided by 255; got dtype {inputs.dtype}. Give floats a preprocess of their own."
         )
-    return inputs.astype(jnp.float32) / 255
+    return jnp.asarray(inputs, jnp.float32) / 255
 
 
-def symmetric_range(inputs: Array) -> Array:
+def symmetric_range(inputs: AnyArray) -> Array:
     """Bring uint8 images into [-1, 1]: (x / 255 - 0.5) / 0.5.
 
     Args:

@@ -82,7 +82,7 @@ def squared_distances(products: Float[Array, "batch batch"]) -> Float[Array, "ba
     squares = jnp.diagonal(products)
     sums = squares[:, None] + squares[None, :]
     distances = sums - 2.0 * products
-    noise = 16.0 * float(jnp.finfo(products.dtype).eps) * sums  # type: ignore[no-untyped-call]
+    noise = 16.0 * float(jnp.finfo(products.dtype).eps) * sums
     return jnp.where((distances <= noise) | _diagonal(products), 0.0, distances)
 
 
