@@ -173,7 +173,7 @@ def test_a_place_that_cannot_be_written_is_named():
 
 def test_a_teacher_of_another_architecture_is_told_leaf_by_leaf(finished, tmp_path):
     given = finished / "seed-0" / "distilled" / "weights"
-    with pytest.raises(ValueError, match=r"(?s)stage1/kernel.*\(3, 3, 1, \d+\).*\(3, 3, 1, 32\)"):
+    with pytest.raises(ValueError, match=r"params/hidden/bias: wanted, and not saved"):
         digits.main(replace(SHORT, out=tmp_path / "out", teacher=given))
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,13 +105,13 @@ def on_device(dataset: Dataset, preprocess: Callable[[Array], Array]) -> dict[st
     return {"inputs": inputs, "labels": jnp.asarray(dataset.labels)}
 
 
-def take(arrays: Mapping[str, Array], indices: Int[Array, " *batch"]) -> dict[str, Array]:
-    """One batch: the rows of every array at `indices`.
+def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[str, Any]:
+    """One batch: the rows of every array at `indices`, also of arrays in pytrees, such as a teacher's cached outputs.
 
     An index beyond the end gives NaN in floating-point arrays rather than some other example.
 
     Args:
-      arrays: by name, all [examples, ...].
+      arrays: by name, arrays [examples, ...] or pytrees of such.
       indices: whole numbers of any shape.
 
     Returns:

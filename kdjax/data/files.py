@@ -122,7 +122,8 @@ def read_npz(path: Path, split: str, name: str) -> Dataset:
 
 def _archive(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as opened:
+        # Opened here, for np.load leaves a broken file open. Its arrays are read to the end, where zip keeps the checksum.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as opened:
             return {key: opened[key] for key in opened.files}
     # A plain .npy file gives an array, which is no context manager: AttributeError or TypeError by Python's version.
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as broken:

@@ -197,10 +197,13 @@ def _prepare(name: str, originals: Originals, paths: Mapping[str, Path], place: 
     try:
         with _quiet():
             _builder(name, originals, place, paths).download_and_prepare(download_dir=downloads)
-    except OSError:
+    except BaseException as failed:
         # Another process was quicker: its copy is as good as ours, which TFDS has removed.
-        if not _folder(name, place).exists():
-            raise
+        if isinstance(failed, OSError) and _folder(name, place).exists():
+            return
+        with contextlib.suppress(OSError):  # it stays if another process writes there
+            _folder(name, place).parent.rmdir()
+        raise
 
 
 def _read(name: str, split: str, originals: Originals, place: Path) -> Dataset:

@@ -34,7 +34,7 @@ def read_prepared(builder: Any, split: str, name: str) -> Dataset:
 
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
-        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items()))
         raise ValueError(f"source {name!r} must have the features 'image' and 'label' (a ClassLabel); it has {found}.")
     require_split(name, split, sorted(builder.info.splits))
     wanted = builder.info.splits[split].num_examples
@@ -96,6 +96,12 @@ def read_tfds(dataset: str, split: str, *, data_dir: Path | None, prepared_dir: 
     name = f"tfds:{dataset}"
     home = prepared_dir or default_prepared_dir()
     places = [place for place in (data_dir, home) if place is not None]
+    try:
+        tfds.core.naming.parse_builder_name_kwargs(dataset)
+    except ValueError as unreadable:
+        raise ValueError(
+            f"source must be written tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.2.3 (or 1.*.*); got {name!r}."
+        ) from unreadable
     try:
         for place in places:
             try:

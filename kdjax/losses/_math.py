@@ -70,11 +70,12 @@ def gram(rows: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
 
 
 def centred(rows: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
-    """The same cloud of points about 0 and of size 1, for what depends on neither place nor size, such as RKD."""
-    # Rounding makes the mean of equal rows differ from them; taking the first row off first makes equal rows exactly 0.
-    rows = rows - jax.lax.stop_gradient(rows[:1])
-    rows = rows - jax.lax.stop_gradient(jnp.mean(rows, axis=0, keepdims=True))
-    return over_largest(rows, (0, 1))
+    """The same cloud of points about 0 and of size 1, for what depends on neither place nor size.
+
+    Products of far points are large and their differences small: about 0 the difference keeps its digits.
+    """
+    # As in `over_largest`, the result is the same wherever the cloud is put, hence no gradient of the mean is needed.
+    return over_largest(rows - jax.lax.stop_gradient(jnp.mean(rows, axis=0, keepdims=True)), (0, 1))
 
 
 def squared_distances(products: Float[Array, "batch batch"]) -> Float[Array, "batch batch"]:
