@@ -31,8 +31,9 @@ def at(tree: Tree, step: Number) -> Tree:
     """The same pytree with every `Schedule` in it replaced by its value at `step`.
 
     Example:
-      >>> at({"soft": linear(0.9, 0.7, steps=10), "hard": 0.1}, step=5)["soft"].item()
-      0.800000011920929
+      >>> values = at({"soft": linear(4.0, 2.0, steps=10), "hard": 0.1}, step=5)
+      >>> float(values["soft"]), values["hard"]
+      (3.0, 0.1)
     """
 
     def scheduled(node: Any) -> bool:

@@ -19,6 +19,7 @@ FLOORS = {
     "training": 3,
     "parallel": 3,
     "adapters": 3,
+    "_leaves": 4,
     "checkpoints": 4,
     "records": 4,
     "data": 4,
@@ -27,7 +28,14 @@ FLOORS = {
     "report": 4,
 }
 # On floors 2 to 4, neighbours that one file may read.
-NEIGHBOURS = {("terms", "schedules"), ("parallel", "training"), ("report", "metrics"), ("checkpoints", "records")}
+NEIGHBOURS = {
+    ("terms", "schedules"),
+    ("parallel", "training"),
+    ("report", "metrics"),
+    ("report", "records"),
+    ("checkpoints", "_leaves"),
+    ("checkpoints", "records"),
+}
 HEAVY = {
     "flax": {"models", "adapters"},
     "equinox": {"adapters"},
