@@ -92,11 +92,8 @@ def test_order_of_the_batch_is_only_an_order(case, data, order):
 def test_equal_inputs_are_a_minimum(case, data):
     if not case.zero_at_equality:
         pytest.skip("the row says that its value at equality is not 0")
-    arrays = case.equal(data.draw(inputs(case, wild)))
-    try:
-        values, gradients = value_and_gradients(case.name)(arrays)
-    except TypeError:
-        pytest.fail(f"{case.name} cannot compare equal shapes")
+    values, _ = value_and_gradients(case.name)(case.equal(data.draw(inputs(case, wild))))
     np.testing.assert_allclose(values, 0, atol=1e-6)
-    largest = max(1.0, *(float(np.abs(a).max()) for a in arrays))
-    np.testing.assert_allclose(gradients[0], 0, atol=1e-3 * largest)
+    # The gradient of what does not depend on size grows as 1 / size, and its rounding too: no tiny numbers here.
+    _, gradients = value_and_gradients(case.name)(case.equal(data.draw(inputs(case, coarse))))
+    np.testing.assert_allclose(gradients[0], 0, atol=1e-5)
