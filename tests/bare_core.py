@@ -39,4 +39,6 @@ for _ in range(50):
     state, metrics = step(state, weights(1, 16), objective, batch)
     losses.append(float(metrics["loss"]))
 assert losses[-1] < 0.8 * losses[0], losses
-print(f"kdjax distils with its core alone: loss {losses[0]:.3f} to {losses[-1]:.3f} in 50 steps on jax {jax.__version__}")
+print(
+    f"kdjax distils with its core alone: loss {losses[0]:.3f} to {losses[-1]:.3f} in 50 steps on jax {jax.__version__}"
+)

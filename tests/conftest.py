@@ -1,4 +1,4 @@
-"""What holds for every test: shapes in signatures are checked, warnings and rank promotion are errors, four devices exist."""
+"""Shapes in signatures are checked, warnings and rank promotion are errors, four devices exist: for every test."""
 
 import os
 from pathlib import Path

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-import cases
+import case as parts
 import chex
 import jax
 import jax.numpy as jnp
@@ -300,7 +300,7 @@ def test_classes_at_minus_infinity_count_nothing():
 
 @pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle"])
 def test_a_far_away_cloud_keeps_its_digits(name):
-    student, teacher = cases.embeddings(np.random.default_rng(0), 6)
+    student, teacher = parts.embeddings(np.random.default_rng(0), 6)
     student, teacher = (a.astype(np.float32) + np.float32(1000) for a in (student, teacher))
     wanted = getattr(references, name)(student.astype(np.float64), teacher.astype(np.float64))
     close(jitted(name)(student, teacher), wanted, 1e-4)
