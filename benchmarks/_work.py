@@ -1,0 +1,24 @@
+"""What both sides do: article C's networks and numbers, the same weights and the same batches."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+TEACHER, STUDENT = "compression_teacher", "compression_student"
+WIDTHS = {TEACHER: (64, 256), STUDENT: (8, 16)}
+LEARNING_RATE = 1e-4
+TEMPERATURE = 7.0
+ALPHA = 0.3
+
+Batches = list[tuple[np.ndarray, np.ndarray]]
+Step = Callable[[int], float]
+"""Makes so many updates, waits until they are done, and returns the last loss."""
+
+
+def random_batches(size: int, count: int = 8) -> Batches:
+    """Float32 images [size, 28, 28, 1] and labels [size]: the time of a step does not depend on what is in them."""
+    draw = np.random.default_rng(0)
+    return [
+        (draw.normal(size=(size, 28, 28, 1)).astype(np.float32), draw.integers(0, 10, size).astype(np.int32))
+        for _ in range(count)
+    ]
