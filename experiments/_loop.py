@@ -20,7 +20,7 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdjax import Apply, Objective, Weights, init_state, make_eval_step, make_train_step
+from kdjax import Apply, Objective, Outputs, Weights, init_state, make_eval_step, make_train_step
 from kdjax.adapters import from_linen
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.data import epoch_indices, evaluation_indices, take
@@ -40,7 +40,7 @@ class Recipe:
 
     model: str
     objective: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: Callable[[int], optax.GradientTransformation]  # given how many updates there will be
     epochs: int
     batch_size: int
 
@@ -49,17 +49,20 @@ class Network(NamedTuple):
     """A model and its compiled functions, made once and used for every seed."""
 
     recipe: Recipe
+    optimizer: optax.GradientTransformation
     init: Callable[..., Weights]
     apply: Apply
     step: Callable[..., Any]
     advance: Callable[..., Any]
     evaluate: Callable[..., dict[str, float]]
+    predict: Callable[..., Outputs]
 
 
-def prepare(recipe: Recipe, classes: int, teacher_apply: Apply | None = None) -> Network:
+def prepare(recipe: Recipe, *, examples: int, classes: int, teacher_apply: Apply | None = None) -> Network:
     """Compiles nothing yet; what it returns compiles at its first call, and only then."""
     init, apply = from_linen(make_model(recipe.model, classes=classes))
-    step = make_train_step(apply, teacher_apply, recipe.optimizer)
+    optimizer = recipe.optimizer(recipe.epochs * (examples // recipe.batch_size))
+    step = make_train_step(apply, teacher_apply, optimizer)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def advance(state, totals, teacher, objective, arrays, indices):
@@ -74,7 +77,12 @@ def prepare(recipe: Recipe, classes: int, teacher_apply: Apply | None = None) ->
             metrics = jax.tree.map(lambda values: values[-1], history)
         return state, totals, metrics
 
-    return Network(recipe, init, apply, step, advance, _evaluator(apply))
+    @partial(jax.jit, static_argnums=3)
+    def predict(weights, arrays, indices, features):
+        outputs, _ = apply(*weights, take(arrays, indices)["inputs"], train=False)
+        return Outputs(outputs.logits, {name: outputs.features[name] for name in features})
+
+    return Network(recipe, optimizer, init, apply, step, advance, _evaluator(apply), predict)
 
 
 def fit(
@@ -97,7 +105,7 @@ def fit(
       to ``folder/metrics.jsonl``, a line an epoch.
     """
     recipe, examples = network.recipe, len(train["labels"])
-    state = init_state(weights, recipe.optimizer, jax.random.key(seed))
+    state = init_state(weights, network.optimizer, jax.random.key(seed))
     steps = examples // recipe.batch_size
     history: list[dict] = []
     with open_run(folder / "state") as run, _progress(console) as progress:
@@ -133,16 +141,13 @@ def fit(
     return Weights(state.params, state.model_state), history
 
 
-def predictions(network: Network, weights: Weights, arrays: Arrays) -> jax.Array:
-    """The network's logits for every example, [examples, classes], in order: the soft-label pass, done once."""
-
-    @jax.jit
-    def logits(weights, arrays, chosen):
-        return network.apply(*weights, take(arrays, chosen)["inputs"], train=False)[0].logits
-
-    indices, mask = evaluation_indices(len(arrays["labels"]), EVALUATION_BATCH)
-    parts = [logits(weights, {"inputs": arrays["inputs"]}, chosen) for chosen in np.asarray(indices)]
-    return jnp.concatenate(parts)[: int(mask.sum())]
+def cached_outputs(network: Network, weights: Weights, arrays: Arrays, features: tuple[str, ...] = ()) -> Outputs:
+    """What the network says of every example, in order: the soft-label pass, done once. Of its features only those named."""
+    examples = len(arrays["labels"])
+    indices, _ = evaluation_indices(examples, EVALUATION_BATCH)
+    inputs = {"inputs": arrays["inputs"]}
+    parts = [network.predict(weights, inputs, chosen, features) for chosen in np.asarray(indices)]
+    return jax.tree.map(lambda *batches: jnp.concatenate(batches)[:examples], *parts)
 
 
 def _evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:

@@ -17,12 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments._loop import Arrays, Network, Recipe, fit, predictions, prepare
+from experiments._loop import Arrays, Network, Recipe, cached_outputs, fit, prepare
 
 import jax
 from rich.console import Console
 
-from kdjax import Outputs, Weights
+from kdjax import Weights
 from kdjax.checkpoints import load_weights, save_weights
 from kdjax.data import load, on_device
 from kdjax.metrics import parameter_count
@@ -50,7 +50,7 @@ class Settings:
     teacher: Path | None = None
     """use this saved teacher for every seed, such as OUT/seed-0/teacher/weights, and train none"""
     cache_teacher: bool = True
-    """run the teacher once over the training data, not once an epoch; only its logits are kept"""
+    """run the teacher once over the training data, not once an epoch, and keep what the objective reads"""
     print_every: int = 1
     """print a line each so many epochs; 0: only after the last"""
 
@@ -70,8 +70,12 @@ def run(
     teacher: Recipe,
     alone: Recipe,
     distilled: Recipe,
+    features: tuple[str, ...] = (),
 ) -> Path:
-    """Runs the three over all seeds, prints the table, writes ``results.json``, and returns the folder of it all."""
+    """Runs the three over all seeds, prints the table, writes ``results.json``, and returns the folder of it all.
+
+    `features` are the teacher's that the distilled recipe's objective reads: what a cache of its outputs must hold.
+    """
     console = Console()
     jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -83,9 +87,10 @@ def run(
             raise ValueError(
                 f"batch_size must be at most the {len(train['labels'])} examples; got {recipe.batch_size}."
             )
-    networks = {"teacher": prepare(teacher, classes), "alone": prepare(alone, classes)}
-    teacher_apply = networks["teacher"].apply
-    networks["distilled"] = prepare(distilled, classes, None if settings.cache_teacher else teacher_apply)
+    sizes = {"examples": len(train["labels"]), "classes": classes}
+    networks = {"teacher": prepare(teacher, **sizes), "alone": prepare(alone, **sizes)}
+    teacher_apply = None if settings.cache_teacher else networks["teacher"].apply
+    networks["distilled"] = prepare(distilled, **sizes, teacher_apply=teacher_apply)
     given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train)
     out = _open_folder(name, settings)
     left_over = len(train["labels"]) % teacher.batch_size
@@ -102,7 +107,8 @@ def run(
         )
     try:
         seeds = [
-            _one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)
+            _one_seed(seed, networks, features, train, test, given, out, settings, console)
+            for seed in range(settings.seeds)
         ]
     except KeyboardInterrupt:
         console.print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
@@ -124,6 +130,7 @@ def run(
 def _one_seed(
     seed: int,
     networks: dict[str, Network],
+    features: tuple[str, ...],
     train: Arrays,
     test: Arrays,
     given: Weights | None,
@@ -165,11 +172,11 @@ def _one_seed(
         record[phase] = history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
         if phase == "teacher":
             teacher = given if given is not None else weights
-            test = test | {"teacher": Outputs(predictions(network, teacher, test), {})}
+            test = test | {"teacher": cached_outputs(network, teacher, test)}
         if phase == "alone" and settings.cache_teacher:
             started = time.monotonic()
-            logits = predictions(networks["teacher"], teacher, train)
-            train = train | {"teacher": Outputs(logits.block_until_ready(), {})}
+            cache = cached_outputs(networks["teacher"], teacher, train, features)
+            train = train | {"teacher": jax.block_until_ready(cache)}
             cache_seconds = time.monotonic() - started
     if settings.cache_teacher:
         record["distilled"]["seconds"] += cache_seconds

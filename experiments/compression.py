@@ -44,7 +44,8 @@ def main(settings: Compression) -> None:
     )
 
     def recipe(model, objective):
-        return Recipe(model, objective, optax.adam(settings.learning_rate), settings.epochs, settings.batch_size)
+        optimizer = optax.adam(settings.learning_rate)
+        return Recipe(model, objective, lambda updates: optimizer, settings.epochs, settings.batch_size)
 
     run(
         "compression",

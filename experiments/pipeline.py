@@ -41,7 +41,8 @@ def main(settings: Pipeline) -> None:
     )
 
     def recipe(model, objective):
-        return Recipe(model, objective, optax.adam(settings.learning_rate), settings.epochs, settings.batch_size)
+        optimizer = optax.adam(settings.learning_rate)
+        return Recipe(model, objective, lambda updates: optimizer, settings.epochs, settings.batch_size)
 
     run(
         "pipeline",

@@ -43,7 +43,8 @@ def main(settings: SoftTargets) -> Path:
     soft_only = weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=settings.temperature)))
 
     def recipe(model, objective, batch_size):
-        return Recipe(model, objective, optax.adam(settings.learning_rate), settings.epochs, batch_size)
+        optimizer = optax.adam(settings.learning_rate)
+        return Recipe(model, objective, lambda updates: optimizer, settings.epochs, batch_size)
 
     out = run(
         "soft_targets",
