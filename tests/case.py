@@ -9,6 +9,10 @@ Arrays = tuple[np.ndarray, ...]
 Change = Callable[[Arrays], Arrays]
 
 
+# What kdjax.losses gives beside losses: their ingredients. Each has a reference and tests of its own, and no row.
+INGREDIENTS: tuple[str, ...] = ()
+
+
 class BadCall(NamedTuple):
     """A call that must raise a ValueError with `words` (a regular expression) in it."""
 
@@ -33,6 +37,7 @@ class Case(NamedTuple):
       lowest: the smallest value it can take.
       bad_points: hard inputs at which value and gradient must be finite.
       bad_calls: wrong arguments, and what the error must say.
+      largest_in_float16: the size of features whose gradient must fit float16, where it grows faster than they do.
     """
 
     function: Callable[..., Any]
@@ -47,6 +52,7 @@ class Case(NamedTuple):
     lowest: float = 0.0
     bad_points: "Mapping[str, Change] | None" = None
     bad_calls: tuple[BadCall, ...] = ()
+    largest_in_float16: float = 3e4
 
     @property
     def name(self) -> str:
@@ -175,6 +181,14 @@ def negated(arrays: Arrays) -> Arrays:
     return of_student(np.negative)(arrays)
 
 
+def negated_all(arrays: Arrays) -> Arrays:
+    return floats(np.negative)(arrays)
+
+
+def scaled_teacher(arrays: Arrays) -> Arrays:
+    return of_teacher(lambda a: 5.0 * a)(arrays)
+
+
 # Inputs
 
 
@@ -191,6 +205,16 @@ def equal_maps(generator: np.random.Generator, batch: int) -> Arrays:
 def unequal_maps(generator: np.random.Generator, batch: int) -> Arrays:
     """Sizes that do not divide, and the larger is the student's in height and the teacher's in width."""
     return generator.standard_normal((batch, 5, 2, 3)), generator.standard_normal((batch, 3, 3, 4))
+
+
+def layers(generator: np.random.Generator, batch: int) -> Arrays:
+    """Bottom and top layer of each network: equal channels, unequal sizes, now the one larger and now the other."""
+    sizes = (4, 3, 3), (2, 4, 2), (3, 5, 3), (3, 2, 2)
+    return tuple(generator.standard_normal((batch, *size)) for size in sizes)
+
+
+def sequences(generator: np.random.Generator, batch: int) -> Arrays:
+    return generator.standard_normal((batch, 5, 3)), generator.standard_normal((batch, 5, 4))
 
 
 def embeddings(generator: np.random.Generator, batch: int) -> Arrays:
