@@ -139,9 +139,10 @@ def test_logits_are_those_of_the_slow_network(model):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_convolution_and_its_gradients_are_xlas(padding, channels):
-    inputs, kernel = images(2, 7, 6, channels), images(3, 3, channels, 4, seed=1)
+@pytest.mark.parametrize("wide", [False, True])
+def test_convolution_and_its_gradients_are_xlas(padding, wide, monkeypatch):
+    monkeypatch.setattr("kdjax.models._layers.WIDE", 0 if wide else np.inf)
+    inputs, kernel = images(2, 7, 6, 3), images(3, 3, 3, 4, seed=1)
 
     def xla(inputs, kernel):
         return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -235,7 +236,8 @@ def test_a_split_batch_draws_the_masks_of_the_whole(how):
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_one_step_of_a_normalised_network_is_the_same_on_four_devices(how):
+def test_one_step_of_a_normalised_network_is_the_same_on_four_devices(how, monkeypatch):
+    monkeypatch.setattr("kdjax.models._layers.WIDE", 0)  # the hand-written gradient must be summed over devices too
     optimizer, inputs = optax.sgd(0.1), images(8, 8, 8, 1)
     batch = {"inputs": inputs, "labels": jnp.arange(8)}
     objective = weighted_sum(labels=(1.0, cross_entropy))

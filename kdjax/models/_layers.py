@@ -15,6 +15,9 @@ Convolved = Float[Array, "batch height_out width_out channels_out"]
 Kernel = Float[Array, "rows columns channels channels_out"]
 Pooled = Float[Array, "batch height//2 width//2 channels"]
 
+WIDE = 3 * 3 * 64 * 128
+"""A kernel of so many numbers gets its gradient by taps; with fewer channels the products are too thin to pay."""
+
 
 def convolve(inputs: Images, kernel: Kernel, padding: str) -> Convolved:
     """The cross-correlation that neural networks call convolution, with stride 1.
@@ -28,10 +31,12 @@ def convolve(inputs: Images, kernel: Kernel, padding: str) -> Convolved:
       padding: ``"SAME"`` or ``"VALID"``.
 
     Note:
-      Value and gradients are those of ``lax.conv_general_dilated``. On a CPU the kernel's gradient is computed as one
-      matrix product a tap, which takes half the time of XLA's own form. A function with its own gradient has no
-      forward-mode derivative: `jax.jvp` raises.
+      Value and gradients are those of ``lax.conv_general_dilated``. On a CPU, the gradient of a kernel of `WIDE` numbers or
+      more is computed as one matrix product a tap, which makes the step of such a network faster (`benchmarks/`). A
+      function with its own gradient has no forward-mode derivative: `jax.jvp` raises for such kernels.
     """
+    if kernel.size < WIDE:
+        return _convolve(inputs, kernel, padding)
     # The kernel itself, always. But under `jax.shard_map`, where devices share a kernel and not the inputs, it now counts as
     # one a device, as its hand-written gradient is; the gradient of this line sums those.
     kernel = jnp.where(False, lax.stop_gradient(inputs[0, 0, 0, 0]), kernel)
@@ -62,9 +67,6 @@ def _backward(padding: str, saved: tuple[Array, Array], cotangent: Array) -> tup
         # The barrier keeps XLA from computing the cotangent anew in each of the products.
         return _kernel_gradient(inputs, lax.optimization_barrier(cotangent), kernel.shape[:2], padding)
 
-    # With one channel the products are too thin to pay.
-    if inputs.shape[-1] == 1:
-        return *to_inputs(cotangent), from_xla(inputs, cotangent)
     return *to_inputs(cotangent), lax.platform_dependent(inputs, cotangent, cpu=by_taps, default=from_xla)
 
 
