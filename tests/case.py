@@ -28,6 +28,8 @@ class Case(NamedTuple):
       function: the loss; the row is called by its name.
       make: (generator, batch) to its positional arrays in float64.
       couples_batch: does an example's number depend on the other examples?
+      ordered: is it coupled to its neighbours in the batch alone, so that only the reverse order changes nothing?
+      shared: positions of arrays that belong to no example, such as a queue.
       keywords: hyper-parameters for all tests; away from the defaults, so that one that is ignored is noticed.
       other_keywords: more settings to compare with the reference.
       golden: the names of its golden cases.
@@ -43,6 +45,8 @@ class Case(NamedTuple):
     function: Callable[..., Any]
     make: Callable[[np.random.Generator, int], Arrays]
     couples_batch: bool
+    ordered: bool = False
+    shared: tuple[int, ...] = ()
     keywords: Mapping[str, Any] = {}
     other_keywords: tuple[Mapping[str, Any], ...] = ()
     golden: tuple[str, ...] = ()
@@ -57,6 +61,10 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    def taken(self, arrays: Any, examples: Any) -> tuple[Any, ...]:
+        """The chosen examples of every array that has examples."""
+        return tuple(a if position in self.shared else a[examples] for position, a in enumerate(arrays))
 
     def equal(self, arrays: Arrays) -> Arrays:
         """The teacher's arrays replaced by the student's."""
@@ -219,6 +227,20 @@ def sequences(generator: np.random.Generator, batch: int) -> Arrays:
 
 def embeddings(generator: np.random.Generator, batch: int) -> Arrays:
     return generator.standard_normal((batch, 4)), generator.standard_normal((batch, 2, 3))
+
+
+def labelled_embeddings(generator: np.random.Generator, batch: int) -> Arrays:
+    """Classes of several examples, and one of a single example where the batch has 4 or more."""
+    return *embeddings(generator, batch), np.array([0, 1, 0, 2, 1, 0, 1, 1])[:batch]
+
+
+def equal_embeddings(generator: np.random.Generator, batch: int) -> Arrays:
+    student, teacher = generator.standard_normal((2, batch, 5))
+    return student, teacher
+
+
+def embeddings_and_queue(generator: np.random.Generator, batch: int) -> Arrays:
+    return *equal_embeddings(generator, batch), generator.standard_normal((7, 5))
 
 
 # Bad calls

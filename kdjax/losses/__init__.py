@@ -2,18 +2,28 @@
 
 from kdjax.losses._features import attention_transfer as attention_transfer
 from kdjax.losses._features import hint as hint
+from kdjax.losses._graph import similarity_graph as similarity_graph
 from kdjax.losses._logits import logit_mse as logit_mse
 from kdjax.losses._logits import soft_target_kl as soft_target_kl
 from kdjax.losses._relations import pkt as pkt
 from kdjax.losses._relations import rkd_angle as rkd_angle
 from kdjax.losses._relations import rkd_distance as rkd_distance
+from kdjax.losses._similarity import correlation_congruence as correlation_congruence
+from kdjax.losses._similarity import kernel_alignment as kernel_alignment
+from kdjax.losses._similarity import kernel_congruence as kernel_congruence
+from kdjax.losses._similarity import similarity_preserving as similarity_preserving
 
 __all__ = [
     "attention_transfer",
+    "correlation_congruence",
     "hint",
+    "kernel_alignment",
+    "kernel_congruence",
     "logit_mse",
     "pkt",
     "rkd_angle",
     "rkd_distance",
+    "similarity_graph",
+    "similarity_preserving",
     "soft_target_kl",
 ]

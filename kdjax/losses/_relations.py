@@ -48,7 +48,7 @@ def rkd_distance(
     Reference:
       Park et al., Relational Knowledge Distillation, 2019, section 3.2.1. https://arxiv.org/abs/1904.05068
     """
-    student, teacher = _feature_pair(student, teacher)
+    student, teacher = feature_pair(student, teacher)
     return jnp.mean(_math.smooth_l1(_relative_distances(student) - _relative_distances(teacher)), axis=1)
 
 
@@ -94,7 +94,7 @@ def rkd_angle(
     """
     if block is not None and not (isinstance(block, int) and block > 0):
         raise ValueError(f"block must be a whole number of anchors greater than 0, or None for all; got {block!r}.")
-    student, teacher = _feature_pair(student, teacher)
+    student, teacher = feature_pair(student, teacher)
     student_gram, teacher_gram = _math.gram(_math.centred(student)), _math.gram(_math.centred(teacher))
 
     def share(anchor: tuple[_Anchor, _Anchor]) -> Float[Array, ""]:
@@ -146,13 +146,14 @@ def pkt(
       Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, 2018, section 3.
       https://arxiv.org/abs/1803.10837
     """
-    student, teacher = _feature_pair(student, teacher)
+    student, teacher = feature_pair(student, teacher)
     of_student, of_teacher = _neighbour_distributions(student), _neighbour_distributions(teacher)
     tiny = 1e-7
     return jnp.mean(of_teacher * (jnp.log(of_teacher + tiny) - jnp.log(of_student + tiny)), axis=1)
 
 
-def _feature_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch dim"], Float[Array, "batch other_dim"]]:
+def feature_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch dim"], Float[Array, "batch other_dim"]]:
+    """Both as rows in float32 at least, or the ValueError that every relational loss raises."""
     _checks.rank_at_least("student", student, 2, "[batch, dim]")
     _checks.rank_at_least("teacher", teacher, 2, "[batch, dim]")
     _checks.same_batch("student", student, "teacher", teacher)

@@ -1,0 +1,222 @@
+"""Losses that match matrices of similarity: each network's batch against itself, then the two matrices.
+
+As in `_relations.py`: dims may differ where not said otherwise, and a batch that is split over devices must be gathered.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import _checks
+from kdjax._types import Number
+from kdjax.losses import _math
+from kdjax.losses._relations import feature_pair
+
+
+def similarity_preserving(
+    student: Float[Array, " batch *student_dims"],
+    teacher: Float[Array, " batch *teacher_dims"],
+) -> Float[Array, " batch"]:
+    """Squared difference of the batch's similarities, each example's in units of their own length.
+
+    (1/B) Σ_j (g^s_ij − g^t_ij)², with G = X Xᵀ and g_i = G_i / ‖G_i‖.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened.
+      teacher: features of the same examples; dim may differ.
+
+    Returns:
+      Each example's share, a number between 0 and 4/B; the mean over the batch is Σ_ij (g^s_ij − g^t_ij)² / B².
+
+    Raises:
+      ValueError: an argument has only one axis, or the batches differ.
+
+    Example:
+      Size and rotation of the features do not count, their place does:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import similarity_preserving
+      >>> teacher = jax.random.normal(jax.random.key(0), (4, 2))
+      >>> quarter_turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+      >>> bool((similarity_preserving(3.0 * teacher @ quarter_turn, teacher) < 1e-6).all())
+      True
+      >>> bool((similarity_preserving(teacher + 1.0, teacher) > 1e-3).all())
+      True
+
+    Note:
+      Paper and common code agree. The factor 1/B² makes the loss small in large batches: its usual weight is in the
+      thousands. An example with zero features has zero similarities.
+
+    Reference:
+      Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019, equations 1 to 4. https://arxiv.org/abs/1907.09682
+    """
+    student, teacher = feature_pair(student, teacher)
+    return jnp.mean((_row_similarities(student) - _row_similarities(teacher)) ** 2, axis=1)
+
+
+def correlation_congruence(
+    student: Float[Array, " batch *dims"],
+    teacher: Float[Array, " batch *dims"],
+) -> Float[Array, " batch"]:
+    """Product of the absolute errors of examples that follow each other in the batch.
+
+    c_i = Σ_d |Δ_id| |Δ_{i+1,d}|, with Δ = s − t, for the B − 1 pairs (i, i + 1); the loss is their mean.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened; after a connector where dims differ.
+      teacher: features of the same shape.
+
+    Returns:
+      Each example's share, a number ≥ 0: half of each pair that it is in, times B / (B − 1), so that the mean over the
+      batch is the mean over pairs. A batch of one has no pair: 0.
+
+    Raises:
+      ValueError: the shapes differ, or have only one axis.
+
+    Example:
+      Two pairs, |1| · |2| and |2| · |3|; the middle example is in both:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import correlation_congruence
+      >>> student = jnp.array([[1.0], [-2.0], [3.0]])
+      >>> shares = correlation_congruence(student, jnp.zeros((3, 1)))
+      >>> shares.tolist(), float(shares.mean())
+      ([1.5, 6.0, 4.5], 4.0)
+
+    Note:
+      This is the common implementation, and not the paper's formula: see `kernel_congruence` for that. It compares no
+      relations, it depends on the order of the batch, and it is 0 already where every second example is right.
+
+    Reference:
+      Peng et al., Correlation Congruence for Knowledge Distillation, 2019. https://arxiv.org/abs/1904.01802
+    """
+    _checks.same_shape("student", student, "teacher", teacher)
+    student, teacher = feature_pair(student, teacher)
+    error = jnp.abs(student - teacher)
+    pairs = jnp.sum(error[:-1] * error[1:], axis=1)
+    batch = student.shape[0]
+    return (jnp.pad(pairs, (0, 1)) + jnp.pad(pairs, (1, 0))) * (batch / (2 * max(batch - 1, 1)))
+
+
+def kernel_congruence(
+    student: Float[Array, " batch *student_dims"],
+    teacher: Float[Array, " batch *teacher_dims"],
+    *,
+    gamma: Number = 0.4,
+    order: int | None = None,
+) -> Float[Array, " batch"]:
+    """Squared difference of the batch's Gaussian kernels.
+
+    mean over j of (k^s_ij − k^t_ij)², with k_ij = exp(−γ ‖x_i − x_j‖²) between features of length 1, which is
+    exp(−2γ) exp(2γ c_ij) with the cosine c_ij; up to `order` P, exp(−2γ) Σ_{p ≤ P} (2γ c_ij)^p / p!.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened.
+      teacher: features of the same examples; dim may differ.
+      gamma: γ > 0; larger looks at nearer neighbours alone. May be traced.
+      order: where to stop the kernel's Taylor series; None takes the kernel itself. The paper's experiments use 2.
+
+    Returns:
+      Each example's share, a number ≥ 0; the mean over the batch is the mean over all B² pairs.
+
+    Raises:
+      ValueError: an argument has only one axis, the batches differ, γ is not a finite number above 0, or `order` is not a
+        whole number above 0.
+
+    Example:
+      Only directions count, and a short series is already near the kernel:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import kernel_congruence
+      >>> student, teacher = jax.random.normal(jax.random.key(0), (2, 4, 3))
+      >>> exact = kernel_congruence(student, teacher)
+      >>> bool(jnp.allclose(kernel_congruence(3.0 * student, teacher, order=6), exact, atol=1e-4))
+      True
+
+    Note:
+      What is commonly called by the paper's name is `correlation_congruence`. A zero vector has cosine 0 with
+      everything, itself included, and zero gradient.
+
+    Reference:
+      Peng et al., Correlation Congruence for Knowledge Distillation, 2019, section 3.3. https://arxiv.org/abs/1904.01802
+    """
+    _checks.positive("gamma", gamma)
+    if order is not None and not (isinstance(order, int) and order > 0):
+        raise ValueError(f"order must be a whole number greater than 0, or None for the whole series; got {order!r}.")
+    student, teacher = feature_pair(student, teacher)
+    difference = _gaussian_kernel(student, gamma, order) - _gaussian_kernel(teacher, gamma, order)
+    return jnp.mean(difference**2, axis=1)
+
+
+def kernel_alignment(
+    student: Float[Array, " batch *student_dims"],
+    teacher: Float[Array, " batch *teacher_dims"],
+    *,
+    centred: bool = True,
+) -> Float[Array, " batch"]:
+    """How far the two networks' matrices of inner products are from pointing in the same direction.
+
+    1 − ⟨K_s, K_t⟩ / (‖K_s‖ ‖K_t‖), with K = X Xᵀ of features about their mean: 1 − CKA with linear kernels.
+
+    Args:
+      student: features [batch, dim], or [batch, …], which are flattened.
+      teacher: features of the same examples; dim may differ.
+      centred: False leaves the features where they are.
+
+    Returns:
+      Each example's share (B/2) Σ_j (k^s_ij − k^t_ij)² ≥ 0, with k = K / ‖K‖; their mean is the formula above, a number
+      between 0 and 1.
+
+    Raises:
+      ValueError: an argument has only one axis, or the batches differ.
+
+    Example:
+      Place, size and rotation of the cloud of features do not count:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import kernel_alignment
+      >>> teacher = jax.random.normal(jax.random.key(0), (4, 2))
+      >>> quarter_turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+      >>> bool((kernel_alignment(3.0 * teacher @ quarter_turn + 1.0, teacher) < 1e-6).all())
+      True
+
+    Note:
+      Often shown under the name of PKT, which is another loss: `pkt`. As squares the value keeps its digits near 0,
+      where 1 − alignment has none. A cloud without spread has K = 0 and no direction: the mean is then 1/2 against a
+      cloud with spread, and 0 against another without, each with zero gradient at the point.
+
+    Reference:
+      Kornblith et al., Similarity of Neural Network Representations Revisited, 2019, section 3.
+      https://arxiv.org/abs/1905.00414
+    """
+    student, teacher = feature_pair(student, teacher)
+    difference = _kernel_direction(student, centred) - _kernel_direction(teacher, centred)
+    return 0.5 * student.shape[0] * jnp.sum(difference**2, axis=1)
+
+
+def _row_similarities(features: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
+    return _math.unit(_math.gram(_math.over_largest(features, (0, 1))), (1,))
+
+
+def _gaussian_kernel(
+    features: Float[Array, "batch dim"], gamma: Number, order: int | None
+) -> Float[Array, "batch batch"]:
+    exponents = 2.0 * gamma * _math.gram(_math.unit(features, (1,)))
+    if order is None:
+        return jnp.exp(exponents - 2.0 * gamma)
+    powers = sum(exponents**power / math.factorial(power) for power in range(order + 1))
+    return jnp.exp(-2.0 * jnp.asarray(gamma, features.dtype)) * powers
+
+
+def _kernel_direction(features: Float[Array, "batch dim"], centred: bool) -> Float[Array, "batch batch"]:
+    if centred:
+        # First about one example, which changes nothing but rounding: equal examples are then exactly at 0, which is
+        # not so about a rounded mean. Here the mean's gradient counts, unlike in `_math.centred`.
+        features = features - jax.lax.stop_gradient(features[:1])
+        features = features - jnp.mean(features, axis=0, keepdims=True)
+    return _math.unit(_math.gram(_math.over_largest(features, (0, 1))), (0, 1))
