@@ -55,7 +55,7 @@ class Network(NamedTuple):
     step: Callable[..., Any]
     advance: Callable[..., Any]
     evaluate: Callable[..., dict[str, float]]
-    predict: Callable[..., Outputs]
+    predict: Callable[..., jax.Array]
 
 
 def prepare(recipe: Recipe, *, examples: int, classes: int, teacher_apply: Apply | None = None) -> Network:
@@ -77,10 +77,9 @@ def prepare(recipe: Recipe, *, examples: int, classes: int, teacher_apply: Apply
             metrics = jax.tree.map(lambda values: values[-1], history)
         return state, totals, metrics
 
-    @partial(jax.jit, static_argnums=3)
-    def predict(weights, arrays, indices, features):
-        outputs, _ = apply(*weights, take(arrays, indices)["inputs"], train=False)
-        return Outputs(outputs.logits, {name: outputs.features[name] for name in features})
+    @jax.jit
+    def predict(weights, arrays, indices):
+        return apply(*weights, take(arrays, indices)["inputs"], train=False)[0].logits
 
     return Network(recipe, optimizer, init, apply, step, advance, _evaluator(apply), predict)
 
@@ -141,13 +140,13 @@ def fit(
     return Weights(state.params, state.model_state), history
 
 
-def cached_outputs(network: Network, weights: Weights, arrays: Arrays, features: tuple[str, ...] = ()) -> Outputs:
-    """What the network says of every example, in order: the soft-label pass, done once. Of its features only those named."""
+def cached_logits(network: Network, weights: Weights, arrays: Arrays) -> Outputs:
+    """The network's logits for every example, in order, and no features: the soft-label pass, done once."""
     examples = len(arrays["labels"])
     indices, _ = evaluation_indices(examples, EVALUATION_BATCH)
     inputs = {"inputs": arrays["inputs"]}
-    parts = [network.predict(weights, inputs, chosen, features) for chosen in np.asarray(indices)]
-    return jax.tree.map(lambda *batches: jnp.concatenate(batches)[:examples], *parts)
+    parts = [network.predict(weights, inputs, chosen) for chosen in np.asarray(indices)]
+    return Outputs(jnp.concatenate(parts)[:examples], {})
 
 
 def _evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:

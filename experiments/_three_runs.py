@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments._loop import Arrays, Network, Recipe, cached_outputs, fit, prepare
+from experiments._loop import Arrays, Network, Recipe, cached_logits, fit, prepare
 
 import jax
 from rich.console import Console
@@ -50,7 +50,7 @@ class Settings:
     teacher: Path | None = None
     """use this saved teacher for every seed, such as OUT/seed-0/teacher/weights, and train none"""
     cache_teacher: bool = True
-    """run the teacher once over the training data, not once an epoch, and keep what the objective reads"""
+    """run the teacher once over the training data, not once an epoch; only its logits are kept"""
     print_every: int = 1
     """print a line each so many epochs; 0: only after the last"""
 
@@ -70,12 +70,8 @@ def run(
     teacher: Recipe,
     alone: Recipe,
     distilled: Recipe,
-    features: tuple[str, ...] = (),
 ) -> Path:
-    """Runs the three over all seeds, prints the table, writes ``results.json``, and returns the folder of it all.
-
-    `features` are the teacher's that the distilled recipe's objective reads: what a cache of its outputs must hold.
-    """
+    """Runs the three over all seeds, prints the table, writes ``results.json``, and returns the folder of it all."""
     console = Console()
     jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -107,8 +103,7 @@ def run(
         )
     try:
         seeds = [
-            _one_seed(seed, networks, features, train, test, given, out, settings, console)
-            for seed in range(settings.seeds)
+            _one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)
         ]
     except KeyboardInterrupt:
         console.print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
@@ -130,7 +125,6 @@ def run(
 def _one_seed(
     seed: int,
     networks: dict[str, Network],
-    features: tuple[str, ...],
     train: Arrays,
     test: Arrays,
     given: Weights | None,
@@ -172,10 +166,10 @@ def _one_seed(
         record[phase] = history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
         if phase == "teacher":
             teacher = given if given is not None else weights
-            test = test | {"teacher": cached_outputs(network, teacher, test)}
+            test = test | {"teacher": cached_logits(network, teacher, test)}
         if phase == "alone" and settings.cache_teacher:
             started = time.monotonic()
-            cache = cached_outputs(networks["teacher"], teacher, train, features)
+            cache = cached_logits(networks["teacher"], teacher, train)
             train = train | {"teacher": jax.block_until_ready(cache)}
             cache_seconds = time.monotonic() - started
     if settings.cache_teacher:

@@ -44,9 +44,9 @@ def optimizer():
 
 
 def fresh_state(seed=0, transform=None):
-    weights = student()[0](jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
+    weights = jax.jit(student()[0])(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
     return init_state(weights, transform or optimizer(), jax.random.key(seed + 100))
 
 
 def teacher_weights(seed=7):
-    return teacher()[0](jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
+    return jax.jit(teacher()[0])(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
