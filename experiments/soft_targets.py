@@ -34,6 +34,8 @@ class SoftTargets(Settings):
     """examples an update of the student"""
     learning_rate: float = 1e-3
     """Adam's, per update"""
+    decay: bool = False
+    """take the learning rate to 0 along a cosine; the article keeps it constant"""
     temperature: float = 5.0
     """T of the soft targets, in logits"""
 
@@ -43,8 +45,11 @@ def main(settings: SoftTargets) -> Path:
     soft_only = weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=settings.temperature)))
 
     def recipe(model, objective, batch_size):
-        optimizer = optax.adam(settings.learning_rate)
-        return Recipe(model, objective, lambda updates: optimizer, settings.epochs, batch_size)
+        def optimizer(updates):
+            rate = settings.learning_rate
+            return optax.adam(optax.cosine_decay_schedule(rate, updates) if settings.decay else rate)
+
+        return Recipe(model, objective, optimizer, settings.epochs, batch_size)
 
     out = run(
         "soft_targets",
