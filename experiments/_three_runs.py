@@ -4,6 +4,7 @@ Alone and distilled start from the same weights and see the same batches in the 
 is what the teacher changed, and nothing else.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from experiments._loop import Arrays, Network, Recipe, cached_logits, fit, prepare
 
@@ -88,7 +89,7 @@ def run(
     teacher_apply = None if settings.cache_teacher else networks["teacher"].apply
     networks["distilled"] = prepare(distilled, **sizes, teacher_apply=teacher_apply)
     given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train)
-    out = _open_folder(name, settings)
+    out, lock = _open_folder(name, settings)
     left_over = len(train["labels"]) % teacher.batch_size
     console.print(
         f"{name}: {len(train['labels']):,} training and {len(test['labels']):,} test examples of {settings.data}, "
@@ -118,6 +119,7 @@ def run(
         "seeds": seeds,
     }
     write_json(out / "results.json", results)
+    lock.close()
     comparison(results, console)
     return out
 
@@ -182,8 +184,8 @@ def _given_teacher(path: Path, network: Network, train: Arrays) -> Weights:
     return load_weights(path, like)
 
 
-def _open_folder(name: str, settings: Settings) -> Path:
-    """The run's folder, made or found; a finished or unfinished run is never overwritten."""
+def _open_folder(name: str, settings: Settings) -> tuple[Path, IO[str]]:
+    """The run's folder, made or found, and the open file that locks it. A run that is there is never overwritten."""
     source = settings.data.replace(":", "-").replace("/", "-")
     out = settings.out or ROOT / "checkpoints" / "runs" / f"{name}-{source}"
     if out.exists() and not out.is_dir():
@@ -192,12 +194,15 @@ def _open_folder(name: str, settings: Settings) -> Path:
         raise FileExistsError(f"out is not empty: {out}. Go on with it by --resume, or name another by --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".write").touch()
-        (out / ".write").unlink()
+        lock = (out / ".lock").open("w")
     except OSError as error:
         raise PermissionError(f"out cannot be written to: {out} ({error.strerror}).") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"out is being written by another process: {out}. Wait for it, or stop it.") from None
     _same_config(out / "config.json", {"experiment": name} | _plain(settings))
-    return out
+    return out, lock
 
 
 def _same_config(path: Path, config: dict[str, Any]) -> None:

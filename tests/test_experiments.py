@@ -1,5 +1,6 @@
 """The experiments as their users run them, made short: results, checkpoints, resumption to the bit, and clear errors."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -164,6 +165,13 @@ def test_a_folder_in_use_is_never_written_into(finished, tmp_path):
     with pytest.raises(NotADirectoryError, match="out must be a folder"):
         digits.main(replace(SHORT, out=file))
     assert file.read_text() == "mine"
+
+
+def test_two_runs_never_share_a_folder(finished):
+    with (finished / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="out is being written by another process"):
+            digits.main(replace(SHORT, out=finished, resume=True))
 
 
 def test_a_place_that_cannot_be_written_is_named():
