@@ -3,8 +3,9 @@
 To add a loss: a row in cases_*.py, a function of the same name in references_*.py, and nothing in the tests.
 """
 
+import cases_contrastive
 import cases_features
 import cases_logits
 import cases_relations
 
-CASES = (*cases_logits.ROWS, *cases_features.ROWS, *cases_relations.ROWS)
+CASES = (*cases_logits.ROWS, *cases_features.ROWS, *cases_relations.ROWS, *cases_contrastive.ROWS)

@@ -1,0 +1,476 @@
+"""Contrastive representation distillation and its bank: a loss with a memory, which the table of losses has no row for."""
+
+import functools
+import inspect
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from kdjax import losses
+
+SIZE, DIM, BATCH, COUNT = 12, 5, 8, 7
+
+
+def made(seed=0, batch=BATCH, dtype=np.float32, batches=3):
+    """Embeddings, indices, a bank that has seen some batches, negatives."""
+    generator = np.random.default_rng(seed)
+    student, teacher = generator.standard_normal((2, batch, DIM))
+    bank = losses.init_bank(jax.random.key(seed), SIZE, DIM)
+    bank = bank._replace(log_normalisers=jnp.array([4.0, 5.0], jnp.float32), batches=jnp.int32(batches))
+    indices = generator.permutation(SIZE)[:batch]
+    negatives = losses.draw_negatives(jax.random.key(seed), jnp.asarray(indices), COUNT, SIZE)
+    return jnp.asarray(student, dtype), jnp.asarray(teacher, dtype), jnp.asarray(indices), bank, negatives
+
+
+def in_float64(bank):
+    return losses.Bank(*(np.asarray(a, np.float64) for a in bank[:3]), int(bank.batches))
+
+
+def close(actual, wanted, relative=1e-4, absolute=1e-5):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), np.asarray(wanted, np.float64), relative, absolute)
+
+
+@functools.cache
+def jitted(**keywords):
+    return jax.jit(functools.partial(losses.crd, **keywords))
+
+
+def mean_and_rest(student, teacher, *rest, **keywords):
+    values, bank = losses.crd(student, teacher, *rest, **keywords)
+    return values.mean(), (values, bank)
+
+
+value_and_gradients = jax.jit(jax.value_and_grad(mean_and_rest, argnums=(0, 1), has_aux=True))
+
+
+# The value
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3, 4, 5])
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_agrees_with_the_slow_reference(batches, precision):
+    keywords = {"temperature": 0.2, "momentum": 0.3, "warmup": 4}
+    with jax.enable_x64(precision is np.float64):
+        student, teacher, indices, bank, negatives = made(batches, dtype=precision, batches=batches)
+        # A bank in float64 has no rounding of its own.
+        bank = bank._replace(
+            **{name: getattr(bank, name).astype(precision) for name in ("student", "teacher", "log_normalisers")}
+        )
+        values, new = jitted(**keywords, chunk=3)(student, teacher, indices, bank, negatives)
+    exact = (np.asarray(a, np.float64) for a in (student, teacher))
+    wanted, arrays = references.crd(*exact, np.asarray(indices), in_float64(bank), np.asarray(negatives), **keywords)
+    assert values.shape == (BATCH,)
+    assert values.dtype == precision
+    relative = 1e-4 if precision is np.float32 else 1e-11
+    close(values, wanted, relative, relative)
+    for array, wanted_array in zip(new, arrays, strict=True):
+        close(array, wanted_array, relative, relative)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 6, 7, 8, 512])
+def test_chunks_change_nothing_but_memory(chunk):
+    arrays = made(1)
+    (whole, (_, bank)), wanted = value_and_gradients(*arrays)
+    of_chunk = jax.value_and_grad(functools.partial(mean_and_rest, chunk=chunk), argnums=(0, 1), has_aux=True)
+    (value, (_, new)), gradients = jax.jit(of_chunk)(*arrays)
+    close(value, whole, 1e-6)
+    jax.tree.map(functools.partial(close, relative=1e-5, absolute=1e-7), (new, gradients), (bank, wanted))
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_gradient_agrees_with_finite_differences(batches):
+    with jax.enable_x64(True):
+        student, teacher, *rest = made(2, dtype=np.float64, batches=3)
+        rest[1] = rest[1]._replace(batches=jnp.int32(batches))
+        if batches:
+            loss = jax.jit(lambda s, t: losses.crd(s, t, *rest, temperature=0.2)[0])
+            check_grads(loss, (student, teacher), order=1, atol=1e-5, rtol=1e-5)
+            of_numbers = jax.jit(lambda t, m: losses.crd(student, teacher, *rest, temperature=t, momentum=m)[0])
+            check_grads(of_numbers, (0.2, 0.3), order=1, atol=1e-5, rtol=1e-5)
+        else:
+            # The first batch's own normaliser is a constant of that batch: no gradient goes through it.
+            _, new = losses.crd(student, teacher, *rest, temperature=0.2)
+            fixed = rest[1]._replace(log_normalisers=new.log_normalisers, batches=jnp.int32(1))
+            of_first, of_later = (
+                jax.grad(lambda s, b=b: losses.crd(s, teacher, rest[0], b, rest[2], temperature=0.2)[0].sum())(student)
+                for b in (rest[1], fixed)
+            )
+            close(of_first, of_later, 1e-6, 1e-8)
+
+
+def test_falls_to_partners_and_rises_to_strangers():
+    bank = losses.init_bank(jax.random.key(0), SIZE, 64)._replace(
+        batches=jnp.int32(1), log_normalisers=jnp.full(2, 3.0)
+    )
+    indices = jnp.arange(4)
+    negatives = losses.draw_negatives(jax.random.key(1), indices, 20, SIZE)
+    partners = losses.crd(bank.teacher[indices], bank.student[indices], indices, bank, negatives)[0]
+    strangers = losses.crd(bank.teacher[indices + 4], bank.student[indices + 4], indices, bank, negatives)[0]
+    assert (partners > 0).all()
+    assert (partners + 5 < strangers).all()
+
+
+# The bank
+
+
+def test_the_bank_moves_where_it_should_and_nowhere_else():
+    student, teacher, indices, bank, negatives = made(3)
+    _, new = jitted(momentum=0.25)(student, teacher, indices, bank, negatives)
+    others = np.setdiff1d(np.arange(SIZE), indices)
+    for old, moved, embeddings in ((bank.student, new.student, student), (bank.teacher, new.teacher, teacher)):
+        np.testing.assert_array_equal(moved[others], old[others])
+        directions = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        mixed = 0.25 * old[indices] + 0.75 * directions
+        close(moved[indices], mixed / np.linalg.norm(mixed, axis=1, keepdims=True), 1e-6, 1e-7)
+        close(np.linalg.norm(moved, axis=1), np.ones(SIZE), 1e-6)
+
+
+def test_order_of_the_batch_is_only_an_order():
+    student, teacher, indices, bank, negatives = made(4)
+    indices = indices.at[5].set(indices[2])  # twice in one batch, with different embeddings
+    order = np.random.default_rng(0).permutation(BATCH)
+    values, new = jitted()(student, teacher, indices, bank, negatives)
+    reordered, again = jitted()(student[order], teacher[order], indices[order], bank, negatives[order])
+    close(reordered, values[order], 1e-6)
+    jax.tree.map(functools.partial(close, relative=1e-6, absolute=1e-7), again, new)
+
+
+def test_an_example_twice_in_a_batch_moves_its_entry_by_the_mean():
+    student, teacher, indices, bank, negatives = made(5)
+    indices = jnp.full_like(indices, 7)
+    _, new = jitted()(student, teacher, indices, bank, negatives)
+    _, (of_student, of_teacher, *_) = references.crd(
+        np.asarray(student), np.asarray(teacher), indices, in_float64(bank), negatives
+    )
+    close(new.student, of_student, 1e-5, 1e-6)
+    close(new.teacher, of_teacher, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_an_embedding_without_direction_leaves_its_entry(momentum):
+    _, teacher, indices, bank, negatives = made(6)
+    _, new = jitted(momentum=momentum)(jnp.zeros((BATCH, DIM)), teacher, indices, bank, negatives)
+    close(new.student, bank.student, 1e-6, 1e-7)
+    _, new = jitted()(-bank.student[indices], teacher, indices, bank, negatives)
+    close(new.student, bank.student, 1e-3, 1e-6)
+
+
+def test_normalisers_are_the_mean_of_the_first_batches_and_then_stay():
+    *_, bank, _ = made(batches=0)
+    bank, estimates, kept = bank._replace(log_normalisers=jnp.zeros(2)), [], []
+    for seed in range(5):
+        student, teacher, indices, _, negatives = made(seed)
+        first = bank._replace(batches=jnp.int32(0))
+        estimates.append(np.exp(jitted(warmup=3)(student, teacher, indices, first, negatives)[1].log_normalisers))
+        bank = jitted(warmup=3)(student, teacher, indices, bank, negatives)[1]
+        kept.append(np.exp(bank.log_normalisers))
+    for seen in range(5):
+        close(kept[seen], np.mean(estimates[: min(seen + 1, 3)], axis=0))
+
+
+def test_after_the_first_batch_an_example_does_not_feel_the_others():
+    student, teacher, indices, bank, negatives = made(7)
+    values, _ = jitted()(student, teacher, indices, bank, negatives)
+    alone = [
+        jitted()(student[i : i + 1], teacher[i : i + 1], indices[i : i + 1], bank, negatives[i : i + 1])[0][0]
+        for i in range(BATCH)
+    ]
+    close(alone, values, 1e-6)
+
+
+def test_no_gradient_enters_or_leaves_the_bank():
+    student, teacher, indices, bank, negatives = made(8)
+
+    def everything(student, teacher, of_student, of_teacher):
+        values, new = losses.crd(
+            student, teacher, indices, bank._replace(student=of_student, teacher=of_teacher), negatives
+        )
+        return values.sum(), sum(jnp.sum(array) for array in new[:3])
+
+    of_values, of_bank = jax.jacrev(everything, argnums=(0, 1, 2, 3))(student, teacher, bank.student, bank.teacher)
+    assert all(np.abs(gradient).max() > 0 for gradient in of_values[:2])
+    for gradient in (*of_values[2:], *of_bank):
+        np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+def test_training_on_it_brings_partners_together():
+    """Free embeddings instead of networks: after some epochs each student's nearest teacher is its own."""
+    teacher = jax.random.normal(jax.random.key(1), (SIZE, DIM))
+
+    @jax.jit
+    def step(student, bank, key):
+        indices = jnp.arange(SIZE)
+        negatives = losses.draw_negatives(key, indices, 16, SIZE)
+        (value, (_, bank)), gradient = jax.value_and_grad(mean_and_rest, has_aux=True)(
+            student, teacher, indices, bank, negatives
+        )
+        return student - 0.1 * gradient, bank, value
+
+    student, bank, history = (
+        jax.random.normal(jax.random.key(2), (SIZE, DIM)),
+        losses.init_bank(jax.random.key(0), SIZE, DIM),
+        [],
+    )
+    for number in range(100):
+        student, bank, value = step(student, bank, jax.random.key(number))
+        history.append(float(value))
+    assert history[-1] < 0.6 * history[0]
+    np.testing.assert_array_equal(np.argmax(student @ bank.teacher.T, axis=1), np.arange(SIZE))
+
+
+# Finite everywhere
+
+
+def of_student(change):
+    return lambda student, teacher, *rest: (change(student), teacher, *rest)
+
+
+def first_batch(student, teacher, indices, bank, negatives):
+    return student, teacher, indices, bank._replace(batches=jnp.int32(0)), negatives
+
+
+BAD_POINTS = {
+    "zeros": lambda student, teacher, *rest: (0 * student, 0 * teacher, *rest),
+    "student zero": of_student(lambda a: 0 * a),
+    "one zero": of_student(lambda a: a.at[0].set(0)),
+    "identical": of_student(lambda a: jnp.repeat(a[:1], BATCH, axis=0)),
+    "student equals teacher": lambda student, _, *rest: (student, student, *rest),
+    "a batch of one": lambda student, teacher, indices, bank, negatives: (
+        student[:1],
+        teacher[:1],
+        indices[:1],
+        bank,
+        negatives[:1],
+    ),
+    "huge": of_student(lambda a: jnp.sign(a) * 3e4),
+    "the bank's own": lambda _, teacher, indices, bank, negatives: (
+        bank.teacher[indices].astype(teacher.dtype),
+        teacher,
+        indices,
+        bank,
+        negatives,
+    ),
+    "one place alone": lambda student, teacher, indices, bank, negatives: (
+        student,
+        teacher,
+        0 * indices,
+        bank,
+        0 * negatives,
+    ),
+    "a bank of zeros": lambda student, teacher, indices, bank, negatives: (
+        student,
+        teacher,
+        indices,
+        bank._replace(student=0 * bank.student, teacher=0 * bank.teacher),
+        negatives,
+    ),
+    "the first batch": first_batch,
+    "the first batch, zeros": lambda *arrays: first_batch(0 * arrays[0], 0 * arrays[1], *arrays[2:]),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("temperature", [0.07, 0.004])
+def test_finite_value_gradient_and_bank_at_bad_points(dtype, temperature):
+    """At τ = 0.004, exp(1/τ) is 1e108: no float32 holds it."""
+    call = jax.jit(
+        jax.value_and_grad(functools.partial(mean_and_rest, temperature=temperature), argnums=(0, 1), has_aux=True)
+    )
+    for point, change in BAD_POINTS.items():
+        arrays = change(*made(9, dtype=dtype))
+        (_, (values, bank)), gradients = call(*arrays)
+        assert values.dtype == jnp.float32, point
+        assert np.isfinite(values).all(), point
+        assert (values >= 0).all(), point
+        assert all(np.isfinite(array).all() for array in bank), point
+        for gradient in gradients:
+            assert gradient.dtype == dtype
+            assert np.isfinite(np.asarray(gradient, np.float32)).all(), point
+
+
+def test_nan_is_not_hidden():
+    arrays = made(10)
+    for position in (0, 1):
+        broken = list(arrays)
+        broken[position] = broken[position].at[2].set(np.nan)
+        values, _ = jitted()(*broken)
+        assert np.isnan(values).tolist() == [i == 2 for i in range(BATCH)]
+
+
+# Under every transformation
+
+
+def test_maps_and_scans_as_a_loop_does():
+    several = [made(seed) for seed in range(3)]
+    wanted = jax.tree.map(lambda *a: jnp.stack(a), *(jitted()(*arrays) for arrays in several))
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *several)
+    scanned = jax.jit(lambda all_of_them: lax.scan(lambda carry, one: (carry, losses.crd(*one)), 0, all_of_them)[1])
+    for values in (jax.jit(jax.vmap(losses.crd))(*stacked), scanned(stacked)):
+        jax.tree.map(functools.partial(close, relative=1e-5, absolute=1e-6), values, wanted)
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+@pytest.mark.parametrize("way", ["jit, bank on every device", "jit, bank split", "shard_map"])
+def test_a_batch_split_over_devices_is_the_whole_batch(way, batches):
+    arrays = made(11, batches=batches)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    split, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+    student, teacher, indices, bank, negatives = arrays
+    student, teacher, indices, negatives = jax.device_put((student, teacher, indices, negatives), split)
+    if way == "jit, bank split":
+        bank = jax.device_put(bank, losses.Bank(split, split, everywhere, everywhere))
+    else:
+        bank = jax.device_put(bank, everywhere)
+
+    def gathered(student, teacher, indices, bank, negatives):
+        """As the train step does it: gather, then the mean over devices of the loss within and the gradients without."""
+
+        def loss(own_student, own_teacher):
+            whole = (lax.all_gather(a, "data", tiled=True) for a in (own_student, own_teacher, indices, negatives))
+            student, teacher, all_indices, all_negatives = whole
+            values, new = losses.crd(student, teacher, all_indices, bank, all_negatives)
+            new = new._replace(**{name: lax.pmean(getattr(new, name), "data") for name in new._fields[:3]})
+            return lax.pmean(values.mean(), "data"), (lax.pmean(values, "data"), new)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(student, teacher)
+
+    data, whole = PartitionSpec("data"), PartitionSpec()
+    function = (
+        jax.jit(
+            jax.shard_map(
+                gathered,
+                mesh=mesh,
+                in_specs=(data, data, data, whole, data),
+                out_specs=((whole, (whole, whole)), (data, data)),
+            )
+        )
+        if way == "shard_map"
+        else value_and_gradients
+    )
+    split_answer = function(student, teacher, indices, bank, negatives)
+    jax.tree.map(functools.partial(close, relative=1e-5, absolute=1e-6), split_answer, value_and_gradients(*arrays))
+
+
+def test_memory_grows_with_the_chunk_and_not_with_the_negatives():
+    size, count, batch, dim = 20_000, 16_384, 64, 128
+    key = jax.random.key(0)
+    bank = jax.eval_shape(lambda: losses.init_bank(key, size, dim))
+    embeddings = jax.ShapeDtypeStruct((batch, dim), jnp.float32)
+    indices, negatives = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (batch, count)))
+    needed = value_and_gradients.lower(embeddings, embeddings, indices, bank, negatives).compile().memory_analysis()
+    gathered_at_once = 4 * batch * count * dim
+    assert needed.temp_size_in_bytes < 300e6 < gathered_at_once, f"{needed.temp_size_in_bytes / 1e6:.0f} MB"
+
+
+# The draws
+
+
+def chi_square(drawn, allowed):
+    """How many standard deviations the counts of the allowed places lie above what a uniform draw gives."""
+    counts = np.bincount(drawn, minlength=max(allowed) + 1)[sorted(allowed)]
+    expected = len(drawn) / len(allowed)
+    freedom = len(allowed) - 1
+    return (np.sum((counts - expected) ** 2 / expected) - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+@pytest.mark.parametrize("sorted_before", [False, True])
+def test_draws_are_uniform_over_all_others(with_labels, sorted_before):
+    labels = np.array([2, 0, 1, 0, 5, 2, 0, 1, 2, 0, 0, 2])
+    order = jnp.argsort(jnp.asarray(labels)) if sorted_before and with_labels else None
+    indices = jnp.arange(12)
+    draw = jax.jit(losses.draw_negatives, static_argnums=(2, 3))
+    drawn = draw(
+        jax.random.key(0), indices, 20_000, 12, labels=jnp.asarray(labels) if with_labels else None, order=order
+    )
+    assert drawn.shape == (12, 20_000)
+    for i in range(12):
+        allowed = [j for j in range(12) if (labels[j] != labels[i] if with_labels else j != i)]
+        assert set(np.asarray(drawn[i]).tolist()) == set(allowed)
+        assert abs(chi_square(np.asarray(drawn[i]), allowed)) < 4.5
+    # Anchors draw each for itself.
+    assert len({tuple(np.asarray(row[:20]).tolist()) for row in drawn}) == 12
+
+
+def test_draws_differ_by_key_and_repeat_with_it():
+    indices = jnp.array([3, 3])
+    first, again, other = (losses.draw_negatives(jax.random.key(k), indices, 50, 1000) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (np.asarray(first) != np.asarray(other)).any()
+
+
+def test_a_new_bank_has_random_directions():
+    bank = losses.init_bank(jax.random.key(0), 1000, 16)
+    for memory in (bank.student, bank.teacher):
+        close(np.linalg.norm(memory, axis=1), np.ones(1000), 1e-5)
+        assert np.abs(np.mean(memory, axis=0)).max() < 0.05
+    assert np.abs(np.sum(bank.student * bank.teacher, axis=1)).mean() < 0.3
+
+
+# What is wrong is said
+
+
+@pytest.mark.parametrize(
+    ("change", "keywords", "words"),
+    [
+        ({0: lambda a: a[:, :4]}, {}, r"student and teacher must have the same shape; got \(8, 4\) for student"),
+        ({0: lambda a: a[0]}, {}, r"student must have 2 axes, \[batch, dim\]"),
+        ({2: lambda a: a[:5]}, {}, r"student and indices must have the same batch size.*\(8, 5\).*\(5,\)"),
+        ({2: lambda a: a.astype(jnp.float32)}, {}, r"indices must be whole numbers of shape \[batch\]; got .* float32"),
+        ({4: lambda a: a[:5]}, {}, r"negatives must be whole numbers of shape \[8, count\]; got shape \(5, 7\)"),
+        ({4: lambda a: a[:, :0]}, {}, r"negatives must be .*; got shape \(8, 0\)"),
+        ({4: lambda a: a.astype(jnp.float32)}, {}, r"negatives must be whole numbers .* dtype float32"),
+        (
+            {3: lambda b: b._replace(student=b.student[:, :3])},
+            {},
+            r"bank.student must have shape \[12, 5\]; got \(12, 3\)",
+        ),
+        ({3: lambda b: b._replace(teacher=b.teacher[:9])}, {}, r"bank.teacher must have shape \[12, 5\].*\(9, 5\)"),
+        ({}, {"temperature": 0.0}, "temperature must be a finite number greater than 0; got 0.0"),
+        ({}, {"momentum": 1.5}, "momentum must lie between 0.0 and 1.0; got 1.5"),
+        ({}, {"chunk": 0}, "chunk must be a whole number of 1 or more; got 0"),
+        ({}, {"warmup": 2.5}, "warmup must be a whole number of 1 or more; got 2.5"),
+    ],
+)
+def test_bad_call_is_a_named_error(change, keywords, words):
+    arrays = [change.get(position, lambda a: a)(array) for position, array in enumerate(made(12))]
+    with pytest.raises(ValueError, match=words):
+        inspect.unwrap(losses.crd)(*arrays, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "words"),
+    [
+        ((jnp.arange(3.0), 4, 10), {}, r"indices must be whole numbers of shape \[batch\]; got .* float32"),
+        ((jnp.arange(3), 0, 10), {}, "count must be a whole number of 1 or more; got 0"),
+        ((jnp.arange(3), 4, 1), {}, "bank_size must be a whole number of 2 or more; got 1"),
+        ((jnp.arange(3), 4, 10), {"labels": jnp.arange(9)}, r"labels must be whole class numbers of shape \(10,\)"),
+        (
+            (jnp.arange(3), 4, 10),
+            {"labels": jnp.full(10, 7)},
+            "labels must be of two classes at least.*got class 7 alone",
+        ),
+    ],
+)
+def test_bad_draw_is_a_named_error(arguments, keywords, words):
+    with pytest.raises(ValueError, match=words):
+        inspect.unwrap(losses.draw_negatives)(jax.random.key(0), *arguments, **keywords)
+
+
+@pytest.mark.parametrize(("size", "dim", "words"), [(1, 4, "size must be .* 2 or more; got 1"), (10, 0, "dim must be")])
+def test_bad_bank_is_a_named_error(size, dim, words):
+    with pytest.raises(ValueError, match=words):
+        losses.init_bank(jax.random.key(0), size, dim)
+
+
+def test_docstring_of_crd_has_the_house_order():
+    headings = ["Args:", "Returns:", "Raises:", "Example:", "Note:", "Reference:"]
+    assert re.findall(r"^(\w+:)$", inspect.getdoc(losses.crd), re.MULTILINE) == headings
