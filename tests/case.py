@@ -10,7 +10,7 @@ Change = Callable[[Arrays], Arrays]
 
 
 # What kdjax.losses gives beside losses: their ingredients. Each has a reference and tests of its own, and no row.
-INGREDIENTS: tuple[str, ...] = ()
+INGREDIENTS: tuple[str, ...] = ("standardize_logits",)
 
 
 # What has tests of its own instead of a row, and where.
@@ -44,7 +44,8 @@ class Case(NamedTuple):
       golden: the names of its golden cases.
       invariances: changes of the input that must leave the value as it is.
       pairs: positions of (student's, teacher's) arrays that belong together.
-      zero_at_equality: is the value 0 where each pair is equal?
+      agree: replaces the teacher's arrays by what agrees with the student's, where that is not the student's own.
+      zero_at_equality: is the value 0 where each pair is equal, or agrees?
       lowest: the smallest value it can take.
       bad_points: hard inputs at which value and gradient must be finite.
       bad_calls: wrong arguments, and what the error must say.
@@ -61,6 +62,7 @@ class Case(NamedTuple):
     golden: tuple[str, ...] = ()
     invariances: tuple[Change, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)
+    agree: Change | None = None
     zero_at_equality: bool = True
     lowest: float = 0.0
     bad_points: "Mapping[str, Change] | None" = None
@@ -77,6 +79,8 @@ class Case(NamedTuple):
 
     def equal(self, arrays: Arrays) -> Arrays:
         """The teacher's arrays replaced by the student's."""
+        if self.agree is not None:
+            return self.agree(arrays)
         changed = list(arrays)
         for student, teacher in self.pairs:
             changed[teacher] = changed[student]
@@ -90,7 +94,9 @@ class Case(NamedTuple):
         }
         points["student equals teacher"] = self.equal(arrays)
         points["huge"] = floats(lambda a: np.sign(a) * largest)(arrays)
-        points["huge and opposite"] = floats(lambda a: np.sign(a) * largest)((arrays[0], *(-a for a in arrays[1:])))
+        points["huge and opposite"] = floats(lambda a: np.sign(a) * largest)(
+            (arrays[0], *floats(np.negative)(arrays[1:]))
+        )
         return points
 
 
@@ -213,6 +219,10 @@ def logits(generator: np.random.Generator, batch: int) -> Arrays:
     return student, teacher
 
 
+def labelled_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    return *logits(generator, batch), generator.integers(0, 5, batch)
+
+
 def equal_maps(generator: np.random.Generator, batch: int) -> Arrays:
     student, teacher = generator.standard_normal((2, batch, 3, 2, 4))
     return student, teacher
@@ -297,6 +307,13 @@ LOGITS_CALLS = (
     *wrong_rank(r"2 axes, \[batch, classes\]", lambda a: a[..., None]),
     *SAME_SHAPE,
     *WHOLE_NUMBERS,
+)
+LABELLED_CALLS = (
+    *LOGITS_CALLS,
+    BadCall(
+        r"labels must be whole class numbers of shape \(6,\); got shape \(5,\)", {}, lambda a: (*a[:-1], a[-1][:5])
+    ),
+    BadCall(r"labels must be .*; got shape \(6,\) and dtype float", {}, lambda a: (*a[:-1], 1.0 * a[-1])),
 )
 RELATION_CALLS = (
     *wrong_rank(r"at least 2 axes, \[batch, dim\]", lambda a: a.reshape(len(a), -1)[:, 0]),

@@ -1,17 +1,73 @@
-"""A row for each loss in kdjax/losses/_logits.py."""
+"""A row for each loss on predictions: kdjax/losses/_logits.py, _decoupled.py, _patterns.py, _stored.py."""
 
+import numpy as np
 from case import (
+    LABELLED_CALLS,
     LOGITS_CALLS,
     TEMPERATURES,
+    BadCall,
     Case,
+    labelled_logits,
     logits,
+    of_student,
     permuted_last_axis,
     rotated_together,
+    scaled,
     shifted_logits,
     translated_together,
 )
 
 from kdjax import losses
+
+
+def not_finite(*names):
+    return tuple(
+        BadCall(f"{name} must be a finite number; got {value}", {name: value})
+        for name in names
+        for value in (float("nan"), float("inf"))
+    )
+
+
+def renamed_classes(arrays):
+    """Classes in another order, and the labels with them."""
+    student, teacher, labels = arrays
+    return student[:, ::-1], teacher[:, ::-1], student.shape[1] - 1 - labels
+
+
+# top_k_kl: three of five classes were stored
+
+
+def _log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    # Without the largest, which is exp(0): what a sure teacher leaves to the others must not drown in its 1.
+    return shifted - np.log1p(np.sum(np.exp(np.sort(shifted, axis=1)[:, :-1]), axis=1, keepdims=True))
+
+
+def stored_logits(generator, batch):
+    student, teacher = logits(generator, batch)
+    teacher = teacher / 3.0  # unsure enough for finite differences of what it leaves to the rest
+    indices = np.argsort(-teacher, axis=1)[:, :3]
+    return student, np.take_along_axis(_log_softmax(teacher), indices, axis=1), indices
+
+
+def student_as_stored(arrays):
+    student, _, indices = arrays
+    return student, np.take_along_axis(_log_softmax(student.astype(np.float64)), indices, axis=1), indices
+
+
+def renamed_stored_classes(arrays):
+    student, values, indices = arrays
+    return student[:, ::-1], values, student.shape[1] - 1 - indices
+
+
+def reordered_stored_classes(arrays):
+    student, values, indices = arrays
+    return student, values[:, [2, 0, 1]], indices[:, [2, 0, 1]]
+
+
+def shifted_student(arrays):
+    return of_student(lambda a: a + np.arange(1.0, len(a) + 1)[:, None])(arrays)
+
 
 ROWS = (
     Case(
@@ -30,5 +86,114 @@ ROWS = (
         couples_batch=False,
         invariances=(translated_together, permuted_last_axis, rotated_together),
         bad_calls=LOGITS_CALLS,
+    ),
+    Case(
+        losses.reverse_kl,
+        logits,
+        couples_batch=False,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=(*LOGITS_CALLS, *TEMPERATURES),
+    ),
+    Case(
+        losses.jensen_shannon,
+        logits,
+        couples_batch=False,
+        keywords={"beta": 0.3, "temperature": 2.5},
+        other_keywords=({}, {"beta": 0.0}, {"beta": 1.0, "temperature": 2.0}, {"beta": 1e-6}, {"beta": 0.9}),
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=(
+            *LOGITS_CALLS,
+            *TEMPERATURES,
+            *(
+                BadCall(f"beta must lie between 0.0 and 1.0; got {beta}", {"beta": beta})
+                for beta in (-0.1, 1.1, float("nan"))
+            ),
+        ),
+    ),
+    Case(
+        losses.target_class_kd,
+        labelled_logits,
+        couples_batch=False,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(shifted_logits, renamed_classes),
+        bad_calls=(*LABELLED_CALLS, *TEMPERATURES),
+    ),
+    Case(
+        losses.non_target_class_kd,
+        labelled_logits,
+        couples_batch=False,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(shifted_logits, renamed_classes),
+        bad_calls=(*LABELLED_CALLS, *TEMPERATURES),
+    ),
+    Case(
+        losses.decoupled_kd,
+        labelled_logits,
+        couples_batch=False,
+        keywords={"alpha": 0.7, "beta": 3.0, "temperature": 2.5},
+        other_keywords=({}, {"temperature": 1.0}),
+        golden=("decoupled_kd",),
+        invariances=(shifted_logits, renamed_classes),
+        bad_calls=(*LABELLED_CALLS, *TEMPERATURES, *not_finite("alpha", "beta")),
+    ),
+    Case(
+        losses.normalized_kd,
+        labelled_logits,
+        couples_batch=False,
+        keywords={"gamma": 0.7, "temperature": 2.5},
+        other_keywords=({}, {"temperature": 2.0}),
+        golden=("normalized_kd", "normalized_kd_T2"),
+        invariances=(shifted_logits, renamed_classes),
+        zero_at_equality=False,
+        bad_calls=(*LABELLED_CALLS, *TEMPERATURES, *not_finite("gamma")),
+    ),
+    Case(
+        losses.dist,
+        logits,
+        couples_batch=True,
+        keywords={"beta": 0.7, "gamma": 3.0, "temperature": 2.5},
+        other_keywords=({}, {"temperature": 4.0}),
+        golden=("dist", "dist_b2"),
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=(*LOGITS_CALLS, *TEMPERATURES, *not_finite("beta", "gamma")),
+    ),
+    Case(
+        losses.standardized_kd,
+        logits,
+        couples_batch=False,
+        keywords={"temperature": 1.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        golden=("standardized_kd",),
+        invariances=(shifted_logits, scaled, permuted_last_axis),
+        bad_calls=(*LOGITS_CALLS, *TEMPERATURES),
+    ),
+    Case(
+        losses.top_k_kl,
+        stored_logits,
+        couples_batch=False,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 1.0}, {"temperature": 0.5}, {"tail": False}),
+        invariances=(shifted_student, renamed_stored_classes, reordered_stored_classes),
+        agree=student_as_stored,
+        bad_calls=(
+            BadCall(r"student must have 2 axes, \[batch, classes\]; got", {}, lambda a: (a[0][0], *a[1:])),
+            BadCall(r"top_values must have 2 axes, \[batch, k\]; got", {}, lambda a: (a[0], a[1][:, 0], a[2])),
+            BadCall(
+                r"top_values and top_indices must have the same shape; got \(6, 3\) for top_values and \(6, 2\)",
+                {},
+                lambda a: (a[0], a[1], a[2][:, :2]),
+            ),
+            BadCall(r"student and top_values must have the same batch size", {}, of_student(lambda a: a[:5])),
+            BadCall(r"top_indices must hold whole class numbers; got .*float", {}, lambda a: (a[0], a[1], 1.0 * a[2])),
+            BadCall(r"student must hold floating-point", {}, of_student(lambda a: a.astype(np.int32))),
+            BadCall(r"top_values must hold floating-point", {}, lambda a: (a[0], a[1].astype(np.int32), a[2])),
+            BadCall(r"between 1 and 2 classes.*; got k = 3", {}, of_student(lambda a: a[:, :2])),
+            BadCall(r"between 1 and 5 classes.*; got k = 0", {}, lambda a: (a[0], a[1][:, :0], a[2][:, :0])),
+            *TEMPERATURES,
+        ),
     ),
 )

@@ -6,11 +6,20 @@ from kdjax.losses._bank import init_bank as init_bank
 from kdjax.losses._contrastive import crd as crd
 from kdjax.losses._contrastive import info_nce as info_nce
 from kdjax.losses._contrastive import similarity_distribution as similarity_distribution
+from kdjax.losses._decoupled import decoupled_kd as decoupled_kd
+from kdjax.losses._decoupled import non_target_class_kd as non_target_class_kd
+from kdjax.losses._decoupled import normalized_kd as normalized_kd
+from kdjax.losses._decoupled import target_class_kd as target_class_kd
 from kdjax.losses._features import attention_transfer as attention_transfer
 from kdjax.losses._features import hint as hint
 from kdjax.losses._graph import similarity_graph as similarity_graph
+from kdjax.losses._logits import jensen_shannon as jensen_shannon
 from kdjax.losses._logits import logit_mse as logit_mse
+from kdjax.losses._logits import reverse_kl as reverse_kl
 from kdjax.losses._logits import soft_target_kl as soft_target_kl
+from kdjax.losses._patterns import dist as dist
+from kdjax.losses._patterns import standardize_logits as standardize_logits
+from kdjax.losses._patterns import standardized_kd as standardized_kd
 from kdjax.losses._relations import pkt as pkt
 from kdjax.losses._relations import rkd_angle as rkd_angle
 from kdjax.losses._relations import rkd_distance as rkd_distance
@@ -18,24 +27,35 @@ from kdjax.losses._similarity import correlation_congruence as correlation_congr
 from kdjax.losses._similarity import kernel_alignment as kernel_alignment
 from kdjax.losses._similarity import kernel_congruence as kernel_congruence
 from kdjax.losses._similarity import similarity_preserving as similarity_preserving
+from kdjax.losses._stored import top_k_kl as top_k_kl
 
 __all__ = [
     "Bank",
     "attention_transfer",
     "correlation_congruence",
     "crd",
+    "decoupled_kd",
+    "dist",
     "draw_negatives",
     "hint",
     "info_nce",
     "init_bank",
+    "jensen_shannon",
     "kernel_alignment",
     "kernel_congruence",
     "logit_mse",
+    "non_target_class_kd",
+    "normalized_kd",
     "pkt",
+    "reverse_kl",
     "rkd_angle",
     "rkd_distance",
     "similarity_distribution",
     "similarity_graph",
     "similarity_preserving",
     "soft_target_kl",
+    "standardize_logits",
+    "standardized_kd",
+    "target_class_kd",
+    "top_k_kl",
 ]

@@ -1,4 +1,4 @@
-"""Losses that match predictions: [batch, classes] logits of both networks."""
+"""Losses that match whole predictions: [batch, classes] logits of both networks, every class alike."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Number
-from kdjax.losses import _math
+from kdjax.losses import _distributions
 
 
 def soft_target_kl(
@@ -49,13 +49,108 @@ def soft_target_kl(
       Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2. https://arxiv.org/abs/1503.02531
     """
     _checks.positive("temperature", temperature)
-    student, teacher = _logit_pair(student, teacher)
-    log_student = jax.nn.log_softmax(student / temperature, axis=-1)
-    log_teacher = jax.nn.log_softmax(teacher / temperature, axis=-1)
-    share = jnp.exp(log_teacher)
-    # 0 · log 0 = 0: without the mask a class that the teacher excludes (logit −∞) would give 0 · ∞.
-    log_ratio = jnp.where(share == 0, 0.0, log_teacher - log_student)
-    return temperature**2 * jnp.sum(share * log_ratio, axis=-1)
+    log_student, log_teacher = _softened(student, teacher, temperature)
+    return temperature**2 * _distributions.relative_entropy(log_teacher, log_student)
+
+
+def reverse_kl(
+    student: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"],
+    *,
+    temperature: Number = 1.0,
+) -> Float[Array, " batch"]:
+    """Kullback–Leibler divergence of the teacher's softened predictions from the student's.
+
+    T² Σ_c p_s (log p_s − log p_t), with p = softmax(z / T).
+
+    Where `soft_target_kl` asks the student to cover every class that the teacher thinks possible, this asks it to stay
+    within them: a student too small to follow the teacher everywhere keeps to the teacher's main answers.
+
+    Args:
+      student: logits, before any softmax. A class at −∞ has probability 0 and counts nothing.
+      teacher: logits of the same examples and classes. Where a class is at −∞ and the student's is not, the loss is ∞.
+      temperature: T > 0; larger is softer. May be traced.
+
+    Returns:
+      One number ≥ 0 per example, in nats times T².
+
+    Raises:
+      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+
+    Example:
+      It is `soft_target_kl` with the networks in each other's place, but its gradient still moves the student:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import reverse_kl, soft_target_kl
+      >>> student, teacher = jnp.array([[3.0, 0.0, 0.0]]), jnp.array([[1.0, 1.0, -1.0]])
+      >>> bool((reverse_kl(student, teacher) == soft_target_kl(teacher, student, temperature=1.0)).all())
+      True
+
+    Note:
+      The paper takes whole sequences that the student has written, and estimates the divergence from them; here it is
+      exact and of one prediction. The factor T² is not the paper's: see `soft_target_kl`.
+
+    Reference:
+      Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, 2024, section 2.1. https://arxiv.org/abs/2306.08543
+    """
+    log_student, log_teacher = _softened(student, teacher, temperature)
+    return temperature**2 * _distributions.relative_entropy(log_student, log_teacher)
+
+
+def jensen_shannon(
+    student: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"],
+    *,
+    beta: Number = 0.5,
+    temperature: Number = 1.0,
+) -> Float[Array, " batch"]:
+    """Divergence of both networks' softened predictions from a mixture of the two.
+
+    T² (β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m)), with m = β p_t + (1 − β) p_s and p = softmax(z / T).
+
+    At β = 0 and β = 1 this is 0 for all predictions. What it tends to, divided by the weight that vanishes, is
+    T² KL(p_t ‖ p_s) for β → 0 and T² KL(p_s ‖ p_t) for β → 1, and exactly these stand at the two ends.
+
+    Args:
+      student: logits, before any softmax. A class at −∞ has probability 0; both networks may have such classes.
+      teacher: logits of the same examples and classes.
+      beta: β between 0 and 1, the teacher's part in the mixture. May be traced, the ends included.
+      temperature: T > 0; larger is softer. May be traced.
+
+    Returns:
+      One number ≥ 0 per example, in nats times T²; inside the ends it is at most log 2 · T².
+
+    Raises:
+      ValueError: the shapes differ or are not [batch, classes], β is not between 0 and 1, or T is not a finite number
+        above 0.
+
+    Example:
+      Contrary predictions cost no more than log 2, where both Kullback–Leibler divergences grow without bound:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import jensen_shannon
+      >>> student, teacher = jnp.array([[100.0, -100.0]]), jnp.array([[-100.0, 100.0]])
+      >>> jensen_shannon(student, teacher).round(4).tolist()
+      [0.6931]
+      >>> jensen_shannon(student, teacher, beta=0.0).tolist()
+      [200.0]
+
+    Note:
+      The ends are those of common code. They jump: the value at β = 0.01 is about a hundredth of that at 0, and a
+      schedule of β that starts at an end should give the term a weight that makes up for it. The factor T² is not the
+      paper's: see `soft_target_kl`.
+
+    Reference:
+      Agarwal et al., On-Policy Distillation of Language Models, 2024, section 2. https://arxiv.org/abs/2306.13649
+    """
+    _checks.between("beta", beta, 0.0, 1.0)
+    log_student, log_teacher = _softened(student, teacher, temperature)
+    beta = jnp.asarray(beta, log_student.dtype)
+    log_mixture = _log_mixture(beta, log_teacher, log_student)
+    # At an end the mixture is one of the two, whose own divergence from it is 0: a weight of 1 leaves the other's.
+    of_teacher = jnp.where(beta == 0, 1.0, beta) * _distributions.relative_entropy(log_teacher, log_mixture)
+    of_student = jnp.where(beta == 1, 1.0, 1.0 - beta) * _distributions.relative_entropy(log_student, log_mixture)
+    return temperature**2 * (of_teacher + of_student)
 
 
 def logit_mse(
@@ -92,12 +187,29 @@ def logit_mse(
     Reference:
       Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014, equation 1. https://arxiv.org/abs/1312.6184
     """
-    student, teacher = _logit_pair(student, teacher)
+    student, teacher = _distributions.logit_pair(student, teacher)
     return jnp.mean((student - teacher) ** 2, axis=-1)
 
 
-def _logit_pair(student: Array, teacher: Array) -> tuple[Array, Array]:
-    _checks.rank("student", student, 2, "[batch, classes]")
-    _checks.rank("teacher", teacher, 2, "[batch, classes]")
-    _checks.same_shape("student", student, "teacher", teacher)
-    return _math.widened(student, teacher)
+def _softened(
+    student: Array, teacher: Array, temperature: Number
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
+    """Both log-probabilities at T."""
+    _checks.positive("temperature", temperature)
+    student, teacher = _distributions.logit_pair(student, teacher)
+    return jax.nn.log_softmax(student / temperature, axis=-1), jax.nn.log_softmax(teacher / temperature, axis=-1)
+
+
+def _log_mixture(
+    beta: Float[Array, ""], log_first: Float[Array, "batch classes"], log_second: Float[Array, "batch classes"]
+) -> Float[Array, "batch classes"]:
+    """log(β p + (1 − β) q); exactly log q at β = 0, log p at β = 1, and log p where p = q."""
+    neither = (log_first == -jnp.inf) & (log_second == -jnp.inf)
+    inside = jnp.where((beta == 0) | (beta == 1), 0.5, beta)
+    # From the larger of the two: m = larger · (1 + weight · (smaller / larger − 1)).
+    first_is_less = log_first < log_second
+    larger = jnp.where(first_is_less, log_second, log_first)
+    smaller = jnp.where(first_is_less, log_first, log_second)
+    weight = jnp.where(first_is_less, inside, 1.0 - inside)
+    mixture = larger + jnp.log1p(weight * jnp.expm1(jnp.where(neither, 0.0, smaller - larger)))
+    return jnp.where(beta == 0, log_second, jnp.where(beta == 1, log_first, mixture))

@@ -1,0 +1,157 @@
+"""Losses that match the pattern of predictions, whatever their level and spread: [batch, classes] logits."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import _checks
+from kdjax._types import Number
+from kdjax.losses import _distributions, _math
+from kdjax.losses._logits import soft_target_kl
+
+
+def dist(
+    student: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"],
+    *,
+    beta: Number = 1.0,
+    gamma: Number = 1.0,
+    temperature: Number = 1.0,
+) -> Float[Array, " batch"]:
+    """Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
+
+    T² (β (1 − r_i) + γ mean_c (1 − r_c)), with p = softmax(z / T), r_i Pearson's correlation of the networks' p over the
+    classes of example i, and r_c that over the batch of the probabilities of class c.
+
+    1 − r is half the squared distance of the two centred vectors of length 1, which gives each example its share of the
+    second part.
+
+    Args:
+      student: logits, before any softmax.
+      teacher: logits of the same examples and classes.
+      beta: β, the weight of the correlation among classes. May be traced.
+      gamma: γ, the weight of the correlation among examples. May be traced.
+      temperature: T > 0; larger is softer. May be traced.
+
+    Returns:
+      Each example's own part and its share of the batch's; ≥ 0 where both weights are. The mean over the batch is the
+      loss. A batch that is split over devices must be gathered before.
+
+    Raises:
+      ValueError: the shapes differ or are not [batch, classes], β or γ is not a finite number, or T is not a finite
+        number above 0.
+
+    Example:
+      With two classes a correlation of ±1 is all there is; nothing asks for the teacher's confidence:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import dist
+      >>> student, teacher = jnp.array([[0.1, 0.0], [0.0, 0.1]]), jnp.array([[5.0, 0.0], [0.0, 5.0]])
+      >>> abs(dist(student, teacher)).round(4).tolist()
+      [0.0, 0.0]
+
+    Note:
+      Constant probabilities have no pattern and no correlation: they stand as a zero vector, with zero gradient. Where
+      both networks' are constant, as in a batch of one, that part is 0; where one's are, it is 1/2. Common code, which
+      adds 1e-8 to the lengths, has 1 in both cases.
+
+    Reference:
+      Huang et al., Knowledge Distillation from A Stronger Teacher, 2022, section 4. https://arxiv.org/abs/2205.10536
+    """
+    _checks.positive("temperature", temperature)
+    _checks.finite("beta", beta)
+    _checks.finite("gamma", gamma)
+    student, teacher = _distributions.logit_pair(student, teacher)
+    student, teacher = jax.nn.softmax(student / temperature, axis=-1), jax.nn.softmax(teacher / temperature, axis=-1)
+    batch = student.shape[0]
+    among_classes = 0.5 * jnp.sum((_pattern(student, 1) - _pattern(teacher, 1)) ** 2, axis=1)
+    among_examples = 0.5 * batch * jnp.mean((_pattern(student, 0) - _pattern(teacher, 0)) ** 2, axis=1)
+    return temperature**2 * (beta * among_classes + gamma * among_examples)
+
+
+def standardize_logits(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+    """Logits of mean 0 and standard deviation 1 in each example; the transformation before `standardized_kd`, no loss.
+
+    (z − mean_c z) / (std_c z + 1e-7), the standard deviation with classes − 1 in its denominator.
+
+    Args:
+      z: finite logits, the classes along the last axis.
+
+    Returns:
+      An array of the same shape, float32 at least; 0, with zero gradient, where all of an example's logits are equal.
+
+    Raises:
+      ValueError: `z` has no axis, or does not hold floating-point numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import standardize_logits
+      >>> standardize_logits(jnp.array([[10.0, 20.0, 30.0], [7.0, 7.0, 7.0]])).round(4).tolist()
+      [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+    Note:
+      At equal logits the formula's own slope is 1e7, more than float16 holds and of no use to anybody; 0 stands for it.
+
+    Reference:
+      Sun et al., Logit Standardization in Knowledge Distillation, 2024, algorithm 1. https://arxiv.org/abs/2403.01427
+    """
+    _checks.rank_at_least("z", z, 1, "[..., classes]")
+    _checks.floating("z", z)
+    z = jnp.asarray(z, jnp.result_type(z, jnp.float32))
+    # Rounding may carry the mean of equal numbers away from them, but not the mean of zeros.
+    z = z - jax.lax.stop_gradient(z[..., :1])
+    centred = z - jnp.mean(z, axis=-1, keepdims=True)
+    variance = jnp.sum(centred * centred, axis=-1, keepdims=True) / max(z.shape[-1] - 1, 1)
+    deviation = _math.safe_sqrt(variance)
+    return centred * jnp.where(deviation == 0, 0.0, 1.0 / (deviation + 1e-7))
+
+
+def standardized_kd(
+    student: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"],
+    *,
+    temperature: Number = 2.0,
+) -> Float[Array, " batch"]:
+    """Soft-target distillation that asks for the teacher's ranking and proportions, not for the size of its logits.
+
+    `soft_target_kl` of the logits after `standardize_logits`.
+
+    Args:
+      student: finite logits, before any softmax.
+      teacher: logits of the same examples and classes.
+      temperature: T > 0, of the standardised logits; larger is softer. May be traced.
+
+    Returns:
+      One number ≥ 0 per example, in nats times T².
+
+    Raises:
+      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+
+    Example:
+      Neither level nor size of a network's logits counts:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import standardized_kd
+      >>> teacher = jnp.array([[2.0, 0.0, -1.0]])
+      >>> standardized_kd(0.1 * teacher + 5.0, teacher).round(5).tolist()
+      [0.0]
+
+    Note:
+      An example whose logits are all equal has no pattern: its standardised logits are 0, and so is their gradient.
+
+    Reference:
+      Sun et al., Logit Standardization in Knowledge Distillation, 2024, algorithm 1. https://arxiv.org/abs/2403.01427
+    """
+    _checks.positive("temperature", temperature)
+    student, teacher = _distributions.logit_pair(student, teacher)
+    return soft_target_kl(standardize_logits(student), standardize_logits(teacher), temperature=temperature)
+
+
+def _pattern(shares: Float[Array, "batch classes"], axis: int) -> Float[Array, "batch classes"]:
+    """Centred and of length 1 along `axis`; 0 where constant up to rounding, or smaller than a gradient can bear."""
+    limits = jnp.finfo(shares.dtype)
+    largest = jnp.max(shares, axis=axis, keepdims=True)
+    spread = largest - jnp.min(shares, axis=axis, keepdims=True)
+    constant = spread <= 16.0 * float(limits.eps) * largest + float(limits.tiny) / float(limits.eps)
+    centred = shares - jnp.mean(shares, axis=axis, keepdims=True)
+    return _math.unit(jnp.where(constant, 0.0, centred), (axis,))
