@@ -17,8 +17,8 @@ INGREDIENTS: tuple[str, ...] = ("standardize_logits",)
 CERTIFIED_ELSEWHERE = {
     "Bank": "test_crd.py",
     "crd": "test_crd.py",
-    "draw_negatives": "test_crd.py",
-    "init_bank": "test_crd.py",
+    "draw_negatives": "test_bank.py",
+    "init_bank": "test_bank.py",
 }
 
 
