@@ -97,7 +97,7 @@ def _cases(settings: Benchmark, cores: int, console: Console) -> dict[Case, Step
     try:
         import torch
     except ModuleNotFoundError:
-        console.print('PyTorch is missing, so kdjax is measured alone; to compare: pip install -e ".\\[bench]"')
+        console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
     else:
         import _pytorch_side
 

@@ -12,15 +12,17 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from experiments._loop import Arrays, Network, Recipe, cached_logits, fit, prepare
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from kdjax import Weights
@@ -31,6 +33,7 @@ from kdjax.records import write_json
 from kdjax.report import comparison
 
 PHASES = ("teacher", "alone", "distilled")
+LOCK = ".lock"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -89,7 +92,7 @@ def run(
     teacher_apply = None if settings.cache_teacher else networks["teacher"].apply
     networks["distilled"] = prepare(distilled, **sizes, teacher_apply=teacher_apply)
     given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train)
-    out, lock = _open_folder(name, settings)
+    out = _open_folder(name, settings)
     left_over = len(train["labels"]) % teacher.batch_size
     console.print(
         f"{name}: {len(train['labels']):,} training and {len(test['labels']):,} test examples of {settings.data}, "
@@ -102,24 +105,31 @@ def run(
             "every epoch others.",
             soft_wrap=True,
         )
-    try:
-        seeds = [
-            _one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)
-        ]
-    except KeyboardInterrupt:
-        console.print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
-        raise SystemExit(130) from None
-    results = {
-        "experiment": name,
-        "command": shlex.join(["python", *sys.argv]),
-        "config": _plain(settings),
-        "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")},
-        "hardware": {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "machine": platform.machine()},
-        "parameters": {phase: _parameters(network, train) for phase, network in networks.items()},
-        "seeds": seeds,
-    }
-    write_json(out / "results.json", results)
-    lock.close()
+    with _only_writer(out):
+        _same_config(out / "config.json", {"experiment": name} | _plain(settings))
+        try:
+            seeds = [
+                _one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)
+            ]
+        except KeyboardInterrupt:
+            console.print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
+            raise SystemExit(130) from None
+        results = {
+            "experiment": name,
+            "command": shlex.join(["python", *sys.argv]),
+            "config": _plain(settings),
+            "versions": {
+                package: version(package) for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+            },
+            "hardware": {
+                "device": jax.devices()[0].device_kind,
+                "cores": os.cpu_count(),
+                "machine": platform.machine(),
+            },
+            "parameters": {phase: _parameters(network, train) for phase, network in networks.items()},
+            "seeds": seeds,
+        }
+        write_json(out / "results.json", results)
     comparison(results, console)
     return out
 
@@ -181,11 +191,17 @@ def _one_seed(
 
 def _given_teacher(path: Path, network: Network, train: Arrays) -> Weights:
     like = jax.eval_shape(network.init, jax.random.key(0), train["inputs"][:1])
-    return load_weights(path, like)
+    weights = load_weights(path, like)
+    for name, leaf in jax.tree.leaves_with_path(weights):
+        if not jnp.isfinite(leaf).all():
+            raise ValueError(
+                f"teacher must hold finite numbers; {path} has NaN or infinity in {jax.tree_util.keystr(name)}."
+            )
+    return weights
 
 
-def _open_folder(name: str, settings: Settings) -> tuple[Path, IO[str]]:
-    """The run's folder, made or found, and the open file that locks it. A run that is there is never overwritten."""
+def _open_folder(name: str, settings: Settings) -> Path:
+    """The run's folder, made or found. A run that is there is never overwritten."""
     source = settings.data.replace(":", "-").replace("/", "-")
     out = settings.out or ROOT / "checkpoints" / "runs" / f"{name}-{source}"
     if out.exists() and not out.is_dir():
@@ -194,15 +210,21 @@ def _open_folder(name: str, settings: Settings) -> tuple[Path, IO[str]]:
         raise FileExistsError(f"out is not empty: {out}. Go on with it by --resume, or name another by --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        (out / LOCK).touch()
     except OSError as error:
         raise PermissionError(f"out cannot be written to: {out} ({error.strerror}).") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RuntimeError(f"out is being written by another process: {out}. Wait for it, or stop it.") from None
-    _same_config(out / "config.json", {"experiment": name} | _plain(settings))
-    return out, lock
+    return out
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Two runs in one folder would overwrite each other's states; the second is refused."""
+    with (out / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"out is being written by another process: {out}. Wait for it, or stop it.") from None
+        yield
 
 
 def _same_config(path: Path, config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kdjax.adapters import from_linen
-from kdjax.checkpoints import load_weights, read_description
+from kdjax.checkpoints import load_weights, read_description, save_weights
 from kdjax.models import make_model
 
 SCRIPTS = Path(__file__).parents[1] / "experiments"
@@ -181,9 +181,34 @@ def test_a_place_that_cannot_be_written_is_named():
 
 def test_a_teacher_of_another_architecture_is_told_leaf_by_leaf(finished, tmp_path):
     given = finished / "seed-0" / "distilled" / "weights"
-    with pytest.raises(ValueError, match=r"params/hidden/bias: wanted, and not saved"):
+    with pytest.raises(ValueError, match=r"these leaves differ: model_state/.*/mean: wanted, and not saved"):
         digits.main(replace(SHORT, out=tmp_path / "out", teacher=given))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_nans_is_refused(finished, tmp_path):
+    weights = weights_in(finished / "seed-0" / "teacher" / "weights", "digits_teacher")
+    weights.params["hidden"]["bias"] = weights.params["hidden"]["bias"].at[3].set(np.nan)
+    save_weights(tmp_path / "broken", weights)
+    with pytest.raises(ValueError, match=r"teacher must hold finite numbers.*\['hidden'\]\['bias'\]"):
+        digits.main(replace(SHORT, out=tmp_path / "out", teacher=tmp_path / "broken"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_steps_a_call_give_what_single_steps_give(finished, tmp_path, monkeypatch):
+    """The way of GPU and TPU, where an epoch of 9 steps is now scans of 4, 4 and 1."""
+    monkeypatch.setattr(_loop, "STEPS_PER_CALL", 4)
+    monkeypatch.setattr(_loop.jax, "default_backend", lambda: "gpu")
+    digits.main(replace(SHORT, out=tmp_path / "out", seeds=1))
+    for phase, model in (("teacher", "digits_teacher"), ("distilled", "digits_student")):
+        folder = f"seed-0/{phase}/weights"
+        scanned, single = (numbers(weights_in(out / folder, model)) for out in (tmp_path / "out", finished))
+        np.testing.assert_allclose(scanned, single, rtol=1e-3, atol=1e-3)
+        records = [
+            json.loads((out / f"seed-0/{phase}/metrics.jsonl").read_text().splitlines()[-1])
+            for out in (tmp_path / "out", finished)
+        ]
+        assert records[0]["train"]["loss"] == pytest.approx(records[1]["train"]["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("script", ["digits", "pipeline", "compression", "soft_targets"])

@@ -200,9 +200,11 @@ def test_batch_norm_moves_its_statistics_in_training_alone():
 
 
 def test_initial_weights_have_the_chosen_size_and_biases_are_zero():
-    params = jax.jit(from_linen(make_model("compression_teacher"))[0])(KEY, images(1, 28, 28, 1)).params
-    np.testing.assert_allclose(params["stage2"]["kernel"].std(), np.sqrt(2 / (9 * 64)), rtol=0.02)
-    np.testing.assert_allclose(params["logits"]["kernel"].std(), np.sqrt(1 / 12544), rtol=0.02)
+    for gain, of_logits in ((2.0, 1.0), (1 / 3, 1 / 3)):
+        init, _ = from_linen(make_model("compression_teacher", gain=gain))
+        params = jax.jit(init)(KEY, images(1, 28, 28, 1)).params
+        np.testing.assert_allclose(params["stage2"]["kernel"].std(), np.sqrt(gain / (9 * 64)), rtol=0.02)
+        np.testing.assert_allclose(params["logits"]["kernel"].std(), np.sqrt(of_logits / 12544), rtol=0.02)
     assert all(not params[name]["bias"].any() for name in ("stage1", "stage2", "logits"))
 
 
