@@ -58,6 +58,7 @@ def test_a_new_bank_has_random_directions():
     [
         ((jnp.arange(3.0), 4, 10), {}, r"indices must be whole numbers of shape \[batch\]; got .* float32"),
         ((jnp.arange(3), 0, 10), {}, "count must be a whole number of 1 or more; got 0"),
+        ((jnp.arange(3), 4, 10), {"order": jnp.arange(10)}, "order must come with the labels that it sorts"),
         ((jnp.arange(3), 4, 1), {}, "bank_size must be a whole number of 2 or more; got 1"),
         ((jnp.arange(3), 4, 10), {"labels": jnp.arange(9)}, r"labels must be whole class numbers of shape \(10,\)"),
         (

@@ -60,7 +60,7 @@ def draw_negatives(
     """Draws other examples for each example, uniformly and with replacement.
 
     With the bank in the order of its classes, a class is one stretch of places: a place drawn among the others, and moved
-    over the stretch where it lies behind its start, is uniform over the complement. Nothing is drawn twice or thrown away.
+    over the stretch where it lies behind its start, is uniform over the complement. No draw is rejected and made again.
 
     Args:
       key: a JAX random key.
@@ -76,7 +76,7 @@ def draw_negatives(
 
     Raises:
       ValueError: `indices` are not whole numbers [batch], `count` or `bank_size` is too small, `labels` are not whole
-        numbers [bank_size] or (where known now) of one class alone.
+        numbers [bank_size] or (where known now) of one class alone, or `order` comes without `labels`.
 
     Example:
       >>> import jax
@@ -91,6 +91,8 @@ def draw_negatives(
     whole("count", count, 1)
     whole("bank_size", bank_size, 2)
     if labels is None:
+        if order is not None:
+            raise ValueError("order must come with the labels that it sorts; got order without labels.")
         start, end = indices, indices + 1
     else:
         _checks.labels("labels", labels, bank_size)

@@ -188,7 +188,7 @@ def crd(
       bank cannot be seen under `jax.jit`, and no error says so.
 
     Reference:
-      Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, equations 10, 17 to 19.
+      Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1.
       https://arxiv.org/abs/1910.10699
     """
     _checks.positive("temperature", temperature)

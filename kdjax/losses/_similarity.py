@@ -51,7 +51,7 @@ def similarity_preserving(
       thousands. An example with zero features has zero similarities.
 
     Reference:
-      Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019, equations 1 to 4. https://arxiv.org/abs/1907.09682
+      Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019, section 3. https://arxiv.org/abs/1907.09682
     """
     student, teacher = feature_pair(student, teacher)
     return jnp.mean((_row_similarities(student) - _row_similarities(teacher)) ** 2, axis=1)
@@ -142,7 +142,7 @@ def kernel_congruence(
       everything, itself included, and zero gradient.
 
     Reference:
-      Peng et al., Correlation Congruence for Knowledge Distillation, 2019, section 3.3. https://arxiv.org/abs/1904.01802
+      Peng et al., Correlation Congruence for Knowledge Distillation, 2019, section 3. https://arxiv.org/abs/1904.01802
     """
     _checks.positive("gamma", gamma)
     if order is not None and not (isinstance(order, int) and order > 0):
