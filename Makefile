@@ -15,7 +15,7 @@ WORKERS ?= 2
 setup: $(READY)
 
 # A half-finished installation has no .ready file and is made again from the start.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock
 	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

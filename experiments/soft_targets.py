@@ -1,6 +1,17 @@
 """Can a student learn from the teacher's outputs alone, without one label? Article D's networks on MNIST.
 
-python experiments/soft_targets.py --data mnist --data-dir DIR --seeds 5
+    python experiments/soft_targets.py --data mnist --data-dir DIR --seeds 5 --decay
+
+225,034 parameters teach 173,930. About 2 minutes a seed on 2 CPU cores. Test accuracy in %, last epoch, mean ± 95 % interval
+over 5 seeds:
+
+                           teacher        alone          distilled      distilled − alone
+    as the article sets it 99.00 ± 0.13   98.49 ± 0.14   98.63 ± 0.19   +0.13 ± 0.18
+    with --decay           99.20 ± 0.06   98.64 ± 0.11   98.80 ± 0.08   +0.16 ± 0.09
+
+Yes: without a label the student does at least as well as with them, and repeats the teacher's answers more often. The article
+reports 99.19 and 98.63 from one run. A constant learning rate leaves the last epoch to chance: the teacher's accuracy goes up
+and down by 0.2 points from one epoch to the next, and `--decay` takes that away.
 """
 
 from dataclasses import dataclass
