@@ -9,8 +9,8 @@ over 5 seeds:
     as the article sets it 99.00 ± 0.13   98.49 ± 0.14   98.63 ± 0.19   +0.13 ± 0.18
     with --decay           99.20 ± 0.06   98.64 ± 0.11   98.80 ± 0.08   +0.16 ± 0.09
 
-Yes: without a label the student does at least as well as with them, and repeats the teacher's answers more often. The article
-reports 99.19 and 98.63 from one run. A constant learning rate leaves the last epoch to chance: the teacher's accuracy goes up
+Yes: without a label the student does at least as well as with them, and repeats the teacher's answers more often. The
+article reports 99.19 and 98.63 from one run. A constant learning rate leaves the last epoch to chance: the teacher goes up
 and down by 0.2 points from one epoch to the next, and `--decay` takes that away.
 """
 
