@@ -59,6 +59,15 @@ def same_batch(first_name: str, first: Any, second_name: str, second: Any) -> No
         )
 
 
+def per_channel(name: str, array: Any, features_name: str, features: Any) -> None:
+    """One number for each channel, the last axis of the features."""
+    if np.shape(array) != np.shape(features)[-1:]:
+        raise ValueError(
+            f"{name} must have shape {tuple(np.shape(features)[-1:])}, one number per channel of {features_name}, "
+            f"whose shape is {tuple(np.shape(features))}; got shape {tuple(np.shape(array))}."
+        )
+
+
 def labels(name: str, array: Any, batch: int) -> None:
     """One integer class number per example."""
     if np.shape(array) != (batch,) or not jnp.issubdtype(jnp.result_type(array), jnp.integer):

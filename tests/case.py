@@ -10,7 +10,7 @@ Change = Callable[[Arrays], Arrays]
 
 
 # What kdjax.losses gives beside losses: their ingredients. Each has a reference and tests of its own, and no row.
-INGREDIENTS: tuple[str, ...] = ("standardize_logits",)
+INGREDIENTS: tuple[str, ...] = ("negative_margin", "standardize_logits")
 
 
 # What has tests of its own instead of a row, and where.
@@ -46,6 +46,7 @@ class Case(NamedTuple):
       pairs: positions of (student's, teacher's) arrays that belong together.
       agree: replaces the teacher's arrays by what agrees with the student's, where that is not the student's own.
       zero_at_equality: is the value 0 where each pair is equal, or agrees?
+      smooth_at_equality: is the gradient 0 there too? That of an absolute difference is ±1 beside 0.
       lowest: the smallest value it can take.
       bad_points: hard inputs at which value and gradient must be finite.
       bad_calls: wrong arguments, and what the error must say.
@@ -64,6 +65,7 @@ class Case(NamedTuple):
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)
     agree: Change | None = None
     zero_at_equality: bool = True
+    smooth_at_equality: bool = True
     lowest: float = 0.0
     bad_points: "Mapping[str, Change] | None" = None
     bad_calls: tuple[BadCall, ...] = ()

@@ -45,9 +45,21 @@ def bound(case, **keywords):
     return functools.partial(case.function, **{**case.keywords, **keywords})
 
 
-@functools.cache
+def traceable(case, keywords):
+    """The hyper-parameters that may be traced, the defaults included, and the others: the default's type tells which."""
+    parameters = inspect.signature(inspect.unwrap(case.function)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if isinstance(p.default, float)}
+    numbers = {
+        name: np.asarray(value)
+        for name, value in {**defaults, **keywords}.items()
+        if name in defaults or isinstance(value, np.ndarray)
+    }
+    return numbers, {name: value for name, value in keywords.items() if name not in numbers}
+
+
 def jitted(name):
-    return jax.jit(bound(BY_NAME[name]))
+    """The per-example values alone, from the program that all tests share: most of the tests' time is compilation."""
+    return lambda *arrays: value_and_gradients(name, floating(arrays))(*arrays)[0][1]
 
 
 @functools.cache
@@ -105,10 +117,12 @@ def test_docstring_and_signature(case):
 def test_agrees_with_the_slow_reference(case, precision):
     relative = 1e-10 if precision is np.float64 else 2e-4
     reference = getattr(references, case.name)
+    compiled = functools.cache(lambda **static: jax.jit(functools.partial(case.function, **static)))
     for seed, keywords in enumerate([case.keywords, *case.other_keywords]):
         arrays = case.make(np.random.default_rng(seed), 6)
+        numbers, static = traceable(case, keywords)
         with jax.enable_x64(precision is np.float64):
-            values = jax.jit(functools.partial(case.function, **keywords))(*converted(arrays, precision))
+            values = compiled(**static)(*converted(arrays, precision), **numbers)
         assert values.shape == (6,)
         assert values.dtype == precision
         close(values, reference(*arrays, **keywords), relative, relative * 1e-2)
@@ -120,7 +134,10 @@ def test_agrees_with_golden_value_and_gradient(name, precision):
     golden = GOLDEN_CASES[name]
     relative = 1e-6 if precision is np.float64 else 1e-4
     with np.load(GOLDEN / "losses.npz") as arrays, jax.enable_x64(precision is np.float64):
-        keywords = {key: arrays[v["array"]] if isinstance(v, dict) else v for key, v in golden["keywords"].items()}
+        keywords = {
+            key: arrays[golden["arrays"][value["array"]]] if isinstance(value, dict) else value
+            for key, value in golden["keywords"].items()
+        }
         inputs = converted([arrays[golden["arrays"][key]] for key in golden["args"]], precision)
         function = getattr(losses, golden["function"])
         value, gradient = jax.jit(jax.value_and_grad(lambda *args: function(*args, **keywords).mean()))(*inputs)
@@ -131,17 +148,20 @@ def test_agrees_with_golden_value_and_gradient(name, precision):
 
 @each_case
 def test_gradient_agrees_with_finite_differences(case):
+    """Of every array and every traced hyper-parameter at once. JAX derives backward mode from forward mode: one will do."""
+    numbers, static = traceable(case, case.keywords)
     with jax.enable_x64(True):
         arrays = made(case, np.float64, seed=3)
         which = floating(arrays)
 
-        def of_floats(*moving):
+        def of_floats(moving, numbers):
             values = list(arrays)
             for position, value in zip(which, moving, strict=True):
                 values[position] = value
-            return bound(case)(*values)
+            return case.function(*values, **numbers, **static)
 
-        check_grads(jax.jit(of_floats), [arrays[i] for i in which], order=1, atol=1e-5, rtol=1e-5)
+        moving = [arrays[i] for i in which]
+        check_grads(jax.jit(of_floats), [moving, numbers], order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
 @each_case
@@ -201,7 +221,7 @@ def test_nan_is_not_hidden(case):
 
 
 class Variants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    @chex.variants(without_jit=True, with_device=True)
     @parameterized.named_parameters(*((case.name, case) for case in CASES))
     def test_variant(self, case):
         arrays = made(case, seed=8)
@@ -249,22 +269,6 @@ def test_couples_the_batch_only_where_the_row_says_so(case):
         np.testing.assert_array_equal(influence, np.diag(np.diagonal(influence)))
         alone = np.concatenate([jitted(case.name)(*case.taken(arrays, slice(i, i + 1))) for i in range(6)])
         close(alone, jitted(case.name)(*arrays), 1e-4, 1e-6)
-
-
-def traced_keywords():
-    for case in CASES:
-        for parameter in inspect.signature(inspect.unwrap(case.function)).parameters.values():
-            if isinstance(parameter.default, float) or isinstance(case.keywords.get(parameter.name), np.ndarray):
-                yield pytest.param(case, parameter.name, id=f"{case.name}-{parameter.name}")
-
-
-@pytest.mark.parametrize(("case", "keyword"), list(traced_keywords()))
-def test_float_hyper_parameters_may_be_traced_and_differentiated(case, keyword):
-    with jax.enable_x64(True):
-        arrays = made(case, np.float64)
-        function = jax.jit(lambda number: bound(case, **{keyword: number})(*arrays))
-        close(function(jnp.asarray(case.keywords[keyword])), bound(case)(*arrays), 1e-10)
-        check_grads(function, (case.keywords[keyword],), order=1, atol=1e-5, rtol=1e-5)
 
 
 # Does it say what is wrong?

@@ -95,6 +95,8 @@ def test_equal_inputs_are_a_minimum(case, data):
         pytest.skip("the row says that its value at equality is not 0")
     values, _ = value_and_gradients(case.name)(case.equal(data.draw(inputs(case, wild))))
     np.testing.assert_allclose(values, 0, atol=1e-6 if case.agree is None else 2e-6)
+    if not case.smooth_at_equality:
+        return
     # The gradient of what does not depend on size grows as 1 / size, and its rounding too: no tiny numbers here.
     _, gradients = value_and_gradients(case.name)(case.equal(data.draw(inputs(case, coarse))))
     np.testing.assert_allclose(gradients[0], 0, atol=1e-5)

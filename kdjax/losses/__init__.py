@@ -1,5 +1,11 @@
 """Losses: arrays in, one number per example out. Each stands alone and may be lifted into anybody's own code."""
 
+from kdjax.losses._activation_signs import activation_boundary as activation_boundary
+from kdjax.losses._activation_signs import negative_margin as negative_margin
+from kdjax.losses._activation_signs import overhaul as overhaul
+from kdjax.losses._attention import attention_transfer as attention_transfer
+from kdjax.losses._attention import factor_transfer as factor_transfer
+from kdjax.losses._attention import neuron_selectivity as neuron_selectivity
 from kdjax.losses._bank import Bank as Bank
 from kdjax.losses._bank import draw_negatives as draw_negatives
 from kdjax.losses._bank import init_bank as init_bank
@@ -10,8 +16,12 @@ from kdjax.losses._decoupled import decoupled_kd as decoupled_kd
 from kdjax.losses._decoupled import non_target_class_kd as non_target_class_kd
 from kdjax.losses._decoupled import normalized_kd as normalized_kd
 from kdjax.losses._decoupled import target_class_kd as target_class_kd
-from kdjax.losses._features import attention_transfer as attention_transfer
+from kdjax.losses._features import cosine as cosine
+from kdjax.losses._features import hierarchical_context as hierarchical_context
 from kdjax.losses._features import hint as hint
+from kdjax.losses._features import variational_information as variational_information
+from kdjax.losses._flow import fsp as fsp
+from kdjax.losses._flow import sequence_angles as sequence_angles
 from kdjax.losses._graph import similarity_graph as similarity_graph
 from kdjax.losses._logits import jensen_shannon as jensen_shannon
 from kdjax.losses._logits import logit_mse as logit_mse
@@ -31,12 +41,17 @@ from kdjax.losses._stored import top_k_kl as top_k_kl
 
 __all__ = [
     "Bank",
+    "activation_boundary",
     "attention_transfer",
     "correlation_congruence",
+    "cosine",
     "crd",
     "decoupled_kd",
     "dist",
     "draw_negatives",
+    "factor_transfer",
+    "fsp",
+    "hierarchical_context",
     "hint",
     "info_nce",
     "init_bank",
@@ -44,12 +59,16 @@ __all__ = [
     "kernel_alignment",
     "kernel_congruence",
     "logit_mse",
+    "negative_margin",
+    "neuron_selectivity",
     "non_target_class_kd",
     "normalized_kd",
+    "overhaul",
     "pkt",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
+    "sequence_angles",
     "similarity_distribution",
     "similarity_graph",
     "similarity_preserving",
@@ -58,4 +77,5 @@ __all__ = [
     "standardized_kd",
     "target_class_kd",
     "top_k_kl",
+    "variational_information",
 ]

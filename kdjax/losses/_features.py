@@ -1,10 +1,11 @@
-"""Losses that match activations: feature maps [batch, height, width, channels], or [batch, …] where said."""
+"""Losses that match activations directly: feature maps [batch, height, width, channels], or [batch, …] where said."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax import _checks
-from kdjax._types import Number
+from kdjax._types import AnyArray, Number
 from kdjax.losses import _math
 
 
@@ -47,60 +48,153 @@ def hint(
     return _math.per_example_mean((student - teacher) ** 2)
 
 
-def attention_transfer(
-    student: Float[Array, "batch student_height student_width student_channels"],
-    teacher: Float[Array, "batch teacher_height teacher_width teacher_channels"],
-    *,
-    power: Number = 2.0,
+def cosine(
+    student: Float[Array, " batch *dims"],
+    teacher: Float[Array, " batch *dims"],
 ) -> Float[Array, " batch"]:
-    """Mean squared difference of the normalised maps of where the two networks are active.
+    """How far the features' directions are apart.
 
-    mean over positions of (a_s/‖a_s‖ − a_t/‖a_t‖)², with a = mean_c |A|^p.
+    1 − ⟨A_s, A_t⟩ / (‖A_s‖ ‖A_t‖), all axes but the batch flattened.
 
     Args:
-      student: activations; channels may differ from the teacher's, and so may height and width: the larger
-        activations are then averaged down to the smaller, by windows that overlap where sizes do not divide.
-      teacher: activations of the same examples.
-      power: p > 0; larger looks at the strongest activations alone. May be traced.
+      student: features of any shape [batch, …], after the connector where the two networks' shapes differ.
+      teacher: features of the same shape.
 
     Returns:
-      One number between 0 and 4 / positions per example.
+      One number between 0 and 2 per example, to rounding.
 
     Raises:
-      ValueError: an argument is not [batch, height, width, channels], the batches differ, or p is not a finite number
+      ValueError: the shapes differ, or have only one axis.
+
+    Example:
+      Only directions count, not lengths:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import cosine
+      >>> teacher = jnp.array([[3.0, 0.0], [0.0, 5.0], [1.0, 0.0]])
+      >>> student = jnp.array([[1.0, 0.0], [1.0, 0.0], [-7.0, 0.0]])
+      >>> cosine(student, teacher).tolist()
+      [0.0, 1.0, 2.0]
+
+    Note:
+      The paper takes it over hidden states of tokens. A zero vector has cosine 0 with everything, another zero vector
+      included, hence the value 1 and zero gradient.
+
+    Reference:
+      Sanh et al., DistilBERT, a Distilled Version of BERT, 2019, section 2. https://arxiv.org/abs/1910.01108
+    """
+    _checks.rank_at_least("student", student, 2, "[batch, ...]")
+    _checks.same_shape("student", student, "teacher", teacher)
+    student, teacher = _math.widened(student, teacher)
+    axes = tuple(range(1, student.ndim))
+    return 1.0 - jnp.sum(_math.unit(student, axes) * _math.unit(teacher, axes), axis=axes)
+
+
+def variational_information(
+    student_mean: Float[Array, " batch *dims"],
+    teacher: Float[Array, " batch *dims"],
+    *,
+    raw_variance: Float[AnyArray, " channels"],
+    eps: Number = 1e-5,
+) -> Float[Array, " batch"]:
+    """Negative log-likelihood of the teacher's features under a Gaussian that the student predicts.
+
+    mean over all elements of ½ ((μ − t)² / σ² + log σ²), with σ² = softplus(raw) + ε for each channel.
+
+    Args:
+      student_mean: μ, the connector's prediction of the teacher's features, [batch, …, channels].
+      teacher: features of the same shape.
+      raw_variance: [channels]. It is learnt, hence it lives in the student's params beside the connector.
+      eps: ε > 0, the smallest variance. May be traced.
+
+    Returns:
+      One number ≥ ½ mean_c log σ_c² per example; it may be negative.
+
+    Raises:
+      ValueError: the shapes differ or have only one axis, `raw_variance` is not one number per channel, or ε is not a
+        finite number above 0.
+
+    Example:
+      A channel of large variance is one that the student need not predict:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import variational_information
+      >>> mean, teacher = jnp.zeros((1, 2)), jnp.array([[0.0, 3.0]])
+      >>> sure, unsure = jnp.array([1.0, 1.0]), jnp.array([1.0, 9.0])
+      >>> bool(variational_information(mean, teacher, raw_variance=unsure)[0]
+      ...      < variational_information(mean, teacher, raw_variance=sure)[0])
+      True
+
+    Note:
+      The paper sums over all elements; common code takes the mean, as here, and both leave the constant ½ log 2π out. A
+      variance that no optimiser is given stays as it was initialised, which is a common slip.
+
+    Reference:
+      Ahn et al., Variational Information Distillation for Knowledge Transfer, 2019, equations 5 and 6.
+      https://arxiv.org/abs/1904.05835
+    """
+    _checks.positive("eps", eps)
+    _checks.rank_at_least("student_mean", student_mean, 2, "[batch, ..., channels]")
+    _checks.same_shape("student_mean", student_mean, "teacher", teacher)
+    _checks.per_channel("raw_variance", raw_variance, "student_mean", student_mean)
+    _checks.floating("student_mean", student_mean)
+    student_mean, teacher = _math.widened(student_mean, teacher)
+    variance = jax.nn.softplus(jnp.asarray(raw_variance, student_mean.dtype)) + eps
+    variance = variance.reshape((1,) * (student_mean.ndim - 1) + variance.shape)
+    return _math.per_example_mean(0.5 * ((student_mean - teacher) ** 2 / variance + jnp.log(variance)))
+
+
+def hierarchical_context(
+    student: Float[Array, "batch height width channels"],
+    teacher: Float[Array, "batch height width channels"],
+    *,
+    levels: tuple[int, ...] = (4, 2, 1),
+) -> Float[Array, " batch"]:
+    """Mean squared difference of the features, at full size and averaged down to smaller and smaller maps.
+
+    (Σ_k w_k mean (pool_k(A_s) − pool_k(A_t))²) / Σ_k w_k, where pool_0 changes nothing, pool_k averages to l_k × l_k, and
+    w = 1, ½, ¼, … goes to the maps in this order. A level that is not smaller than the map is left out and takes no weight.
+
+    Args:
+      student: features after the fusion module, of the teacher's shape.
+      teacher: features.
+      levels: the sides l_k of the averaged maps, coarser and coarser. Where a side does not divide the map's, the windows
+        overlap.
+
+    Returns:
+      One number ≥ 0 per example.
+
+    Raises:
+      ValueError: an argument is not [batch, height, width, channels], the shapes differ, or a level is not a whole number
         above 0.
 
     Example:
-      Only the pattern counts, neither its strength nor the number of channels that carry it:
+      Noise that averages out counts for less than a shift of the same size:
 
       >>> import jax.numpy as jnp
-      >>> from kdjax.losses import attention_transfer
-      >>> teacher = jnp.arange(4.0).reshape(1, 2, 2, 1)
-      >>> student = 10.0 * jnp.concatenate([teacher, teacher], axis=-1)
-      >>> attention_transfer(student, teacher).round(5).tolist()
-      [0.0]
+      >>> from kdjax.losses import hierarchical_context
+      >>> teacher = jnp.zeros((1, 2, 2, 1))
+      >>> noise = jnp.array([1.0, -1.0, -1.0, 1.0]).reshape(1, 2, 2, 1)
+      >>> (hierarchical_context(noise, teacher) < hierarchical_context(teacher + 1.0, teacher)).tolist()
+      [True]
 
     Note:
-      The paper takes the *norm* of the difference of the normalised maps (equation 2); its own code and most code
-      since take the mean of the squares, as here. An all-zero map stays zero, and so does its gradient.
+      The paper gives no weights; these are its code's, which compares a level with the height alone. Here a level is left
+      out where it is larger than height or width, or equal to both.
 
     Reference:
-      Zagoruyko and Komodakis, Paying More Attention to Attention, 2017, section 3.1. https://arxiv.org/abs/1612.03928
+      Chen et al., Distilling Knowledge via Knowledge Review, 2021, section 3.3. https://arxiv.org/abs/2104.09044
     """
-    _checks.positive("power", power)
+    for level in levels:
+        if not (isinstance(level, int) and level > 0):
+            raise ValueError(f"levels must be whole numbers greater than 0; got {levels!r}.")
     _checks.rank("student", student, 4, "[batch, height, width, channels]")
-    _checks.rank("teacher", teacher, 4, "[batch, height, width, channels]")
-    _checks.same_batch("student", student, "teacher", teacher)
+    _checks.same_shape("student", student, "teacher", teacher)
     student, teacher = _math.widened(student, teacher)
-    height, width = min(student.shape[1], teacher.shape[1]), min(student.shape[2], teacher.shape[2])
-    student_map = _attention(_math.adaptive_average_pool(student, height, width), power)
-    teacher_map = _attention(_math.adaptive_average_pool(teacher, height, width), power)
-    return _math.per_example_mean((student_map - teacher_map) ** 2)
-
-
-def _attention(
-    activations: Float[Array, "batch height width channels"], power: Number
-) -> Float[Array, "batch height width"]:
-    # The map is normalised, so the activations' size does not count; left in, high powers would leave float32's range.
-    size = jnp.abs(_math.over_largest(activations, (1, 2, 3)))
-    return _math.unit(jnp.mean(_math.safe_power(size, power), axis=-1), (1, 2))
+    difference = student - teacher  # averaging is linear: one map to average, and not two
+    sides = difference.shape[1:3]
+    smaller = [level for level in levels if level <= min(sides) and level < max(sides)]
+    maps = [difference, *(_math.adaptive_average_pool(difference, level, level) for level in smaller)]
+    weights = [0.5**k for k in range(len(maps))]
+    total = sum(w * _math.per_example_mean(m * m) for w, m in zip(weights, maps, strict=True))
+    return jnp.asarray(total) / sum(weights)

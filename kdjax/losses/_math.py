@@ -103,6 +103,15 @@ def adaptive_average_pool(
     return jnp.einsum("bhwc,ih,jw->bijc", maps, rows, columns, precision=Precision.HIGHEST)
 
 
+def averaged_to_one_size(
+    first: Float[Array, "batch first_height first_width first_channels"],
+    second: Float[Array, "batch second_height second_width second_channels"],
+) -> tuple[Float[Array, "batch height width first_channels"], Float[Array, "batch height width second_channels"]]:
+    """The larger maps averaged down to the smaller, in height and in width."""
+    height, width = min(first.shape[1], second.shape[1]), min(first.shape[2], second.shape[2])
+    return adaptive_average_pool(first, height, width), adaptive_average_pool(second, height, width)
+
+
 def _window_means(old: int, new: int, dtype: Any) -> Float[Array, "{new} {old}"]:
     """Row i averages the cells ⌊i·old/new⌋ … ⌈(i+1)·old/new⌉ − 1."""
     window, cell = jnp.arange(new)[:, None], jnp.arange(old)[None, :]

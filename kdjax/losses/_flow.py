@@ -1,0 +1,135 @@
+"""Losses that match how features change: from one layer to a later one, from one step of a sequence to the next."""
+
+import jax.numpy as jnp
+from jax.lax import Precision
+from jaxtyping import Array, Float
+
+from kdjax import _checks
+from kdjax.losses import _math
+
+
+def fsp(
+    student_bottom: Float[Array, "batch student_bottom_height student_bottom_width bottom_channels"],
+    student_top: Float[Array, "batch student_top_height student_top_width top_channels"],
+    teacher_bottom: Float[Array, "batch teacher_bottom_height teacher_bottom_width bottom_channels"],
+    teacher_top: Float[Array, "batch teacher_top_height teacher_top_width top_channels"],
+) -> Float[Array, " batch"]:
+    """Mean squared difference of how two layers' channels are active together: the flow of solution procedure.
+
+    mean over channel pairs (i, j) of (M^s_ij − M^t_ij)², with M_ij the mean over positions of bottom_i · top_j.
+
+    Args:
+      student_bottom: activations where a block begins.
+      student_top: activations where it ends. If their sizes differ, the larger map is averaged down to the smaller, by
+        windows that overlap where sizes do not divide.
+      teacher_bottom: activations with as many channels as `student_bottom`; height and width may differ.
+      teacher_top: activations with as many channels as `student_top`.
+
+    Returns:
+      One number ≥ 0 per example.
+
+    Raises:
+      ValueError: an argument is not [batch, height, width, channels], or batches or channels differ.
+
+    Example:
+      Where on the map things happen does not count, as long as they happen together:
+
+      >>> import jax
+      >>> from kdjax.losses import fsp
+      >>> bottom, top = jax.random.normal(jax.random.key(0), (2, 1, 3, 3, 4))
+      >>> bool(fsp(bottom[:, ::-1], top[:, ::-1], bottom, top)[0] < 1e-10)
+      True
+
+    Note:
+      The paper sums the squares; the mean is common. Both use the loss alone, in a stage before training. The value grows
+      with the fourth power of the features, and the gradient with the third: for features in the hundreds it leaves
+      float16's range.
+
+    Reference:
+      Yim et al., A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning, 2017,
+      equations 1 and 2. https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html
+    """
+    arguments = {
+        "student_bottom": student_bottom,
+        "student_top": student_top,
+        "teacher_bottom": teacher_bottom,
+        "teacher_top": teacher_top,
+    }
+    for name, features in arguments.items():
+        _checks.rank(name, features, 4, "[batch, height, width, channels]")
+        _checks.same_batch("student_bottom", student_bottom, name, features)
+        _checks.floating(name, features)
+    for layer in ("bottom", "top"):
+        student, teacher = arguments[f"student_{layer}"], arguments[f"teacher_{layer}"]
+        if student.shape[-1] != teacher.shape[-1]:
+            raise ValueError(
+                f"student_{layer} and teacher_{layer} must have as many channels, their last axis; "
+                f"got shapes {student.shape} and {teacher.shape}."
+            )
+    student_bottom, teacher_bottom = _math.widened(student_bottom, teacher_bottom)
+    student_top, teacher_top = _math.widened(student_top, teacher_top)
+    return _math.per_example_mean((_flow(student_bottom, student_top) - _flow(teacher_bottom, teacher_top)) ** 2)
+
+
+def sequence_angles(
+    student: Float[Array, "batch time student_dim"],
+    teacher: Float[Array, "batch time teacher_dim"],
+) -> Float[Array, " batch"]:
+    """Smooth L1 difference of the angles' cosines along a sequence: how each step bends, seen from where it starts.
+
+    mean over n of smooth_l1(cos^s_n − cos^t_n), where cos_n is the cosine between the one-step difference x_{n+1} − x_n
+    and the two-step difference x_{n+2} − x_n.
+
+    Args:
+      student: features of a sequence's steps, at least three; dim may differ from the teacher's.
+      teacher: features of the same steps of the same sequences.
+
+    Returns:
+      One number between 0 and 3/2 per example.
+
+    Raises:
+      ValueError: an argument is not [batch, time, dim], batches or times differ, or there are fewer than three steps.
+
+    Example:
+      Neither place, nor size, nor rotation of a sequence counts:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import sequence_angles
+      >>> teacher = jax.random.normal(jax.random.key(0), (2, 5, 2))
+      >>> quarter_turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+      >>> bool((sequence_angles(3.0 * teacher @ quarter_turn + 1.0, teacher) < 1e-6).all())
+      True
+
+    Note:
+      The paper compares triples of *examples*, as `rkd_angle` does; this is its form for the steps of one example, so no
+      example depends on another. Some code compares angles: their arc cosine has infinite slope where three steps lie on
+      a line. A difference of length 0 has cosine 0 and no gradient.
+
+    Reference:
+      Park et al., Relational Knowledge Distillation, 2019, section 3.2.2. https://arxiv.org/abs/1904.05068
+    """
+    _checks.rank("student", student, 3, "[batch, time, dim]")
+    _checks.rank("teacher", teacher, 3, "[batch, time, dim]")
+    if student.shape[:2] != teacher.shape[:2] or student.shape[1] < 3:
+        raise ValueError(
+            "student and teacher must have the same batch size and the same number of steps, at least 3; "
+            f"got shapes {student.shape} for student and {teacher.shape} for teacher, [batch, time, dim]."
+        )
+    student, teacher = _math.widened(student, teacher)
+    return _math.per_example_mean(_math.smooth_l1(_bends(student) - _bends(teacher)))
+
+
+def _flow(
+    bottom: Float[Array, "batch height width channels"],
+    top: Float[Array, "batch other_height other_width other_channels"],
+) -> Float[Array, "batch channels other_channels"]:
+    bottom, top = _math.averaged_to_one_size(bottom, top)
+    positions = bottom.shape[1] * bottom.shape[2]
+    # Divided before: a division after is fused with the subtraction of the two flows, and equal flows then differ.
+    return jnp.einsum("bhwi,bhwj->bij", bottom / positions, top, precision=Precision.HIGHEST)
+
+
+def _bends(steps: Float[Array, "batch time dim"]) -> Float[Array, "batch angles"]:
+    one_step, two_steps = steps[:, 1:-1] - steps[:, :-2], steps[:, 2:] - steps[:, :-2]
+    return jnp.sum(_math.unit(one_step, (2,)) * _math.unit(two_steps, (2,)), axis=2)
