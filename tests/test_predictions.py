@@ -1,0 +1,213 @@
+"""What is special about single losses on predictions: limits, labels that are no class, constant predictions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+
+from kdjax import losses
+
+LABELLED = ["target_class_kd", "non_target_class_kd", "decoupled_kd", "normalized_kd"]
+
+
+def logits(*shape, seed=0):
+    student, teacher = 3.0 * np.random.default_rng(seed).standard_normal((2, *shape)).astype(np.float32)
+    return jnp.asarray(student), jnp.asarray(teacher)
+
+
+def value_and_gradients(loss, *arrays, **keywords):
+    """Per-example values, and the gradients of their sum in the first two arrays."""
+
+    def total(*arrays):
+        values = loss(*arrays, **keywords)
+        return values.sum(), values
+
+    (_, values), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(*arrays)
+    return values, gradients
+
+
+# Divergences of whole predictions
+
+
+@pytest.mark.parametrize(("end", "beside"), [(0.0, 1e-6), (1.0, 1.0 - 1e-6)])
+def test_mixed_divergence_has_its_limits_at_the_ends(end, beside):
+    """Divided by the weight that vanishes, the divergence beside an end is the one at the end, in its gradient too."""
+    with jax.enable_x64(True):
+        student, teacher = (jnp.asarray(a, jnp.float64) for a in logits(6, 5))
+        step = jax.jit(
+            jax.value_and_grad(lambda s, beta: losses.jensen_shannon(s, teacher, beta=beta, temperature=2.0).sum())
+        )
+        at_the_end, beside_it = step(student, end), jax.tree.map(lambda a: a / 1e-6, step(student, beside))
+        one_way = losses.reverse_kl(student, teacher, temperature=2.0).sum()
+        other_way = losses.soft_target_kl(student, teacher, temperature=2.0).sum()
+    chex.assert_trees_all_close(at_the_end, beside_it, rtol=1e-3)
+    np.testing.assert_allclose(at_the_end[0], one_way if end else other_way, 1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_classes_that_both_exclude_count_nothing(beta):
+    pair = logits(6, 5)
+    masked = tuple(jnp.pad(a, ((0, 0), (0, 2)), constant_values=-jnp.inf) for a in pair)
+    for loss, keywords in ((losses.reverse_kl, {}), (losses.jensen_shannon, {"beta": beta})):
+        (values, gradients), wanted = value_and_gradients(loss, *masked, **keywords), loss(*pair, **keywords)
+        np.testing.assert_allclose(values, wanted, 1e-5)
+        chex.assert_tree_all_finite(gradients)
+
+
+def test_mixed_divergence_bears_a_class_that_one_network_excludes():
+    student, teacher = logits(6, 5)
+    values, gradients = value_and_gradients(losses.jensen_shannon, student, teacher.at[:, 0].set(-jnp.inf))
+    assert (values > 0).all()
+    assert (values <= np.log(2)).all()
+    chex.assert_tree_all_finite(gradients)
+
+
+# The labelled class and the others
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_label_that_is_no_class_gives_nan_to_its_example_alone(name):
+    pair = logits(4, 5)
+    loss = jax.jit(getattr(losses, name))
+    values = loss(*pair, jnp.array([4, -1, 5, 0], jnp.int8))
+    np.testing.assert_array_equal(np.isnan(values), [False, True, True, False])
+    np.testing.assert_array_equal(values[::3], loss(*pair, jnp.array([4, 0, 0, 0], jnp.uint8))[::3])
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_single_class_leaves_nothing_to_say(name):
+    values, gradients = value_and_gradients(getattr(losses, name), *logits(3, 1), jnp.zeros(3, int))
+    chex.assert_trees_all_equal((values, gradients), jax.tree.map(jnp.zeros_like, (values, gradients)))
+
+
+def test_two_classes_leave_the_labelled_one_alone():
+    student, teacher = logits(3, 2)
+    labels = jnp.array([0, 1, 1])
+    assert (losses.non_target_class_kd(student, teacher, labels) == 0).all()
+    np.testing.assert_allclose(
+        losses.target_class_kd(student, teacher, labels), losses.soft_target_kl(student, teacher), 1e-5
+    )
+
+
+def test_a_sure_teacher_keeps_the_digits_of_what_it_leaves_to_the_others():
+    """1 − p_y is 1e-9 here, which float32's 1 − p_y knows nothing of."""
+    student, teacher = jnp.array([[-21.0, 0.0, 0.0]]), jnp.array([[-20.0, 0.0, 0.5]])
+    for label in (0, 1):
+        wanted = references.target_class_kd(*map(np.float64, (student, teacher)), [label], temperature=1.0)
+        values = losses.target_class_kd(-student, -teacher, jnp.array([0]), temperature=1.0)
+        confident = references.target_class_kd(-np.float64(student), -np.float64(teacher), [0], temperature=1.0)
+        np.testing.assert_allclose(values, confident, 1e-4)
+        values = losses.target_class_kd(student, teacher, jnp.array([label]), temperature=1.0)
+        np.testing.assert_allclose(values, wanted, 1e-4)
+
+
+# Patterns
+
+
+def test_shares_of_the_batch_have_the_mean_of_one_minus_pearson():
+    student, teacher = logits(6, 4)
+    q, p = jax.nn.softmax(student), jax.nn.softmax(teacher)
+    of_classes = np.mean([1 - np.corrcoef(q[:, c], p[:, c])[0, 1] for c in range(4)])
+    of_examples = np.mean([1 - np.corrcoef(q[i], p[i])[0, 1] for i in range(6)])
+    np.testing.assert_allclose(losses.dist(student, teacher, beta=0.0).mean(), of_classes, 1e-5)
+    np.testing.assert_allclose(losses.dist(student, teacher, gamma=0.0).mean(), of_examples, 1e-5)
+
+
+def test_rounding_noise_in_constant_probabilities_is_no_pattern():
+    """Equal predictions of shifted logits differ in their last bits: among examples they are constant all the same."""
+    student = 3.0 * jax.random.normal(jax.random.key(0), (1, 1000)) + 0.1 * jnp.arange(6.0)[:, None]
+    assert len(np.unique(jax.nn.softmax(student)[:, 0])) > 1
+    teacher = jax.random.normal(jax.random.key(1), (6, 1000))
+    values, (gradient, _) = value_and_gradients(losses.dist, student, teacher, beta=0.0)
+    np.testing.assert_allclose(values.mean(), 0.5, 1e-5)
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
+
+
+def test_an_example_alone_has_no_pattern_among_examples():
+    student, teacher = logits(1, 5)
+    values, gradients = value_and_gradients(losses.dist, student, teacher, beta=0.0)
+    chex.assert_trees_all_equal((values, gradients), jax.tree.map(jnp.zeros_like, (values, gradients)))
+
+
+def test_vanishing_probabilities_have_finite_gradients():
+    """Down to float32's smallest numbers, where 1 over a column's length would overflow."""
+    depths = jnp.linspace(60.0, 110.0, 101)
+    student = jnp.array([[0.0, -1.0], [0.0, -2.0]])[None] * jnp.stack([jnp.ones(101), depths], 1)[:, None]
+    step = jax.jit(jax.vmap(jax.value_and_grad(lambda s: losses.dist(s, jnp.eye(2)).sum())))
+    chex.assert_tree_all_finite(step(student))
+
+
+def test_standardized_logits_are_the_reference():
+    z, _ = logits(6, 5)
+    np.testing.assert_allclose(losses.standardize_logits(z), references.standardize_logits(np.float64(z)), 1e-5, 1e-6)
+    several_axes = losses.standardize_logits(z.reshape(2, 3, 5))
+    np.testing.assert_array_equal(several_axes.reshape(6, 5), losses.standardize_logits(z))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("level", [0.0, 0.1, 3e4])
+@pytest.mark.parametrize("classes", [1, 7, 1000])
+def test_equal_logits_are_standardized_to_zero_with_zero_gradient(dtype, level, classes):
+    z = jnp.full((2, classes), level, dtype)
+    standardized, pull_back = jax.vjp(losses.standardize_logits, z)
+    (gradient,) = pull_back(jax.random.normal(jax.random.key(0), (2, classes)))
+    assert standardized.dtype == jnp.float32
+    assert gradient.dtype == dtype
+    np.testing.assert_array_equal(standardized, np.zeros((2, classes)))
+    np.testing.assert_array_equal(gradient, np.zeros((2, classes)))
+
+
+def test_standardized_logits_show_nan_and_name_a_wrong_argument():
+    assert np.isnan(losses.standardize_logits(jnp.array([[1.0, jnp.nan, 2.0]]))).all()
+    with pytest.raises(ValueError, match="z must hold floating-point numbers"):
+        losses.standardize_logits.__wrapped__(jnp.arange(3))
+    with pytest.raises(ValueError, match=r"z must have at least 1 axes, \[..., classes\]"):
+        losses.standardize_logits.__wrapped__(jnp.array(1.0))
+
+
+# The largest, stored
+
+
+@pytest.mark.parametrize("tail", [True, False])
+def test_all_classes_stored_is_the_whole_divergence_even_of_plain_logits(tail):
+    student, teacher = logits(6, 5)
+    values, indices = jax.lax.top_k(teacher, 5)
+    stored = value_and_gradients(losses.top_k_kl, student, values, indices, temperature=2.0, tail=tail)
+    whole = value_and_gradients(losses.soft_target_kl, student, teacher, temperature=2.0)
+    chex.assert_trees_all_close((stored[0], stored[1][0]), (whole[0], whole[1][0]), rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_tail_plain_logits_do_and_the_other_classes_do_not_count():
+    student, teacher = logits(6, 5)
+    values, indices = jax.lax.top_k(teacher, 2)
+    stored = losses.top_k_kl(student, values, indices, tail=False)
+    np.testing.assert_allclose(losses.top_k_kl(student, values + 9.0, indices, tail=False), stored, 1e-4)
+    chosen = jnp.take_along_axis(student, indices, axis=1)
+    np.testing.assert_allclose(losses.soft_target_kl(chosen, values), stored, 1e-4)
+
+
+def test_large_plain_logits_leave_nothing_to_the_rest():
+    """As if the teacher excluded the classes that were not stored."""
+    student, teacher = logits(6, 5)
+    values, indices = jax.lax.top_k(teacher, 2)
+    excluding = jnp.full_like(teacher, -jnp.inf).at[jnp.arange(6)[:, None], indices].set(values)
+    stored = losses.top_k_kl(student, values + 50.0, indices, temperature=1.0)
+    np.testing.assert_allclose(stored, losses.soft_target_kl(student, excluding, temperature=1.0), 1e-4)
+
+
+def test_a_stored_class_that_is_none_gives_nan_to_its_example_alone():
+    student, teacher = logits(3, 5)
+    values, _ = jax.lax.top_k(jax.nn.log_softmax(teacher), 2)
+    stored = jax.jit(losses.top_k_kl)(student, values, jnp.array([[0, 4], [0, 5], [-1, 0]]))
+    np.testing.assert_array_equal(np.isnan(stored), [False, True, True])
+
+
+def test_a_sure_teacher_keeps_the_digits_of_the_rest():
+    """Its rest of 1e-9 is known from the logarithms of what it stored, and lost in 1 − Σ p."""
+    probabilities = np.array([[1 - 3e-8 - 1e-9, 2e-8, 1e-8, 5e-10, 5e-10]])
+    student, teacher = np.zeros((1, 5)), np.log(probabilities)
+    wanted = references.top_k_kl(student, teacher[:, :3], np.array([[0, 1, 2]]))
+    stored = losses.top_k_kl(jnp.zeros((1, 5)), jnp.asarray(teacher[:, :3], jnp.float32), jnp.array([[0, 1, 2]]))
+    np.testing.assert_allclose(stored, wanted, 1e-4)
