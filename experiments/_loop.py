@@ -4,6 +4,7 @@ On CPU one step a call, since XLA's CPU convolutions inside a loop fall off thei
 in one `lax.scan`. The loop never waits for the device inside an epoch: progress shows what has arrived so far.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -114,12 +115,13 @@ def fit(
             state, record = restored
             history = record["history"]
         _rewrite(folder / "metrics.jsonl", history)
+        zeros = _zeros_like_metrics(network, state, teacher, train)
         bar = progress.add_task(label, total=recipe.epochs * steps, completed=len(history) * steps, news="")
         last_save = time.monotonic()
         for epoch in range(len(history), recipe.epochs):
             started = time.monotonic()
             order = np.asarray(epoch_indices(examples, recipe.batch_size, seed=seed, epoch=epoch))
-            totals = _zeros_like_metrics(network, state, teacher, train, order)
+            totals = jax.tree.map(jnp.zeros_like, zeros)
             watched: deque = deque()
             for first in range(0, steps, per_call):
                 chunk = order[first : first + per_call]
@@ -127,6 +129,10 @@ def fit(
                 watched.append((epoch * steps + first + len(chunk), metrics))
                 _show(progress, bar, watched, started, epoch * steps, recipe.batch_size)
             means = {name: float(total) / steps for name, total in totals.items()}
+            if not math.isfinite(means["loss"]):
+                raise FloatingPointError(
+                    f"{label}: the loss of epoch {epoch + 1} is {means['loss']}; training has diverged."
+                )
             seconds = time.monotonic() - started
             measured = network.evaluate(Weights(state.params, state.model_state), test)
             record = {"epoch": epoch + 1, "train": means, "test": measured, "seconds": seconds}
@@ -169,11 +175,12 @@ def _evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:
     return evaluate
 
 
-def _zeros_like_metrics(network: Network, state, teacher, train: Arrays, order: np.ndarray) -> Any:
+def _zeros_like_metrics(network: Network, state, teacher, train: Arrays) -> Any:
     """Where a whole epoch's metrics are added up, on the device."""
+    some = np.zeros(network.recipe.batch_size, np.int32)
 
     def metrics(state, teacher, objective, arrays):
-        return network.step(state, teacher, objective, take(arrays, order[0]))[1]
+        return network.step(state, teacher, objective, take(arrays, some))[1]
 
     shapes = jax.eval_shape(metrics, state, teacher, network.recipe.objective, train)
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

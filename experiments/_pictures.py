@@ -1,23 +1,24 @@
-"""Article D's two pictures: digits with their labels, and test digits with what teacher and student say of them."""
+"""Article D's pictures: digits with their labels, test digits with what both networks say of them, learning curves."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments._three_runs import Settings
+from experiments._three_runs import PHASES, Settings
 
 import jax
 
 from kdjax.adapters import from_linen
-from kdjax.checkpoints import load_weights, read_description
+from kdjax.checkpoints import load_weights
 from kdjax.data import load
 from kdjax.models import make_model
-from kdjax.report import image_grid, prediction_grid, save_figure
+from kdjax.report import image_grid, learning_curves, prediction_grid, save_figure
 
 DIGITS = 9
 
 
 def draw(settings: Settings, out: Path, *, preprocess: Callable[[jax.Array], jax.Array]) -> None:
-    """Writes ``digits.png``, the first training digits, and ``predictions.png``, the first test digits, of seed 0."""
+    """Writes ``digits.png`` (training digits), ``predictions.png`` (test digits, by seed 0) and ``curves.png``."""
     train, test = (load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test"))
     names = test.class_names
     labels = [names[label] for label in train.labels[:DIGITS]]
@@ -25,13 +26,20 @@ def draw(settings: Settings, out: Path, *, preprocess: Callable[[jax.Array], jax
     inputs = preprocess(test.inputs[:DIGITS])
     folder = out / "seed-0"
     teacher = settings.teacher or folder / "teacher" / "weights"
-    logits = [_logits(path, inputs, len(names)) for path in (teacher, folder / "distilled" / "weights")]
+    networks = ((settings.teacher_model, teacher), (settings.student_model, folder / "distilled" / "weights"))
+    logits = [_logits(model, path, inputs, len(names)) for model, path in networks]
     figure = prediction_grid(test.inputs[:DIGITS], test.labels[:DIGITS], *logits, names)
     save_figure(figure, out / "predictions.png")
+    files = {phase: sorted(out.glob(f"seed-*/{phase}/metrics.jsonl")) for phase in PHASES}
+    records = {
+        phase: [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        for phase, paths in files.items()
+        if paths
+    }
+    save_figure(learning_curves(records), out / "curves.png")
 
 
-def _logits(path: Path, inputs: jax.Array, classes: int) -> jax.Array:
-    """A saved network's logits; its description says which model it is."""
-    init, apply = from_linen(make_model(read_description(path)["model"], classes=classes))
+def _logits(model: str, path: Path, inputs: jax.Array, classes: int) -> jax.Array:
+    init, apply = from_linen(make_model(model, classes=classes))
     weights = load_weights(path, jax.eval_shape(init, jax.random.key(0), inputs))
     return apply(*weights, inputs, train=False)[0].logits

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from kdjax import Weights
-from kdjax.checkpoints import load_weights, save_weights
+from kdjax.checkpoints import load_weights, read_description, save_weights
 from kdjax.data import load, on_device
 from kdjax.metrics import parameter_count
 from kdjax.records import write_json
@@ -62,8 +62,13 @@ class Settings:
         for name, value in asdict(self).items():
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number, 0 or greater; got {value!r}.")
-            if type(value) is int and value < (0 if name == "print_every" else 1):
-                raise ValueError(f"{name} must be a whole number greater than 0; got {value!r}.")
+            if name == "alpha" and value > 1:
+                raise ValueError(
+                    f"alpha must lie between 0 and 1, since the soft targets weigh 1 − alpha; got {value!r}."
+                )
+            least = 0 if name == "print_every" else 1
+            if type(value) is int and value < least:
+                raise ValueError(f"{name} must be a whole number, {least} or greater; got {value!r}.")
 
 
 def run(
@@ -91,25 +96,27 @@ def run(
     networks = {"teacher": prepare(teacher, **sizes), "alone": prepare(alone, **sizes)}
     teacher_apply = None if settings.cache_teacher else networks["teacher"].apply
     networks["distilled"] = prepare(distilled, **sizes, teacher_apply=teacher_apply)
-    given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train)
+    parameters = {phase: _parameters(network, train) for phase, network in networks.items()}
+    about = {"data": settings.data, "preprocess": preprocess.__name__}
+    given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train, about)
     out = _open_folder(name, settings)
-    left_over = len(train["labels"]) % teacher.batch_size
     console.print(
         f"{name}: {len(train['labels']):,} training and {len(test['labels']):,} test examples of {settings.data}, "
         f"{jax.devices()[0].platform}; results go to {out}",
         soft_wrap=True,
     )
-    if left_over:
-        console.print(
-            f"Each teacher epoch leaves {left_over} examples out, those that fill no batch of {teacher.batch_size}; "
-            "every epoch others.",
-            soft_wrap=True,
-        )
+    for batch_size in sorted({recipe.batch_size for recipe in (teacher, alone, distilled)}):
+        if left_over := len(train["labels"]) % batch_size:
+            console.print(
+                f"{left_over} examples fill no batch of {batch_size} and sit an epoch out, other ones each epoch.",
+                soft_wrap=True,
+            )
     with _only_writer(out):
         _same_config(out / "config.json", {"experiment": name} | _plain(settings))
         try:
             seeds = [
-                _one_seed(seed, networks, train, test, given, out, settings, console) for seed in range(settings.seeds)
+                _one_seed(seed, networks, train, test, given, about, out, settings, console)
+                for seed in range(settings.seeds)
             ]
         except KeyboardInterrupt:
             console.print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
@@ -126,7 +133,7 @@ def run(
                 "cores": os.cpu_count(),
                 "machine": platform.machine(),
             },
-            "parameters": {phase: _parameters(network, train) for phase, network in networks.items()},
+            "parameters": parameters,
             "seeds": seeds,
         }
         write_json(out / "results.json", results)
@@ -140,6 +147,7 @@ def _one_seed(
     train: Arrays,
     test: Arrays,
     given: Weights | None,
+    about: dict[str, str],
     out: Path,
     settings: Settings,
     console: Console,
@@ -148,7 +156,6 @@ def _one_seed(
     teacher = given
     for number, phase in enumerate(PHASES):
         network, folder = networks[phase], out / f"seed-{seed}" / phase
-        started = time.monotonic()
         if phase == "teacher" and given is not None:
             history = [{"test": network.evaluate(given, test), "seconds": 0.0}]
         else:
@@ -168,13 +175,8 @@ def _one_seed(
                 print_every=settings.print_every,
             )
             if not (folder / "weights").exists():
-                about = {
-                    "model": network.recipe.model,
-                    "data": settings.data,
-                    "seed": seed,
-                    "test": history[-1]["test"],
-                }
-                save_weights(folder / "weights", weights, description=about)
+                description = about | {"model": network.recipe.model, "seed": seed, "test": history[-1]["test"]}
+                save_weights(folder / "weights", weights, description=description)
         record[phase] = history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
         if phase == "teacher":
             teacher = given if given is not None else weights
@@ -189,7 +191,12 @@ def _one_seed(
     return record
 
 
-def _given_teacher(path: Path, network: Network, train: Arrays) -> Weights:
+def _given_teacher(path: Path, network: Network, train: Arrays, about: dict[str, str]) -> Weights:
+    """A saved teacher, if it is of this model and was trained on these data; one that does not say is believed."""
+    saved = read_description(path)
+    for key, wanted in (about | {"model": network.recipe.model}).items():
+        if saved.get(key, wanted) != wanted:
+            raise ValueError(f"teacher must have been trained with {key} {wanted!r}; {path} says {saved[key]!r}.")
     like = jax.eval_shape(network.init, jax.random.key(0), train["inputs"][:1])
     weights = load_weights(path, like)
     for name, leaf in jax.tree.leaves_with_path(weights):
@@ -206,8 +213,11 @@ def _open_folder(name: str, settings: Settings) -> Path:
     out = settings.out or ROOT / "checkpoints" / "runs" / f"{name}-{source}"
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder; {out} is a file.")
-    if out.exists() and any(out.iterdir()) and not settings.resume:
-        raise FileExistsError(f"out is not empty: {out}. Go on with it by --resume, or name another by --out.")
+    if out.exists() and any(out.iterdir()):
+        if not settings.resume:
+            raise FileExistsError(f"out is not empty: {out}. Go on with it by --resume, or name another by --out.")
+        if not (out / "config.json").exists():
+            raise FileExistsError(f"out holds no run that --resume could go on with, and is not empty: {out}.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / LOCK).touch()
@@ -235,6 +245,8 @@ def _same_config(path: Path, config: dict[str, Any]) -> None:
         if changed:
             changes = ", ".join(f"{key} was {before.get(key)!r} and is now {config[key]!r}" for key in changed)
             raise ValueError(f"--resume needs the settings that the run in {path.parent} began with; {changes}.")
+        if config["seeds"] < before["seeds"]:
+            raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
     write_json(path, config)
 
 

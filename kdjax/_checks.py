@@ -81,8 +81,7 @@ def positive(name: str, value: Any) -> None:
 
 
 def finite(name: str, value: Any) -> None:
-    known = _number(value)
-    if known is not None and not math.isfinite(known):
+    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
         raise ValueError(f"{name} must be a finite number; got {value!r}.")
 
 

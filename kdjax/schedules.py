@@ -3,6 +3,7 @@
 A schedule is a pytree. Its numbers are leaves, so changing them compiles nothing again; its formula is static.
 """
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,14 +82,19 @@ def staircase(start: Number, *, factor: Number, every: int) -> Schedule:
     _checks.finite("start", start)
     _checks.finite("factor", factor)
     _checks.positive("every", every)
-    return Schedule(_stairs, (start, factor, float(every)))
+    return Schedule(_stairs, (_real(start), _real(factor), float(every)))
 
 
 def _between(formula: Callable[..., Any], start: Number, end: Number, steps: int) -> Schedule:
     _checks.finite("start", start)
     _checks.finite("end", end)
     _checks.positive("steps", steps)
-    return Schedule(formula, (start, end, float(steps)))
+    return Schedule(formula, (_real(start), _real(end), float(steps)))
+
+
+def _real(value: Number) -> Number:
+    """One type for plain numbers: an int today and a float tomorrow would compile twice, and an int has no gradient."""
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _line(step: Number, start: Number, end: Number, steps: Number) -> jax.Array:
@@ -101,3 +107,6 @@ def _half_wave(step: Number, start: Number, end: Number, steps: Number) -> jax.A
 
 def _stairs(step: Number, start: Number, factor: Number, every: Number) -> jax.Array:
     return start * factor ** jnp.floor(step / every)
+
+
+FORMULAS = (_line, _half_wave, _stairs)  # those whose last number is a step at which they have changed

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from kdjax import _checks, schedules
 from kdjax._types import Batch, Number, Outputs, Term
@@ -24,11 +25,24 @@ RESERVED = ("loss", "accuracy")
 
 
 def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-    """The ordinary supervised term: −log softmax(student.logits)[label]. Reads ``batch["labels"]``, ints [batch]."""
+    """The ordinary supervised term: −log softmax(student.logits)[label].
+
+    Reads ``batch["labels"]``, whole numbers [batch] from 0 to classes − 1. Traced labels have no values to check: one
+    outside gives its example NaN, which is seen, and not the number of some other class.
+    """
     del teacher
     logits = student.logits.astype(jnp.promote_types(student.logits.dtype, jnp.float32))
-    _checks.labels('batch["labels"]', batch["labels"], logits.shape[0])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    labels = read_labels(batch, logits.shape[0])
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.where((labels < 0) | (labels >= logits.shape[1]), jnp.nan, values)
+
+
+def read_labels(batch: Batch, size: int) -> Integer[Array, " batch"]:
+    """``batch["labels"]``, or an error that says what is wrong with them."""
+    if "labels" not in batch:
+        raise ValueError(f'batch must have "labels"; it has {sorted(batch)}.')
+    _checks.labels('batch["labels"]', batch["labels"], size)
+    return jnp.asarray(batch["labels"])
 
 
 @partial(
@@ -52,22 +66,24 @@ class Match:
                 f"{_name(self.loss)} compares the student with a teacher, and this step has none: "
                 'give make_train_step a teacher_apply, or the batch a "teacher".'
             )
-        inputs = [_read("student", student, self.student_feature), _read("teacher", teacher, self.teacher_feature)]
+        inputs = _read("student", student, self.student_feature), _read("teacher", teacher, self.teacher_feature)
+        keywords = dict(self.numbers) | dict(self.settings)
         if "labels" in inspect.signature(self.loss).parameters:
-            inputs.append(batch["labels"])
-        return self.loss(*inputs, **self.numbers, **dict(self.settings))
+            keywords["labels"] = read_labels(batch, student.logits.shape[0])
+        return self.loss(*inputs, **keywords)
 
 
 def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: Any) -> Match:
     """Lifts a loss on arrays to a term on the student's and the teacher's logits.
 
     Args:
-      loss: ``loss(student, teacher, **hyper_parameters)``, or with ``labels`` as its third argument.
+      loss: ``loss(student, teacher, **hyper_parameters)``, or one that takes ``labels`` too.
       **hyper_parameters: handed on to `loss`. Real numbers become leaves of the objective, unless the loss's own default
         is an int or None (``block``, ``hardest``: they decide shapes). Functions of the step become schedules.
 
     Raises:
-      ValueError: if `loss` has no such hyper-parameter, if a temperature is not positive, or a number not finite.
+      ValueError: if `loss` has no such hyper-parameter, if a number is not finite, or as `loss` itself does for its
+        numbers; a schedule is asked for its first value, and `linear`, `cosine` and `staircase` for their next too.
 
     Example:
       >>> from kdjax.losses import soft_target_kl
@@ -158,6 +174,8 @@ def weighted_sum(**terms: Any) -> Objective:
         if name in RESERVED or name.endswith("_weight"):
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = _leaf(f"the weight of {name}", pair[0])
+        if jnp.ndim(schedules.at(weights[name], 0)):
+            raise ValueError(f"the weight of {name} must be one number; got shape {jnp.shape(pair[0])}.")
         # A plain function is no pytree; Partial makes it one, with no leaves. Terms that are pytrees stay as they are.
         functions[name] = jax.tree_util.Partial(pair[1]) if jax.tree_util.all_leaves([pair[1]]) else pair[1]
     return Objective(weights, functions)
@@ -170,13 +188,13 @@ def _match(loss: Callable, student: str | None, teacher: str | None, hyper_param
     for name, value in hyper_parameters.items():
         _checks.one_of(f"A hyper-parameter of {_name(loss)}", name, known)
         default = parameters[name].default
-        decides_shapes = default is None or (isinstance(default, int) and not isinstance(default, bool))
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and not decides_shapes
-        if is_number or hasattr(value, "dtype") or callable(value):
+        if isinstance(default, float) or (default is inspect.Parameter.empty and not isinstance(value, tuple)):
             leaves[name] = _leaf(name, value)
         else:
-            settings[name] = value
-    return Match(loss, student, teacher, leaves, tuple(sorted(settings.items())))
+            settings[name] = value.item() if isinstance(value, np.generic) else value
+    match = Match(loss, student, teacher, leaves, tuple(sorted(settings.items())))
+    _ask_the_loss(match)
+    return match
 
 
 def _leaf(name: str, value: Any) -> Number | Schedule:
@@ -184,11 +202,41 @@ def _leaf(name: str, value: Any) -> Number | Schedule:
         return value
     if callable(value):
         return Schedule(value)
-    if not (isinstance(value, numbers.Real) or hasattr(value, "dtype")):
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number or hasattr(value, "dtype")):
         raise ValueError(f"{name} must be a number or a function of the step; got {value!r}.")
-    (_checks.positive if name == "temperature" else _checks.finite)(name, value)
+    _checks.finite(name, value)
     # One type for all plain numbers: an int today and a float tomorrow would compile twice.
-    return float(value) if isinstance(value, numbers.Real) else value
+    return float(value) if is_number else value
+
+
+def _ask_the_loss(match: Match) -> None:
+    """Lets the loss check its numbers here, where they are known; under jit they are traced, and pass.
+
+    It is called on the shapes of features and of logits, without computing anything. What it says of these made-up inputs
+    does not matter; what it says of a number is an error that starts with the number's name.
+    """
+    stages = {"": 0.0} | {
+        f", at step {leaf.numbers[-1]:g}": leaf.numbers[-1]
+        for leaf in match.numbers.values()
+        if isinstance(leaf, Schedule) and leaf.formula in schedules.FORMULAS
+    }
+    labels = {"labels": jnp.zeros(2, int)} if "labels" in inspect.signature(match.loss).parameters else {}
+    for where, step in stages.items():
+        values = schedules.at(dict(match.numbers), step)
+        keywords = jax.tree.map(_plain, values) | dict(match.settings) | labels
+        for shape in ((2, 3), (2, 4, 4, 3)):
+            inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+            try:
+                jax.eval_shape(partial(match.loss, **keywords), inputs, inputs)
+            except Exception as error:
+                if any(str(error).startswith(f"{name} ") for name in (*match.numbers, *dict(match.settings))):
+                    raise ValueError(f"{error}{where}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A single number as Python's own, which error messages show best; tracers and larger arrays as they are."""
+    return value if isinstance(value, jax.core.Tracer) or np.size(value) != 1 else np.asarray(value).item()
 
 
 def _read(who: str, outputs: Outputs, feature: str | None) -> Array:

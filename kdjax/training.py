@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
-from kdjax.terms import Objective, cross_entropy
+from kdjax.terms import Objective, cross_entropy, read_labels
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
@@ -25,8 +25,9 @@ def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: P
       optimizer: any optax transformation. It sees ``weights.params`` and nothing else.
       rng: a key. Step number n draws from ``fold_in(rng, n)``, so a resumed run draws what an unbroken one would.
     """
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, weights.params, weights.model_state, optimizer.init(weights.params), rng)
+    # Copies: a compiled step takes its state's memory, and these weights may be another student's, or the teacher's.
+    params, model_state, rng = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (*weights, rng))
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), rng)
 
 
 def make_train_step(
@@ -48,7 +49,8 @@ def make_train_step(
       optimizer: an optax transformation.
       axis_name: the device axis, where the step runs inside `jax.pmap`, `jax.shard_map` or ``jax.vmap(axis_name=...)``
         and each device holds its part of the batch. Outputs are then gathered, so that a relational loss sees the
-        whole batch. Leave it None under `jax.jit`, also with a sharded batch: there arrays are whole by themselves.
+        whole batch. A student with BatchNorm or dropout must know the same axis, as `kdjax.models` do by their own
+        ``axis_name``. Leave it None under `jax.jit`, also with a sharded batch: there arrays are whole by themselves.
 
     Returns:
       A function of
@@ -81,7 +83,8 @@ def make_train_step(
             metrics = {"loss": loss} | {name: jnp.mean(value) for name, value in scores.terms.items()}
             metrics |= {f"{name}_weight": weight for name, weight in scores.weights.items()}
             if "labels" in batch:
-                metrics["accuracy"] = jnp.mean(_correct(outputs.logits, whole_batch["labels"]))
+                labels = read_labels(whole_batch, outputs.logits.shape[0])
+                metrics["accuracy"] = jnp.mean(_correct(outputs.logits, labels))
             return loss, (model_state, metrics)
 
         (_, (model_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -111,7 +114,7 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
 
     def step(weights: Weights, batch: Batch) -> Metrics:
         outputs, _ = apply(weights.params, weights.model_state, batch["inputs"], train=False)
-        labels = batch["labels"]
+        labels = read_labels(batch, outputs.logits.shape[0])
         mask = batch.get("mask", jnp.ones(labels.shape, jnp.float32))
         values = {
             "examples": jnp.ones_like(mask),
@@ -160,4 +163,5 @@ def _mean_over(axis_name: str | None, tree: Tree) -> Tree:
 
 
 def _correct(logits: Array, labels: Array) -> Array:
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    # The largest of NaNs would be class 0.
+    return ((jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

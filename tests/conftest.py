@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -14,8 +14,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The hook must stand before the first import of kdjax: it rewrites modules as they are loaded.
 install_import_hook("kdjax", "beartype.beartype")
 
-settings.register_profile("fast", max_examples=30, deadline=None, derandomize=True)
-settings.register_profile("slow", max_examples=10_000, deadline=None, derandomize=True)
+# Compiling takes what it takes: a slow machine is no failure.
+PATIENT = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=30, **PATIENT)
+settings.register_profile("slow", max_examples=10_000, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 # Real data lies beside a checkout or where KDJAX_TEST_DATA says; tests that want it skip where it is missing.

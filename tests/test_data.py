@@ -212,3 +212,10 @@ def test_the_examples_in_the_docstrings(module):
     outcome = doctest.testmod(importlib.import_module(f"kdjax.data.{module}"))
     assert outcome.attempted
     assert not outcome.failed
+
+
+def test_a_label_far_from_the_others_makes_no_classes(tmp_path):
+    images = np.zeros((4, 8, 8), np.uint8)
+    np.savez(tmp_path / "gap.npz", x_train=images, y_train=[0, 1, 255, 1], x_test=images, y_test=[0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"numbered without gaps.*the greatest is 255 and no example has 2"):
+        data.load(f"npz:{tmp_path / 'gap.npz'}", "train")

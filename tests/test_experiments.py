@@ -139,7 +139,9 @@ def test_a_finished_run_grows_by_seeds_and_is_not_trained_again(finished, tmp_pa
         ({"teacher_model": "digits_techer"}, ValueError, "Did you mean 'digits_teacher'"),
         ({"temperature": 0.0}, ValueError, "temperature must be a finite number greater than 0; got 0.0"),
         ({"alpha": float("nan")}, ValueError, "alpha must be a finite number"),
-        ({"epochs": 0}, ValueError, "epochs must be a whole number greater than 0; got 0"),
+        ({"alpha": 1.5}, ValueError, "alpha must lie between 0 and 1"),
+        ({"epochs": 0}, ValueError, "epochs must be a whole number, 1 or greater; got 0"),
+        ({"teacher_model": "soft_targets_teacher"}, ValueError, "inputs must be at least 10 pixels high and wide"),
         ({"batch_size": 5000}, ValueError, "batch_size must be at most the 1257 examples; got 5000"),
         ({"teacher": Path("nowhere")}, FileNotFoundError, "nowhere"),
         ({"data": "idx:nowhere"}, (ValueError, FileNotFoundError), "nowhere"),
@@ -160,6 +162,14 @@ def test_a_folder_in_use_is_never_written_into(finished, tmp_path):
     with pytest.raises(ValueError, match=r"--resume needs the settings.*temperature was 4\.0 and is now 5\.0"):
         digits.main(replace(SHORT, out=finished, resume=True, temperature=5.0))
     assert sorted(path.name for path in finished.rglob("*")) == before
+    with pytest.raises(ValueError, match="needs at least the 2 seeds of before; got 1"):
+        digits.main(replace(SHORT, out=finished, resume=True, seeds=1))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds no run that --resume could go on with"):
+        digits.main(replace(SHORT, out=foreign, resume=True))
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(NotADirectoryError, match="out must be a folder"):
@@ -180,10 +190,23 @@ def test_a_place_that_cannot_be_written_is_named():
 
 
 def test_a_teacher_of_another_architecture_is_told_leaf_by_leaf(finished, tmp_path):
-    given = finished / "seed-0" / "distilled" / "weights"
+    student = weights_in(finished / "seed-0" / "distilled" / "weights", "digits_student")
+    given = tmp_path / "without description"
+    save_weights(given, student)
     with pytest.raises(ValueError, match=r"these leaves differ: model_state/.*/mean: wanted, and not saved"):
         digits.main(replace(SHORT, out=tmp_path / "out", teacher=given))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_data_or_of_another_model_is_refused(finished, tmp_path):
+    for network, message in (("distilled", "model 'digits_teacher'.*says 'digits_student'"), ("teacher", "data 'npz:")):
+        given = finished / "seed-0" / network / "weights"
+        data = {"data": f"npz:{tmp_path / 'other.npz'}"} if network == "teacher" else {}
+        images, labels = np.zeros((200, 8, 8), np.uint8), np.arange(200) % 10
+        np.savez(tmp_path / "other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+        with pytest.raises(ValueError, match=f"teacher must have been trained with {message}"):
+            digits.main(replace(SHORT, out=tmp_path / "out", teacher=given, **data))
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_of_nans_is_refused(finished, tmp_path):

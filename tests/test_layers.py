@@ -60,6 +60,7 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+            assert all(alias.name != "kdjax" for alias in node.names), f"{path} imports the whole package"
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively; write the module's full name"
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
@@ -78,7 +79,11 @@ def test_imports_go_down_only(path):
         return
     for name in imported(path):
         parts = name.split(".")
-        if parts[0] != "kdjax" or len(parts) < 2 or parts[1] not in FLOORS:
+        if parts[0] != "kdjax":
+            continue
+        # `from kdjax import x` is read as kdjax and kdjax.x; x must be a room: what the package itself exports is above.
+        assert name == "kdjax" or parts[1] in FLOORS, f"{here} imports {name} from the package, which stands above it"
+        if name == "kdjax":
             continue
         there = parts[1]
         down = FLOORS[there] < FLOORS[here]

@@ -102,8 +102,8 @@ def without_key(result):
 def test_the_same_step_however_it_is_run(way, expected):
     state, metrics = jax.device_get(without_key(way(*arguments())))
     chex.assert_trees_all_equal_structs(state, expected[0])
-    chex.assert_trees_all_close(state, expected[0], rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(metrics, expected[1], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(state, expected[0], rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(metrics, expected[1], rtol=1e-6, atol=1e-6)
 
 
 def test_the_step_moves_what_it_should(expected):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kdjax import Outputs, cross_entropy, on_feature, on_logits, schedules, weighted_sum
-from kdjax.losses import attention_transfer, hint, logit_mse, rkd_angle, soft_target_kl
+from kdjax.losses import attention_transfer, hint, jensen_shannon, logit_mse, rkd_angle, soft_target_kl
 
 KEY = jax.random.key(0)
 
@@ -169,3 +169,44 @@ def test_what_is_wrong_is_said_when_the_objective_meets_the_outputs(term, teache
 def test_labels_of_the_wrong_kind_are_refused():
     with pytest.raises(ValueError, match=r'batch\["labels"\] must be whole class numbers of shape \(6,\)'):
         cross_entropy(STUDENT, None, {"labels": jnp.ones(6)})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: on_logits(jensen_shannon, beta=7.0), r"beta must lie between 0\.0 and 1\.0; got 7\.0"),
+        (lambda: on_feature(attention_transfer, "stage1", power=-2.0), "power must be a finite number greater than 0"),
+        (lambda: on_feature(rkd_angle, "embedding", block=0), "block must be a whole number"),
+        (
+            lambda: on_logits(soft_target_kl, temperature=schedules.linear(4.0, 0.0, steps=10)),
+            r"temperature must be a finite number greater than 0; got 0\.0\., at step 10",
+        ),
+        (lambda: on_logits(soft_target_kl, temperature=lambda step: -1.0 - step), "temperature must be .* got -1.0"),
+        (lambda: on_logits(soft_target_kl, temperature="4"), "temperature must be a number or a function of the step"),
+        (lambda: on_logits(soft_target_kl, temperature=True), "temperature must be a number or a function of the step"),
+        (lambda: weighted_sum(own=(jnp.ones(6), cross_entropy)), r"weight of own must be one number; got shape \(6,\)"),
+    ],
+)
+def test_a_losss_own_checks_speak_when_the_term_is_made(make, message):
+    """Under jit its numbers are traced, and nothing could be checked any more."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_label_that_is_no_class_is_seen():
+    values = cross_entropy(STUDENT, None, {"labels": jnp.array([-1, 0, 9, 10, 3, 4])})
+    np.testing.assert_array_equal(np.isnan(values), [True, False, False, True, False, False])
+
+
+def test_labels_that_are_missing_are_named():
+    with pytest.raises(ValueError, match=r"batch must have \"labels\"; it has \['inputs'\]"):
+        weighted_sum(own=(1.0, on_logits(weighted_loss)))(STUDENT, TEACHER, {"inputs": jnp.zeros(6)}, 0)
+
+
+def test_the_numbers_of_a_schedule_have_gradients():
+    def value(goal):
+        return goal(STUDENT, TEACHER, BATCH, 5).total.mean()
+
+    goal = weighted_sum(soft=(schedules.linear(4, 2, steps=10), on_logits(soft_target_kl)))
+    slopes = jax.grad(value)(goal)
+    np.testing.assert_allclose(slopes.weights["soft"].numbers[0], 0.5 * value(goal) / 3.0, rtol=1e-5)

@@ -197,3 +197,25 @@ def test_a_step_with_a_teacher_apply_wants_the_teachers_weights():
     with pytest.raises(ValueError, match="teacher must be the teacher's Weights"):
         step_for()(fresh_state(), None, objective(), batch())
     assert isinstance(teacher_weights(), Weights)
+
+
+def test_a_student_may_start_from_the_teachers_own_arrays():
+    """The state is donated; the arrays that it was made from are not."""
+    step, weights = jit_step(make_train_step(teacher()[1], teacher()[1], optimizer())), teacher_weights()
+    first = step(init_state(weights, optimizer(), jax.random.key(0)), weights, objective(), batch())
+    again = step(init_state(weights, optimizer(), jax.random.key(0)), weights, objective(), batch())
+    chex.assert_trees_all_equal(first[0].params, again[0].params)
+
+
+def test_a_network_of_nans_gets_nothing_right():
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), teacher_weights())
+    outputs, _ = teacher()[1](*nothing, batch()["inputs"], train=False)
+    sums = make_eval_step(teacher()[1])(nothing, batch() | {"teacher": outputs})
+    assert (sums["examples"], sums["correct"], sums["agreeing"]) == (16, 0, 0)
+
+
+def test_labels_are_checked_also_where_no_term_reads_them():
+    goal = weighted_sum(soft=(1.0, on_logits(soft_target_kl)))
+    wrong = batch() | {"labels": batch()["labels"][:, None]}
+    with pytest.raises(ValueError, match=r'batch\["labels"\] must be whole class numbers of shape \(16,\)'):
+        jax.eval_shape(step_for(), fresh_state(), teacher_weights(), goal, wrong)

@@ -64,7 +64,7 @@ def evaluation_indices(examples: int, batch_size: int) -> tuple[Int[Array, "step
 
     Returns:
       Indices, int32 [steps, batch_size], and a mask, float32 [steps, batch_size]: 1 for an example, 0 for the filling, whose
-      index is 0. Multiply what is measured by the mask and divide by its sum.
+      index is 0. Count only what the mask marks, by `where`, and divide by its sum.
 
     Raises:
       ValueError: if either number is less than 1.
