@@ -1,6 +1,6 @@
 """What does distillation buy a very small network? Real 8×8 digits, minutes on any machine: `make demo`.
 
-python experiments/digits.py --seeds 12
+python experiments/digits.py --seeds 32
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Digits(Settings):
 
     data: str = "digits"
     """where the examples come from: digits, mnist, fashion_mnist, tfds:NAME, idx:DIR or npz:FILE"""
-    seeds: int = 12
+    seeds: int = 32
     """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
     print_every: int = 0
     """print a line each so many epochs; 0: only after the last"""

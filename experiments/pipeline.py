@@ -1,4 +1,21 @@
-"""PIPELINE DOC"""
+"""What does a bad teacher teach? Article A's networks on MNIST: 421,642 parameters teach 105,866.
+
+    python experiments/pipeline.py --data mnist --data-dir DIR --seeds 3
+    python experiments/pipeline.py --data mnist --data-dir DIR --seeds 3 --learning-rate 1e-3 --out OUT
+
+About 2 minutes a seed on 2 CPU cores. Test accuracy in %, last epoch, mean ± 95 % interval over 3 seeds:
+
+                                 teacher        alone          distilled      distilled − alone
+    as the article sets it, 1e-2 97.86 ± 0.97   98.25 ± 0.70   98.16 ± 0.77   −0.10 ± 1.47
+    --learning-rate 1e-3         99.04 ± 0.24   98.85 ± 0.48   98.87 ± 0.21   +0.02 ± 0.28
+
+The article trains its teacher with Adam at 1e-2 and never trains the student without it. The comparison says why it should:
+in two seeds of three that teacher is worse than a student four times smaller that learnt from the labels alone, and
+distillation moves the student by −0.7, −0.1 and +0.5 points, as luck has it. The likely reason: Adam moves each weight by
+about the learning rate an update, however small the gradient, and 1e-2 is as large as the weights of the teacher's dense
+layer are at the start. At 1e-3 the teacher leads, every network gains more than half a point, and what is left to transfer
+is 0.2 points: three seeds show that it does no harm, and no more.
+"""
 
 from dataclasses import dataclass
 

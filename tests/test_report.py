@@ -79,6 +79,16 @@ def test_the_difference_is_judged_by_its_interval(alone, distilled, said):
     assert first == f"distilled − alone: {said}"
 
 
+def test_one_teacher_for_all_seeds_has_no_interval_and_no_seconds():
+    results = results_of([0.9875] * 3, [0.96, 0.97, 0.965], [0.97, 0.972, 0.975])
+    for seed in results["seeds"]:
+        seed["teacher"]["seconds"] = 0.0
+    row = next(line for line in printed(results).splitlines() if "teacher " in line and "12,345" in line)
+    assert "98.75" in row
+    assert "±" not in row
+    assert "given" in row
+
+
 def test_the_transfer_rate_is_told_only_of_a_teacher_that_leads():
     def rate(teacher):
         return comparison_lines(results_of([teacher] * 2, [0.95, 0.96], [0.965, 0.965]))[1]
