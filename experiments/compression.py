@@ -1,6 +1,16 @@
 """Does a teacher help a student 30 times smaller? Article C's networks on MNIST: 273,802 parameters teach 9,098.
 
-python experiments/compression.py --data mnist --data-dir DIR --seeds 3
+    python experiments/compression.py --data mnist --data-dir DIR --seeds 3
+    python experiments/compression.py --data mnist --data-dir DIR --seeds 12 --teacher TEACHER --out OUT
+
+About 5 minutes a seed on 2 CPU cores, 4 of them for the teacher. Test accuracy in %, last epoch, mean ± 95 % interval:
+
+                             teacher        alone          distilled      distilled − alone
+    3 seeds, a teacher each  98.81 ± 0.13   96.96 ± 0.85   97.31 ± 0.55   +0.34 ± 0.97
+    12 seeds, one teacher    98.75          96.79 ± 0.18   97.21 ± 0.14   +0.42 ± 0.12
+
+Yes, a little: a fifth of the teacher's lead is transferred, and every one of the twelve students gains. Three seeds are too
+few to say so.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,14 @@
-"""What does distillation buy a very small network? Real 8×8 digits, minutes on any machine: `make demo`.
+"""What does distillation buy a very small network? Real 8×8 digits, a minute and a half on 2 cores: `make demo`.
 
-python experiments/digits.py --seeds 32
+    python experiments/digits.py --seeds 32
+
+36,010 parameters teach 1,034. Test accuracy in %, last epoch, mean ± 95 % interval over 32 seeds:
+
+    teacher        alone          distilled      distilled − alone
+    98.94 ± 0.22   96.46 ± 0.42   97.18 ± 0.39   +0.72 ± 0.49
+
+Three tenths of the teacher's lead. The test split has 360 digits, one of them is 0.28 points, and single seeds differ by more
+than the gain: hence 32. The student, T and α were chosen on the validation split.
 """
 
 from dataclasses import dataclass
