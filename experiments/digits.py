@@ -7,8 +7,8 @@
     teacher        alone          distilled      distilled − alone
     98.94 ± 0.22   96.46 ± 0.42   97.18 ± 0.39   +0.72 ± 0.49
 
-Three tenths of the teacher's lead. The test split has 360 digits, one of them is 0.28 points, and single seeds differ by more
-than the gain: hence 32. The student, T and α were chosen on the validation split.
+Three tenths of the teacher's lead. The test split has 360 digits, one of them is 0.28 points, and single seeds differ by
+more than the gain: hence 32. The student, T and α were chosen on the validation split.
 """
 
 from dataclasses import dataclass
