@@ -31,13 +31,10 @@ def convolve(inputs: Images, kernel: Kernel, padding: str) -> Convolved:
       padding: ``"SAME"`` or ``"VALID"``.
 
     Note:
-      Value and gradients are those of ``lax.conv_general_dilated``. With one input channel it is computed as one matrix
-      product, a tenth faster for the whole step of a small network on a CPU. There, too, the gradient of a kernel of `WIDE` numbers or
+      Value and gradients are those of ``lax.conv_general_dilated``. On a CPU, the gradient of a kernel of `WIDE` numbers or
       more is computed as one matrix product a tap, which makes the step of such a network faster (`benchmarks/`). A
       function with its own gradient has no forward-mode derivative: `jax.jvp` raises for such kernels.
     """
-    if inputs.shape[-1] == 1:
-        return _as_one_product(inputs, kernel, padding)
     if kernel.size < WIDE:
         return _convolve(inputs, kernel, padding)
     # The kernel itself, always. But under `jax.shard_map`, where devices share a kernel and not the inputs, it now counts as
@@ -74,25 +71,18 @@ def _backward(padding: str, saved: tuple[Array, Array], cotangent: Array) -> tup
 
 
 def _kernel_gradient(inputs: Array, cotangent: Array, taps: tuple[int, ...], padding: str) -> Array:
-    flat = cotangent.reshape(-1, cotangent.shape[-1])
-    products = [part.reshape(flat.shape[0], -1).T @ flat for part in _shifted(inputs, taps, padding)]
-    return jnp.stack(products).reshape(*taps, -1, flat.shape[-1])
-
-
-def _as_one_product(inputs: Array, kernel: Array, padding: str) -> Array:
-    """Each output pixel's window as a row, times the kernel as a matrix."""
-    windows = jnp.concatenate(_shifted(inputs, kernel.shape[:2], padding), axis=-1)
-    return windows @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _shifted(inputs: Array, taps: tuple[int, ...], padding: str) -> list[Array]:
-    """The inputs as each tap of the kernel meets them, in the kernel's order, all of the output's height and width."""
     rows, columns = taps
+    height, width, channels_out = cotangent.shape[1:]
     if padding == "SAME":
         above, left = (rows - 1) // 2, (columns - 1) // 2
         inputs = jnp.pad(inputs, ((0, 0), (above, rows - 1 - above), (left, columns - 1 - left), (0, 0)))
-    height, width = inputs.shape[1] - rows + 1, inputs.shape[2] - columns + 1
-    return [inputs[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    flat = cotangent.reshape(-1, channels_out)
+    products = [
+        inputs[:, i : i + height, j : j + width].reshape(flat.shape[0], -1).T @ flat
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return jnp.stack(products).reshape(rows, columns, -1, channels_out)
 
 
 _with_gradient.defvjp(_forward, _backward)
