@@ -6,7 +6,8 @@
 
 from kdjax import losses, parallel, schedules
 from kdjax._types import Apply, Outputs, Term, TrainState, Weights
-from kdjax.terms import Objective, cross_entropy, on_feature, on_logits, weighted_sum
+from kdjax.objectives import Objective, weighted_sum
+from kdjax.terms import cross_entropy, on_feature, on_logits, on_outputs, on_student
 from kdjax.training import init_state, make_eval_step, make_train_step
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "make_train_step",
     "on_feature",
     "on_logits",
+    "on_outputs",
+    "on_student",
     "parallel",
     "schedules",
     "weighted_sum",

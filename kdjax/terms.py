@@ -1,7 +1,6 @@
-"""What is matched, and how much it counts: terms give a loss its inputs by name, an objective gives terms their weights.
+"""What is matched: a term gives a loss its arrays by name.
 
-An objective is a value and a pytree. Its numbers (weights, temperatures, …) are leaves: handed to a compiled step as an
-argument they can be searched, vmapped and differentiated without another compilation. Its names and functions are static.
+A term is a pytree. Its numbers (temperatures, powers, …) are leaves, its names and functions are static.
 """
 
 import inspect
@@ -9,7 +8,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,6 @@ from jaxtyping import Array, Float, Integer
 from kdjax import _checks, schedules
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.schedules import Schedule
-
-RESERVED = ("loss", "accuracy")
 
 
 def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
@@ -39,38 +36,43 @@ def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Fl
 
 def read_labels(batch: Batch, size: int) -> Integer[Array, " batch"]:
     """``batch["labels"]``, or an error that says what is wrong with them."""
-    if "labels" not in batch:
-        raise ValueError(f'batch must have "labels"; it has {sorted(batch)}.')
-    _checks.labels('batch["labels"]', batch["labels"], size)
-    return jnp.asarray(batch["labels"])
+    labels = _in_batch(batch, "labels")
+    _checks.labels('batch["labels"]', labels, size)
+    return jnp.asarray(labels)
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("numbers",),
-    meta_fields=("loss", "student_feature", "teacher_feature", "settings"),
+    meta_fields=("loss", "places", "named_places", "settings"),
 )
 @dataclass(frozen=True)
 class Match:
-    """One loss between what the student and the teacher say in one place. Made by `on_logits` and `on_feature`."""
+    """One loss and the places from which it takes its arrays. Made by `on_logits`, `on_feature` and `on_outputs`."""
 
     loss: Callable[..., Float[Array, " batch"]]
-    student_feature: str | None  # None: the logits
-    teacher_feature: str | None
+    places: tuple[str, ...]
+    named_places: tuple[tuple[str, str], ...]
     numbers: Mapping[str, Any]
     settings: tuple[tuple[str, Any], ...]
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-        if teacher is None:
-            raise ValueError(
-                f"{_name(self.loss)} compares the student with a teacher, and this step has none: "
-                'give make_train_step a teacher_apply, or the batch a "teacher".'
-            )
-        inputs = _read("student", student, self.student_feature), _read("teacher", teacher, self.teacher_feature)
-        keywords = dict(self.numbers) | dict(self.settings)
-        if "labels" in inspect.signature(self.loss).parameters:
+        def read(place: str) -> Any:
+            who, name = place.split(".", 1)
+            if who == "batch":
+                return _in_batch(batch, name)
+            if who == "teacher" and teacher is None:
+                raise ValueError(
+                    f"{_name(self.loss)} compares the student with a teacher, and this step has none: "
+                    'give make_train_step a teacher_apply, or the batch a "teacher".'
+                )
+            return _in_outputs(who, student if who == "student" or teacher is None else teacher, name)
+
+        arrays = [read(place) for place in self.places]
+        keywords = dict(self.numbers) | dict(self.settings) | {name: read(place) for name, place in self.named_places}
+        if _wants_labels(self.loss, self.places, keywords):
             keywords["labels"] = read_labels(batch, student.logits.shape[0])
-        return self.loss(*inputs, **keywords)
+        return self.loss(*arrays, **keywords)
 
 
 def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: Any) -> Match:
@@ -90,7 +92,7 @@ def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: A
       >>> jax.tree.leaves(on_logits(soft_target_kl, temperature=4))
       [4.0]
     """
-    return _match(loss, None, None, hyper_parameters)
+    return _match(loss, ("student.logits", "teacher.logits"), hyper_parameters)
 
 
 def on_feature(
@@ -109,95 +111,89 @@ def on_feature(
 
     Example:
       >>> from kdjax.losses import attention_transfer
-      >>> on_feature(attention_transfer, "stage2", teacher="stage3").teacher_feature
-      'stage3'
+      >>> on_feature(attention_transfer, "stage2", teacher="stage3").places
+      ('student.stage2', 'teacher.stage3')
     """
-    return _match(loss, name, name if teacher is None else teacher, hyper_parameters)
+    return _match(loss, (f"student.{name}", f"teacher.{name if teacher is None else teacher}"), hyper_parameters)
 
 
-class Scores(NamedTuple):
-    """What an objective says of a batch: [batch] for the weighted sum and for each term alone, and each term's weight."""
-
-    total: Float[Array, " batch"]
-    terms: dict[str, Float[Array, " batch"]]
-    weights: dict[str, Array]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=("weights", "terms"), meta_fields=())
-@dataclass(frozen=True)
-class Objective:
-    """Named terms and their weights. Made by `weighted_sum`; called by the step, which takes the mean over the batch."""
-
-    weights: Mapping[str, Any]
-    terms: Mapping[str, Any]
-
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, step: Number) -> Scores:
-        weights, terms = schedules.at((dict(self.weights), dict(self.terms)), step)
-        values = {name: term(student, teacher, batch) for name, term in terms.items()}
-        for name, value in values.items():
-            if value.shape != student.logits.shape[:1]:
-                raise ValueError(
-                    f"The term {name!r} must return one number per example, shape {student.logits.shape[:1]}; "
-                    f"got shape {value.shape}."
-                )
-        total = sum((weights[name] * value for name, value in values.items()), start=jnp.zeros((), jnp.float32))
-        return Scores(total, values, {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()})
-
-
-def weighted_sum(**terms: Any) -> Objective:
-    """An objective: the sum of weight × term, each under a name of your choice.
+def on_outputs(loss: Callable[..., Float[Array, " batch"]], *places: str, **hyper_parameters: Any) -> Match:
+    """Lifts a loss of any number of arrays to a term, each array read from where its place says.
 
     Args:
-      **terms: ``name=(weight, term)``. A weight is a number or a function of the step; a term is made by `on_logits` or
-        `on_feature`, or is any function ``(student, teacher, batch) -> [batch]``.
-
-    Returns:
-      An `Objective`. The step reports each term's unweighted mean under its name, and its weight as ``<name>_weight``.
+      loss: any function of arrays that returns [batch].
+      *places: one for each array, in order, such as ``"student.stage2"``, ``"teacher.logits"`` or ``"batch.top_values"``:
+        who, and the name of a feature, ``logits``, or the batch's entry. An argument named ``labels`` needs no place.
+      **hyper_parameters: as in `on_logits`; or a place, for an array that the loss takes by name.
 
     Raises:
-      ValueError: if there are no terms, an entry is no (weight, term) pair, a weight is NaN or infinite, or a name is
-        taken by the step's own metrics.
+      ValueError: as in `on_logits`, or if a place is none.
 
     Example:
-      >>> from kdjax.losses import soft_target_kl
-      >>> objective = weighted_sum(labels=(0.1, cross_entropy), soft=(0.9, on_logits(soft_target_kl, temperature=4.0)))
-      >>> sorted(jax.tree.leaves(objective))
-      [0.1, 0.9, 4.0]
+      >>> from kdjax.losses import fsp
+      >>> flow = on_outputs(fsp, "student.stage1", "student.stage2", "teacher.stage1", "teacher.stage3")
+      >>> flow.places[-1]
+      'teacher.stage3'
     """
-    if not terms:
-        raise ValueError("weighted_sum needs at least one term, as name=(weight, term); got none.")
-    weights: dict[str, Number | Schedule] = {}
-    functions: dict[str, Term] = {}
-    for name, pair in terms.items():
-        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
-            raise ValueError(f"{name} must be a pair (weight, term) whose term is a function; got {pair!r}.")
-        if name in RESERVED or name.endswith("_weight"):
-            raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
-        weights[name] = _leaf(f"the weight of {name}", pair[0])
-        if jnp.ndim(schedules.at(weights[name], 0)):
-            raise ValueError(f"the weight of {name} must be one number; got shape {jnp.shape(pair[0])}.")
-        # A plain function is no pytree; Partial makes it one, with no leaves. Terms that are pytrees stay as they are.
-        functions[name] = jax.tree_util.Partial(pair[1]) if jax.tree_util.all_leaves([pair[1]]) else pair[1]
-    return Objective(weights, functions)
+    if not places:
+        raise ValueError('on_outputs needs the places of its arrays, such as "student.stage1"; got none.')
+    for place in places:
+        if not _is_place(place):
+            raise ValueError(
+                f'A place must be "student.NAME", "teacher.NAME" or "batch.NAME"; got {place!r} for {_name(loss)}.'
+            )
+    return _match(loss, places, hyper_parameters)
 
 
-def _match(loss: Callable, student: str | None, teacher: str | None, hyper_parameters: Mapping[str, Any]) -> Match:
+def on_student(name: str) -> Term:
+    """A term that a connector has worked out already: the student's feature `name`, of shape [batch].
+
+    Example:
+      >>> term = on_student("crd")
+      >>> outputs = Outputs(jnp.zeros((2, 3)), {"crd": jnp.array([1.0, 2.0])})
+      >>> term(outputs, None, {}).tolist()
+      [1.0, 2.0]
+    """
+
+    def term(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+        del teacher, batch
+        value: Array = _in_outputs("student", student, name)
+        return value
+
+    return term
+
+
+def _match(loss: Callable, places: tuple[str, ...], hyper_parameters: Mapping[str, Any]) -> Match:
     parameters = inspect.signature(loss).parameters
     known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    leaves, settings = {}, {}
+    leaves, settings, named_places = {}, {}, {}
     for name, value in hyper_parameters.items():
         _checks.one_of(f"A hyper-parameter of {_name(loss)}", name, known)
         default = parameters[name].default
-        if isinstance(default, float) or (default is inspect.Parameter.empty and not isinstance(value, tuple)):
-            leaves[name] = _leaf(name, value)
+        if _is_place(value):
+            named_places[name] = value
+        elif isinstance(default, float) or (default is inspect.Parameter.empty and not isinstance(value, tuple)):
+            leaves[name] = leaf_of(name, value)
         else:
             settings[name] = value.item() if isinstance(value, np.generic) else value
-    match = Match(loss, student, teacher, leaves, tuple(sorted(settings.items())))
+    match = Match(loss, places, tuple(sorted(named_places.items())), leaves, tuple(sorted(settings.items())))
     _ask_the_loss(match)
     return match
 
 
-def _leaf(name: str, value: Any) -> Number | Schedule:
+def _is_place(value: Any) -> bool:
+    who, dot, name = value.partition(".") if isinstance(value, str) else ("", "", "")
+    return who in ("student", "teacher", "batch") and bool(dot and name)
+
+
+def _wants_labels(loss: Callable, places: tuple[str, ...], keywords: Mapping[str, Any]) -> bool:
+    """Whether `loss` has an argument ``labels`` that neither a place nor a keyword fills."""
+    parameters = inspect.signature(loss).parameters
+    return "labels" in parameters and "labels" not in keywords and list(parameters).index("labels") >= len(places)
+
+
+def leaf_of(name: str, value: Any) -> Number | Schedule:
+    """A number or a schedule as a leaf of an objective, or the ValueError that says why it is none."""
     if isinstance(value, Schedule):
         return value
     if callable(value):
@@ -221,16 +217,18 @@ def _ask_the_loss(match: Match) -> None:
         for leaf in match.numbers.values()
         if isinstance(leaf, Schedule) and leaf.formula in schedules.FORMULAS
     }
-    labels = {"labels": jnp.zeros(2, int)} if "labels" in inspect.signature(match.loss).parameters else {}
+    labels = {"labels": jnp.zeros(2, int)} if _wants_labels(match.loss, match.places, {}) else {}
     for where, step in stages.items():
         values = schedules.at(dict(match.numbers), step)
-        keywords = jax.tree.map(_plain, values) | dict(match.settings) | labels
         for shape in ((2, 3), (2, 4, 4, 3)):
-            inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+            inputs = [jax.ShapeDtypeStruct(shape, jnp.float32)] * len(match.places)
+            named = {name: jnp.zeros(shape[-1:]) for name, _ in match.named_places}
+            keywords = jax.tree.map(_plain, values) | dict(match.settings) | named | labels
             try:
-                jax.eval_shape(partial(match.loss, **keywords), inputs, inputs)
+                jax.eval_shape(partial(match.loss, **keywords), *inputs)
             except Exception as error:
-                if any(str(error).startswith(f"{name} ") for name in (*match.numbers, *dict(match.settings))):
+                names = (*match.numbers, *dict(match.settings))
+                if any(str(error).startswith((f"{name} ", f"{name}[")) for name in names):
                     raise ValueError(f"{error}{where}") from None
 
 
@@ -239,12 +237,18 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, jax.core.Tracer) or np.size(value) != 1 else np.asarray(value).item()
 
 
-def _read(who: str, outputs: Outputs, feature: str | None) -> Array:
-    if feature is None:
+def _in_outputs(who: str, outputs: Outputs, name: str) -> Any:
+    if name == "logits":
         return outputs.logits
-    if feature not in outputs.features:
-        raise ValueError(f"The {who} has no feature {feature!r}; it has {sorted(outputs.features)}.")
-    return outputs.features[feature]
+    if name not in outputs.features:
+        raise ValueError(f"The {who} has no feature {name!r}; it has {sorted(outputs.features)}.")
+    return outputs.features[name]
+
+
+def _in_batch(batch: Batch, name: str) -> Any:
+    if name not in batch:
+        raise ValueError(f'batch must have "{name}"; it has {sorted(batch)}.')
+    return batch[name]
 
 
 def _name(function: Callable) -> str:

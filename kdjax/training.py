@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
-from kdjax.terms import Objective, cross_entropy, read_labels
+from kdjax.objectives import Objective
+from kdjax.terms import cross_entropy, read_labels
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]

@@ -9,10 +9,10 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax._types import Outputs, Weights
 from kdjax.adapters import ensemble, ensemble_weights, from_equinox, from_linen, from_nnx
 from kdjax.losses import soft_target_kl
-from kdjax.terms import cross_entropy, on_logits, weighted_sum
 from kdjax.training import init_state, make_train_step
 
 CLASSES = 5

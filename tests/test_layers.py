@@ -15,6 +15,7 @@ FLOORS = {
     "losses": 1,
     "schedules": 2,
     "terms": 2,
+    "objectives": 2,
     "connectors": 2,
     "training": 3,
     "parallel": 3,
@@ -30,6 +31,8 @@ FLOORS = {
 # On floors 2 to 4, neighbours that one file may read.
 NEIGHBOURS = {
     ("terms", "schedules"),
+    ("objectives", "schedules"),
+    ("objectives", "terms"),
     ("parallel", "training"),
     ("report", "metrics"),
     ("report", "records"),

@@ -1,0 +1,88 @@
+"""How much each term counts: an objective gives terms their weights.
+
+An objective is a value and a pytree. Its numbers (weights, temperatures, …) are leaves: handed to a compiled step as an
+argument they can be searched, vmapped and differentiated without another compilation. Its names and functions are static.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import schedules
+from kdjax._types import Batch, Number, Outputs, Term
+from kdjax.schedules import Schedule
+from kdjax.terms import leaf_of
+
+RESERVED = ("loss", "accuracy")
+
+
+class Scores(NamedTuple):
+    """What an objective says of a batch: [batch] for the weighted sum and for each term alone, and each term's weight."""
+
+    total: Float[Array, " batch"]
+    terms: dict[str, Float[Array, " batch"]]
+    weights: dict[str, Array]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("weights", "terms"), meta_fields=())
+@dataclass(frozen=True)
+class Objective:
+    """Named terms and their weights. Made by `weighted_sum`; called by the step, which takes the mean over the batch."""
+
+    weights: Mapping[str, Any]
+    terms: Mapping[str, Any]
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, step: Number) -> Scores:
+        weights, terms = schedules.at((dict(self.weights), dict(self.terms)), step)
+        values = {name: term(student, teacher, batch) for name, term in terms.items()}
+        for name, value in values.items():
+            if value.shape != student.logits.shape[:1]:
+                raise ValueError(
+                    f"The term {name!r} must return one number per example, shape {student.logits.shape[:1]}; "
+                    f"got shape {value.shape}."
+                )
+        total = sum((weights[name] * value for name, value in values.items()), start=jnp.zeros((), jnp.float32))
+        return Scores(total, values, {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()})
+
+
+def weighted_sum(**terms: Any) -> Objective:
+    """An objective: the sum of weight × term, each under a name of your choice.
+
+    Args:
+      **terms: ``name=(weight, term)``. A weight is a number or a function of the step; a term is made by `on_logits` or
+        `on_feature`, or is any function ``(student, teacher, batch) -> [batch]``.
+
+    Returns:
+      An `Objective`. The step reports each term's unweighted mean under its name, and its weight as ``<name>_weight``.
+
+    Raises:
+      ValueError: if there are no terms, an entry is no (weight, term) pair, a weight is NaN or infinite, or a name is
+        taken by the step's own metrics.
+
+    Example:
+      >>> from kdjax import cross_entropy, on_logits
+      >>> from kdjax.losses import soft_target_kl
+      >>> objective = weighted_sum(labels=(0.1, cross_entropy), soft=(0.9, on_logits(soft_target_kl, temperature=4.0)))
+      >>> sorted(jax.tree.leaves(objective))
+      [0.1, 0.9, 4.0]
+    """
+    if not terms:
+        raise ValueError("weighted_sum needs at least one term, as name=(weight, term); got none.")
+    weights: dict[str, Number | Schedule] = {}
+    functions: dict[str, Term] = {}
+    for name, pair in terms.items():
+        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
+            raise ValueError(f"{name} must be a pair (weight, term) whose term is a function; got {pair!r}.")
+        if name in RESERVED or name.endswith("_weight"):
+            raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
+        weights[name] = leaf_of(f"the weight of {name}", pair[0])
+        if jnp.ndim(schedules.at(weights[name], 0)):
+            raise ValueError(f"the weight of {name} must be one number; got shape {jnp.shape(pair[0])}.")
+        # A plain function is no pytree; Partial makes it one, with no leaves. Terms that are pytrees stay as they are.
+        functions[name] = jax.tree_util.Partial(pair[1]) if jax.tree_util.all_leaves([pair[1]]) else pair[1]
+    return Objective(weights, functions)
