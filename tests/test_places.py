@@ -1,0 +1,115 @@
+"""Terms that take their arrays from places: any number of them, from either network or from the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import Outputs, on_logits, on_outputs, on_student, weighted_sum
+from kdjax.losses import (
+    decoupled_kd,
+    fsp,
+    similarity_distribution,
+    soft_target_kl,
+    top_k_kl,
+    variational_information,
+)
+
+
+def outputs(seed):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    features = {
+        "stage1": jax.random.normal(keys[0], (6, 4, 4, 3)),
+        "stage2": jax.random.normal(keys[1], (6, 4, 4, 5)),
+        "embedding": jax.random.normal(keys[2], (6, 7)),
+    }
+    return Outputs(jax.random.normal(keys[3], (6, 10)), features)
+
+
+STUDENT, TEACHER = outputs(1), outputs(2)
+LABELS = jnp.arange(6)
+
+
+def test_four_arrays_reach_a_loss_in_their_order():
+    term = on_outputs(fsp, "student.stage1", "student.stage2", "teacher.stage1", "teacher.stage2")
+    expected = fsp(*(who.features[name] for who in (STUDENT, TEACHER) for name in ("stage1", "stage2")))
+    np.testing.assert_array_equal(term(STUDENT, TEACHER, {}), expected)
+    to_itself = on_outputs(fsp, "student.stage1", "student.stage2", "student.stage1", "student.stage2")
+    np.testing.assert_array_equal(to_itself(STUDENT, TEACHER, {}), np.zeros(6))
+    assert (expected > 0).all()
+
+
+def test_arrays_may_come_from_the_batch():
+    values, indices = jax.lax.top_k(jax.nn.log_softmax(TEACHER.logits), 3)
+    batch = {"top_values": values, "top_indices": indices}
+    term = on_outputs(top_k_kl, "student.logits", "batch.top_values", "batch.top_indices", temperature=2.0)
+    expected = top_k_kl(STUDENT.logits, values, indices, temperature=2.0)
+    np.testing.assert_array_equal(term(STUDENT, None, batch), expected)
+    assert jax.tree.leaves(term) == [2.0]
+
+
+def test_an_array_may_be_taken_by_name():
+    student = Outputs(STUDENT.logits, {**STUDENT.features, "raw": jnp.linspace(-1.0, 1.0, 7)})
+    term = on_outputs(variational_information, "student.embedding", "teacher.embedding", raw_variance="student.raw")
+    expected = variational_information(
+        student.features["embedding"], TEACHER.features["embedding"], raw_variance=student.features["raw"]
+    )
+    np.testing.assert_array_equal(term(student, TEACHER, {}), expected)
+    assert jax.tree.leaves(term) == []
+
+
+def test_labels_come_by_themselves_unless_a_place_gives_them():
+    of_batch = on_outputs(decoupled_kd, "student.logits", "teacher.logits")
+    placed = on_outputs(decoupled_kd, "student.logits", "teacher.logits", "batch.others")
+    batch = {"labels": LABELS, "others": LABELS + 1}
+    np.testing.assert_array_equal(
+        of_batch(STUDENT, TEACHER, batch), decoupled_kd(STUDENT.logits, TEACHER.logits, LABELS)
+    )
+    np.testing.assert_array_equal(
+        placed(STUDENT, TEACHER, batch), decoupled_kd(STUDENT.logits, TEACHER.logits, LABELS + 1)
+    )
+
+
+def test_on_logits_is_a_short_form():
+    term = on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature=3.0)
+    assert jax.tree.structure(term) == jax.tree.structure(on_logits(soft_target_kl, temperature=3.0))
+
+
+def test_a_value_worked_out_already_is_a_term():
+    student = Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)})
+    scores = weighted_sum(crd=(2.0, on_student("crd")))(student, None, {}, 0)
+    np.testing.assert_array_equal(scores.total, 2.0 * np.arange(6.0))
+    with pytest.raises(ValueError, match=r"student has no feature 'crd'; it has \['embedding', 'stage1', 'stage2'\]"):
+        on_student("crd")(STUDENT, None, {})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: on_outputs(fsp), "on_outputs needs the places of its arrays"),
+        (lambda: on_outputs(fsp, "stage1"), r"A place must be .* got 'stage1' for fsp"),
+        (lambda: on_outputs(fsp, "pupil.stage1"), "got 'pupil.stage1' for fsp"),
+        (lambda: on_outputs(fsp, "student."), r"got 'student\.' for fsp"),
+        (
+            lambda: on_outputs(top_k_kl, "student.logits", "batch.v", "batch.i", temperature=-1.0),
+            "temperature must be a finite number greater than 0; got -1.0",
+        ),
+        (
+            lambda: on_outputs(
+                similarity_distribution, "student.a", "teacher.a", "teacher.queue", temperatures=(0.1, 0.0)
+            ),
+            r"temperatures\[1\] must be a finite number greater than 0; got 0.0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_when_the_term_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_is_missing_is_said_when_the_term_meets_the_outputs():
+    term = on_outputs(top_k_kl, "student.logits", "batch.top_values", "batch.top_indices")
+    with pytest.raises(ValueError, match=r'batch must have "top_values"; it has \[\'labels\'\]'):
+        term(STUDENT, None, {"labels": LABELS})
+    with pytest.raises(ValueError, match="fsp compares the student with a teacher, and this step has none"):
+        on_outputs(fsp, "student.stage1", "student.stage2", "teacher.stage1", "teacher.stage2")(STUDENT, None, {})
