@@ -4,6 +4,7 @@ A term is a pytree. Its numbers (temperatures, powers, …) are leaves, its name
 """
 
 import inspect
+import itertools
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -209,8 +210,8 @@ def leaf_of(name: str, value: Any) -> Number | Schedule:
 def _ask_the_loss(match: Match) -> None:
     """Lets the loss check its numbers here, where they are known; under jit they are traced, and pass.
 
-    It is called on the shapes of features and of logits, without computing anything. What it says of these made-up inputs
-    does not matter; what it says of a number is an error that starts with the number's name.
+    It is called on the shapes of features, of logits and of indices, without computing anything. What it says of these
+    made-up inputs does not matter; what it says of a number is an error that starts with the number's name.
     """
     stages = {"": 0.0} | {
         f", at step {leaf.numbers[-1]:g}": leaf.numbers[-1]
@@ -220,8 +221,9 @@ def _ask_the_loss(match: Match) -> None:
     labels = {"labels": jnp.zeros(2, int)} if _wants_labels(match.loss, match.places, {}) else {}
     for where, step in stages.items():
         values = schedules.at(dict(match.numbers), step)
-        for shape in ((2, 3), (2, 4, 4, 3)):
-            inputs = [jax.ShapeDtypeStruct(shape, jnp.float32)] * len(match.places)
+        for shape, last in itertools.product(((2, 3), (2, 4, 4, 3)), (jnp.float32, jnp.int32)):
+            kinds = [jnp.float32] * (len(match.places) - 1) + [last]
+            inputs = [jax.ShapeDtypeStruct(shape, kind) for kind in kinds]
             named = {name: jnp.zeros(shape[-1:]) for name, _ in match.named_places}
             keywords = jax.tree.map(_plain, values) | dict(match.settings) | named | labels
             try:
