@@ -23,6 +23,7 @@ FLOORS = {
     "_leaves": 4,
     "checkpoints": 4,
     "records": 4,
+    "caching": 4,
     "data": 4,
     "models": 4,
     "metrics": 4,
@@ -38,6 +39,8 @@ NEIGHBOURS = {
     ("report", "records"),
     ("checkpoints", "_leaves"),
     ("checkpoints", "records"),
+    ("caching", "_leaves"),
+    ("caching", "records"),
 }
 HEAVY = {
     "flax": {"models", "adapters"},

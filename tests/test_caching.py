@@ -1,0 +1,156 @@
+"""A teacher's cached outputs: the same numbers as the teacher's own, and never those of another."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from kdjax import Outputs, Weights, make_train_step, on_outputs, weighted_sum
+from kdjax.adapters import from_linen
+from kdjax.caching import StaleError, cache_teacher
+from kdjax.data import epoch_indices, take
+from kdjax.losses import top_k_kl
+from kdjax.models import make_model
+
+_, APPLY = networks.teacher()
+TEACHER = networks.teacher_weights()
+INPUTS = networks.batch(size=40, seed=3)["inputs"]
+FEATURES = ["embedding"]
+
+
+def said(inputs=INPUTS):
+    return APPLY(TEACHER.params, TEACHER.model_state, inputs, train=False)[0]
+
+
+@pytest.mark.parametrize("batch_size", [7, 40, 500])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_cache_holds_what_the_teacher_says_of_each_example(tmp_path, batch_size, on_disk):
+    path = tmp_path / "deep" / "cache" if on_disk else None
+    kept = cache_teacher(APPLY, TEACHER, INPUTS, features=FEATURES, batch_size=batch_size, path=path)["teacher"]
+    assert set(kept.features) == {"embedding"}
+    np.testing.assert_allclose(kept.logits, said().logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kept.features["embedding"], said().features["embedding"], rtol=1e-5, atol=1e-5)
+    if on_disk:
+        again = cache_teacher(APPLY, TEACHER, INPUTS, features=FEATURES, batch_size=11, path=path)["teacher"]
+        np.testing.assert_array_equal(again.logits, kept.logits)
+        assert isinstance(again.logits, np.memmap)
+        assert not again.logits.flags.writeable
+        assert sorted(file.name for file in path.parent.iterdir()) == ["cache"]
+
+
+def test_training_on_the_cache_is_training_with_the_teacher_to_the_last_bit():
+    """Both compute the teacher on the very same batches: what differs is only when."""
+    step = make_train_step(networks.student()[1], APPLY, networks.optimizer())
+    labels = networks.batch(size=40, seed=3)["labels"]
+    size = 8
+    order = np.asarray(epoch_indices(40, size, seed=0, epoch=0))
+    shuffled = {"inputs": INPUTS[order.ravel()], "labels": labels[order.ravel()]}
+    cached = shuffled | cache_teacher(APPLY, TEACHER, shuffled["inputs"], features=FEATURES, batch_size=size)
+    online_step, cached_step = jax.jit(step), jax.jit(step)
+    online_state = cached_state = networks.fresh_state()
+    for number in range(len(order)):
+        rows = np.arange(number * size, (number + 1) * size)
+        objective = networks.objective()
+        online_state, _ = online_step(online_state, TEACHER, objective, take(shuffled, rows))
+        cached_state, _ = cached_step(cached_state, TEACHER, objective, take(cached, rows))
+    for online, stored in zip(jax.tree.leaves(online_state.params), jax.tree.leaves(cached_state.params), strict=True):
+        np.testing.assert_array_equal(online, stored)
+
+
+def test_the_largest_log_probabilities_alone_may_be_kept():
+    kept = cache_teacher(APPLY, TEACHER, INPUTS, top_k=3)
+    log_probabilities = np.asarray(jax.nn.log_softmax(said().logits))
+    np.testing.assert_array_equal(kept["top_indices"], np.argsort(-log_probabilities, axis=1)[:, :3])
+    np.testing.assert_allclose(kept["top_values"], -np.sort(-log_probabilities, axis=1)[:, :3], rtol=1e-5)
+    term = on_outputs(top_k_kl, "student.logits", "batch.top_values", "batch.top_indices")
+    step = make_train_step(networks.student()[1], None, networks.optimizer())
+    batch = {"inputs": INPUTS} | kept
+    _, metrics = step(networks.fresh_state(), None, weighted_sum(soft=(1.0, term)), batch)
+    assert metrics["soft"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_the_space_costs_some_digits(tmp_path, dtype):
+    kept = cache_teacher(APPLY, TEACHER, INPUTS, dtype=dtype, path=tmp_path / "cache")["teacher"]
+    assert kept.logits.dtype == jnp.dtype(dtype)
+    np.testing.assert_allclose(np.asarray(kept.logits, np.float32), said().logits, rtol=1e-2, atol=1e-2)
+    assert (tmp_path / "cache" / "logits.bin").stat().st_size == 40 * 10 * 2
+
+
+def same_weights_other_program():
+    return from_linen(make_model("digits_teacher", widths=(6, 8), hidden=12, padding="SAME"))[1]
+
+
+def test_another_teacher_other_inputs_or_another_wish_is_refused(tmp_path):
+    path = tmp_path / "cache"
+    cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    before = (path / "logits.bin").read_bytes()
+
+    def relu_off(params, model_state, inputs, **keywords):
+        outputs, model_state = APPLY(params, model_state, inputs, **keywords)
+        return Outputs(outputs.logits + 1.0, outputs.features), model_state
+
+    for wanted, message in [
+        (lambda: cache_teacher(APPLY, networks.teacher_weights(8), INPUTS, path=path), "teacher's weights are others"),
+        (lambda: cache_teacher(APPLY, TEACHER, INPUTS.at[39, 0, 0, 0].add(1e-3), path=path), "inputs are others"),
+        (lambda: cache_teacher(APPLY, TEACHER, INPUTS[:39], path=path), "inputs are others, other arrays"),
+        (lambda: cache_teacher(relu_off, TEACHER, INPUTS, path=path), "teacher's program is another"),
+        (lambda: cache_teacher(APPLY, TEACHER, INPUTS, dtype="float16", path=path), "other arrays are kept"),
+        (lambda: cache_teacher(APPLY, TEACHER, INPUTS, features=FEATURES, path=path), "other arrays are kept"),
+    ]:
+        with pytest.raises(StaleError, match=message):
+            wanted()
+    assert (path / "logits.bin").read_bytes() == before
+
+
+def test_damage_is_seen(tmp_path):
+    path = tmp_path / "cache"
+    cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    data = bytearray((path / "logits.bin").read_bytes())
+    data[100] ^= 1
+    (path / "logits.bin").write_bytes(data)
+    with pytest.raises(StaleError, match="has changed since"):
+        cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    (path / "logits.bin").write_bytes(data[:-4])
+    with pytest.raises(StaleError, match="has 1596 bytes, and 1600 are wanted"):
+        cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    (path / "record.json").write_text("{")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+
+
+def test_nothing_half_written_stays(tmp_path):
+    broken = Weights(jax.tree.map(lambda leaf: leaf * jnp.nan, TEACHER.params), TEACHER.model_state)
+    with pytest.raises(
+        FloatingPointError, match=r"teacher's logits are not all finite as float32, for examples 0 to 6"
+    ):
+        cache_teacher(APPLY, broken, INPUTS, batch_size=7, path=tmp_path / "cache")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        cache_teacher(APPLY, TEACHER, INPUTS, path=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"features": ["stage9"]}, r"features must be among the teacher's, \[.*'stage1'.*\]; got 'stage9'"),
+        ({"features": FEATURES, "top_k": 2}, r"features must be empty with top_k.*; got \['embedding'\]"),
+        ({"top_k": 11}, "top_k must be at most the teacher's 10 classes; got 11"),
+        ({"top_k": 0}, "top_k must be a whole number greater than 0; got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number greater than 0; got 0"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16; got 'int8'"),
+        ({"dtype": "flaot16"}, "Did you mean"),
+    ],
+)
+def test_what_is_wrong_is_said(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        cache_teacher(APPLY, TEACHER, INPUTS, **keywords)
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="inputs must hold one example at least"):
+        cache_teacher(APPLY, TEACHER, INPUTS[:0])
