@@ -17,9 +17,11 @@ def activation_boundary(
     *,
     margin: Number = 1.0,
 ) -> Float[Array, " batch"]:
-    """Squared hinge that asks each activation to have the sign of the teacher's, and by a margin.
+    r"""Squared hinge that asks each activation to have the sign of the teacher's, and by a margin.
 
-    Σ over all elements of max(0, m + s)² where t ≤ 0, and of max(0, m − s)² where t > 0.
+    $$\sum_n \begin{cases} \max(0,\; m + s_n)^2 & t_n \leq 0 \\ \max(0,\; m - s_n)^2 & t_n > 0 \end{cases}$$
+
+    The sum is over all elements of an example's features.
 
     Args:
       student: activations before the ReLU, of any shape [batch, …], after the connector.
@@ -63,9 +65,12 @@ def overhaul(
     *,
     margin: Float[AnyArray, " channels"],
 ) -> Float[Array, " batch"]:
-    """Squared difference to the teacher's activations, save where both lie on the negative side and the student farther.
+    r"""Squared difference to the teacher's activations, save where both lie on the negative side and the student farther.
 
-    Σ over all elements of (s − t')², with t' = max(t, m_c); elements where s ≤ t' ≤ 0 count nothing.
+    $$\sum_n \begin{cases} 0 & s_n \leq t'_n \leq 0 \\ (s_n - t'_n)^2 & \text{otherwise} \end{cases}
+    \qquad t'_n = \max(t_n, m_c)$$
+
+    The sum is over all elements; m_c is the margin of the channel that element n lies in.
 
     Args:
       student: activations before the ReLU, [batch, …, channels], after the connector.
@@ -111,10 +116,12 @@ def overhaul(
 def negative_margin(
     scale: Float[AnyArray, "*channels"], bias: Float[AnyArray, "*channels"]
 ) -> Float[Array, "*channels"]:
-    """The mean of what a ReLU cuts off, for each channel of a normalisation layer: the margin of `overhaul`.
+    r"""The mean of what a ReLU cuts off, for each channel of a normalisation layer: the margin of `overhaul`.
 
-    E[x | x < 0] for x ~ N(b, |γ|), that is b − |γ| φ(b/|γ|) / Φ(−b/|γ|); where the mass Φ(−b/|γ|) of x < 0 is no more
-    than 1e-3, it is −3 |γ|.
+    $$\operatorname{E}[x \mid x < 0] = b - |\gamma| \, \frac{\varphi(b / |\gamma|)}{\Phi(-b / |\gamma|)}, \qquad
+    x \sim \mathcal{N}(b, \gamma^2)$$
+
+    Where the mass Φ(−b/|γ|) of x < 0 is no more than 1e-3, it is −3 |γ|.
 
     Args:
       scale: γ, the standard deviation of each channel's activations; its sign does not count.
