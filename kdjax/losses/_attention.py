@@ -18,9 +18,12 @@ def attention_transfer(
     *,
     power: Number = 2.0,
 ) -> Float[Array, " batch"]:
-    """Mean squared difference of the normalised maps of where the two networks are active.
+    r"""Mean squared difference of the normalised maps of where the two networks are active.
 
-    mean over positions of (a_s/‖a_s‖ − a_t/‖a_t‖)², with a = mean_c |A|^p.
+    $$\frac{1}{HW} \sum_x \Big(\frac{a^s_x}{\lVert a^s \rVert} - \frac{a^t_x}{\lVert a^t \rVert}\Big)^2, \qquad
+    a_x = \frac{1}{C} \sum_c |A_{xc}|^p$$
+
+    The first sum is over the H · W positions x of the map.
 
     Args:
       student: activations; channels may differ from the teacher's, and so may height and width: the larger
@@ -63,9 +66,12 @@ def factor_transfer(
     *,
     power: Number = 2.0,
 ) -> Float[Array, " batch"]:
-    """Mean absolute difference of the normalised maps of where the two networks are active.
+    r"""Mean absolute difference of the normalised maps of where the two networks are active.
 
-    mean over positions of |a_s/‖a_s‖ − a_t/‖a_t‖|, with a = mean_c |A|^p.
+    $$\frac{1}{HW} \sum_x \Big|\frac{a^s_x}{\lVert a^s \rVert} - \frac{a^t_x}{\lVert a^t \rVert}\Big|, \qquad
+    a_x = \frac{1}{C} \sum_c |A_{xc}|^p$$
+
+    The first sum is over the H · W positions x of the map.
 
     Args:
       student: activations, or the translator's output; channels may differ from the teacher's, and so may height and
@@ -108,10 +114,12 @@ def neuron_selectivity(
     student: Float[Array, "batch student_height student_width student_channels"],
     teacher: Float[Array, "batch teacher_height teacher_width teacher_channels"],
 ) -> Float[Array, " batch"]:
-    """Distance of the two networks' *sets* of channel maps: the squared maximum mean discrepancy.
+    r"""Distance of the two networks' *sets* of channel maps: the squared maximum mean discrepancy.
 
-    mean k(t, t') + mean k(s, s') − 2 mean k(s, t), over all pairs of channels, with k(x, y) = (x·y)² and each channel's
-    map over positions scaled to length 1.
+    $$\frac{1}{C_t^2} \sum_{i,j} k(t_i, t_j) + \frac{1}{C_s^2} \sum_{i,j} k(s_i, s_j) - \frac{2}{C_s C_t} \sum_{i,j} k(s_i, t_j),
+    \qquad k(x, y) = (x \cdot y)^2$$
+
+    The sums are over all pairs of channels; s_i and t_i are channel i's maps over positions, scaled to length 1.
 
     Args:
       student: activations; channels may differ from the teacher's, and so may height and width: the larger activations
