@@ -23,9 +23,10 @@ def info_nce(
     *,
     temperature: Number = 0.07,
 ) -> Float[Array, " batch"]:
-    """Cross-entropy of finding one's own partner in the batch, student to teacher and teacher to student.
+    r"""Cross-entropy of finding one's own partner in the batch, student to teacher and teacher to student.
 
-    ½ [log Σ_j exp(c_ij / τ) + log Σ_j exp(c_ji / τ)] − c_ii / τ, with c_ij the cosine between s_i and t_j.
+    $$\frac{1}{2} \Big[\log \sum_j \exp(c_{ij} / \tau) + \log \sum_j \exp(c_{ji} / \tau)\Big] - \frac{c_{ii}}{\tau}, \qquad
+    c_{ij} = \cos(s_i, t_j)$$
 
     Args:
       student: embeddings, after a connector where dims differ.
@@ -72,10 +73,12 @@ def similarity_distribution(
     *,
     temperatures: tuple[Number, Number],
 ) -> Float[Array, " batch"]:
-    """Cross-entropy between whom the teacher and whom the student finds similar, without labels.
+    r"""Cross-entropy between whom the teacher and whom the student finds similar, without labels.
 
-    −Σ_j p_j log q_j, with p = softmax_j(cos(t, d_j) / τ_t) and q = softmax_j(cos(s, d_j) / τ_s) over the queue's
-    embeddings d_1 … d_K and, as one more, the teacher's own embedding t of the example.
+    $$-\sum_j p_j \log q_j, \qquad p = \operatorname{softmax}_j\big(\cos(t, d_j) / \tau_t\big), \qquad
+    q = \operatorname{softmax}_j\big(\cos(s, d_j) / \tau_s\big)$$
+
+    The d_j are the queue's embeddings d_1 … d_K and, as one more, the teacher's own embedding t of the example.
 
     Args:
       student: embeddings, after a connector where dims differ.
@@ -140,10 +143,13 @@ def crd(
     warmup: int = 100,
     chunk: int = 512,
 ) -> tuple[Float[Array, " batch"], Bank]:
-    """Tells each embedding's own partner in the other network's bank from drawn others, in both directions.
+    r"""Tells each embedding's own partner in the other network's bank from drawn others, in both directions.
 
-    −log D(a · m₊) − Σ_k log(1 − D(a · m_k)), with D(c) = p / (p + m/N) and p = exp(c / τ) / Z; the sum of the loss with
-    the student's embeddings as anchors a and the teacher's bank as m, and of the loss with the two exchanged.
+    $$-\log D(a \cdot v_+) - \sum_{k=1}^{m} \log\big(1 - D(a \cdot v_k)\big), \qquad
+    D(c) = \frac{p}{p + m / N}, \qquad p = \frac{\exp(c / \tau)}{Z}$$
+
+    It is the sum of this with the student's embeddings as anchors a and the teacher's bank as v, its entry v₊ the
+    anchor's partner, and of the same with the two networks exchanged.
 
     D is the probability that a partner came from the data rather than from m noise draws over N bank entries. Its
     log-odds c/τ − log Z − log(m/N) are computed as they stand, so exp(1/τ) is never formed and no τ overflows.
