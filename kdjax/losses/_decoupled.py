@@ -20,9 +20,9 @@ def target_class_kd(
     *,
     temperature: Number = 4.0,
 ) -> Float[Array, " batch"]:
-    """Divergence of how sure the two networks are of the labelled class, all others taken together.
+    r"""Divergence of how sure the two networks are of the labelled class, all others taken together.
 
-    T² KL(b_t ‖ b_s), with b = [p_y, 1 − p_y] and p = softmax(z / T).
+    $$T^2 \operatorname{KL}(b^t \,\|\, b^s), \qquad b = [p_y,\; 1 - p_y], \qquad p = \operatorname{softmax}(z / T)$$
 
     Args:
       student: logits, before any softmax.
@@ -64,9 +64,10 @@ def non_target_class_kd(
     *,
     temperature: Number = 4.0,
 ) -> Float[Array, " batch"]:
-    """Divergence of the two networks' predictions among the classes that are not the labelled one.
+    r"""Divergence of the two networks' predictions among the classes that are not the labelled one.
 
-    T² KL(p̂_t ‖ p̂_s), with p̂ the softmax of z / T over the classes c ≠ y.
+    $$T^2 \sum_{c \neq y} \hat p^t_c \, (\log \hat p^t_c - \log \hat p^s_c), \qquad
+    \hat p_c = \frac{\exp(z_c / T)}{\sum_{k \neq y} \exp(z_k / T)}$$
 
     Args:
       student: logits, before any softmax.
@@ -110,9 +111,12 @@ def decoupled_kd(
     beta: Number = 8.0,
     temperature: Number = 4.0,
 ) -> Float[Array, " batch"]:
-    """The two parts of soft-target distillation with weights of their own.
+    r"""The two parts of soft-target distillation with weights of their own.
 
-    α `target_class_kd` + β `non_target_class_kd`.
+    $$\alpha \, T^2 \operatorname{KL}(b^t \,\|\, b^s) + \beta \, T^2 \operatorname{KL}(\hat p^t \,\|\, \hat p^s)$$
+
+    The first part is `target_class_kd`, with b = [p_y, 1 − p_y]; the second is `non_target_class_kd`, with p̂ the softmax
+    over the classes without y.
 
     `soft_target_kl` is this sum with weights 1 and 1 − p_t[y]: where the teacher is sure, what it knows of the other
     classes counts almost nothing there.
@@ -166,9 +170,10 @@ def normalized_kd(
     gamma: Number = 1.5,
     temperature: Number = 1.0,
 ) -> Float[Array, " batch"]:
-    """Cross-entropy of the labelled class with a soft label, and of the other classes normalised among themselves.
+    r"""Cross-entropy of the labelled class with a soft label, and of the other classes normalised among themselves.
 
-    −p_t[y] log p_s[y] − γ T² Σ_{c≠y} p̂_t log p̂_s, with p = softmax(z) and p̂ the softmax of z / T over c ≠ y.
+    $$-p^t_y \log p^s_y - \gamma \, T^2 \sum_{c \neq y} \hat p^t_c \log \hat p^s_c, \qquad p = \operatorname{softmax}(z), \qquad
+    \hat p_c = \frac{\exp(z_c / T)}{\sum_{k \neq y} \exp(z_k / T)}$$
 
     Args:
       student: logits, before any softmax.
