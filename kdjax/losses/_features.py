@@ -13,9 +13,11 @@ def hint(
     student: Float[Array, " batch *dims"],
     teacher: Float[Array, " batch *dims"],
 ) -> Float[Array, " batch"]:
-    """Mean squared difference of the features.
+    r"""Mean squared difference of the features.
 
-    mean over all elements of (A_s − A_t)².
+    $$\frac{1}{N} \sum_n (A^s_n - A^t_n)^2$$
+
+    The sum is over all N elements of an example's features.
 
     Args:
       student: features of any shape [batch, …], after the connector where the two networks' shapes differ.
@@ -52,9 +54,11 @@ def cosine(
     student: Float[Array, " batch *dims"],
     teacher: Float[Array, " batch *dims"],
 ) -> Float[Array, " batch"]:
-    """How far the features' directions are apart.
+    r"""How far the features' directions are apart.
 
-    1 − ⟨A_s, A_t⟩ / (‖A_s‖ ‖A_t‖), all axes but the batch flattened.
+    $$1 - \frac{\langle A^s, A^t \rangle}{\lVert A^s \rVert \, \lVert A^t \rVert}$$
+
+    All axes but the batch are flattened.
 
     Args:
       student: features of any shape [batch, …], after the connector where the two networks' shapes differ.
@@ -97,9 +101,12 @@ def variational_information(
     raw_variance: Float[AnyArray, " channels"],
     eps: Number = 1e-5,
 ) -> Float[Array, " batch"]:
-    """Negative log-likelihood of the teacher's features under a Gaussian that the student predicts.
+    r"""Negative log-likelihood of the teacher's features under a Gaussian that the student predicts.
 
-    mean over all elements of ½ ((μ − t)² / σ² + log σ²), with σ² = softplus(raw) + ε for each channel.
+    $$\frac{1}{N} \sum_n \frac{1}{2} \Big(\frac{(\mu_n - t_n)^2}{\sigma_c^2} + \log \sigma_c^2\Big), \qquad
+    \sigma_c^2 = \operatorname{softplus}(\text{raw}_c) + \varepsilon$$
+
+    The sum is over all N elements; c is the channel that element n lies in.
 
     Args:
       student_mean: μ, the connector's prediction of the teacher's features, [batch, …, channels].
@@ -150,10 +157,13 @@ def hierarchical_context(
     *,
     levels: tuple[int, ...] = (4, 2, 1),
 ) -> Float[Array, " batch"]:
-    """Mean squared difference of the features, at full size and averaged down to smaller and smaller maps.
+    r"""Mean squared difference of the features, at full size and averaged down to smaller and smaller maps.
 
-    (Σ_k w_k mean (pool_k(A_s) − pool_k(A_t))²) / Σ_k w_k, where pool_0 changes nothing, pool_k averages to l_k × l_k, and
-    w = 1, ½, ¼, … goes to the maps in this order. A level that is not smaller than the map is left out and takes no weight.
+    $$\frac{1}{\sum_k w_k} \sum_k w_k \operatorname{MSE}\big(\operatorname{pool}_k(A^s), \operatorname{pool}_k(A^t)\big),
+    \qquad w_k = 2^{-k}$$
+
+    Here pool_0 changes nothing, pool_k averages to l_k × l_k, and w = 1, ½, ¼, … goes to the maps in this order. A level
+    that is not smaller than the map is left out and takes no weight.
 
     Args:
       student: features after the fusion module, of the teacher's shape.
