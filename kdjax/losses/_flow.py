@@ -14,9 +14,11 @@ def fsp(
     teacher_bottom: Float[Array, "batch teacher_bottom_height teacher_bottom_width bottom_channels"],
     teacher_top: Float[Array, "batch teacher_top_height teacher_top_width top_channels"],
 ) -> Float[Array, " batch"]:
-    """Mean squared difference of how two layers' channels are active together: the flow of solution procedure.
+    r"""Mean squared difference of how two layers' channels are active together: the flow of solution procedure.
 
-    mean over channel pairs (i, j) of (M^s_ij − M^t_ij)², with M_ij the mean over positions of bottom_i · top_j.
+    $$\frac{1}{I J} \sum_{i,j} (M^s_{ij} - M^t_{ij})^2, \qquad M_{ij} = \frac{1}{HW} \sum_x \text{bottom}_{xi} \, \text{top}_{xj}$$
+
+    The first sum is over all pairs of one of bottom's I channels and one of top's J, the second over positions.
 
     Args:
       student_bottom: activations where a block begins.
@@ -75,10 +77,12 @@ def sequence_angles(
     student: Float[Array, "batch time student_dim"],
     teacher: Float[Array, "batch time teacher_dim"],
 ) -> Float[Array, " batch"]:
-    """Smooth L1 difference of the angles' cosines along a sequence: how each step bends, seen from where it starts.
+    r"""Smooth L1 difference of the angles' cosines along a sequence: how each step bends, seen from where it starts.
 
-    mean over n of smooth_l1(cos^s_n − cos^t_n), where cos_n is the cosine between the one-step difference x_{n+1} − x_n
-    and the two-step difference x_{n+2} − x_n.
+    $$\frac{1}{N - 2} \sum_{n=1}^{N-2} \ell(c^s_n - c^t_n), \qquad
+    c_n = \cos(x_{n+1} - x_n,\; x_{n+2} - x_n)$$
+
+    N is the number of steps; ℓ is the smooth L1: ℓ(d) = d²/2 where |d| < 1, |d| − 1/2 beyond.
 
     Args:
       student: features of a sequence's steps, at least three; dim may differ from the teacher's.
