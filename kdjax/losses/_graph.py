@@ -19,11 +19,12 @@ def similarity_graph(
     neighbours: int | None = None,
     hardest: int | None = None,
 ) -> Float[Array, " batch"]:
-    """Pulls examples of a class together, and the graph of cosines towards the teacher's.
+    r"""Pulls examples of a class together, and the graph of cosines towards the teacher's.
 
     With the cosines s_ij and t_ij of examples i and j in each network, the sum of a contrastive part and a graph part:
 
-    (1/|P_i|) Σ_{j ∈ P_i} [log Σ_{k ∈ P_i ∪ N_i} exp(s_ik / τ) − s_ij / τ]  +  (1/|E_i|) Σ_{j ∈ E_i} (s_ij − t_ij)²
+    $$\frac{1}{|P_i|} \sum_{j \in P_i} \Big[\log \sum_{k \in P_i \cup N_i} \exp(s_{ik} / \tau) - \frac{s_{ij}}{\tau}\Big]
+    + \frac{1}{|E_i|} \sum_{j \in E_i} (s_{ij} - t_{ij})^2$$
 
     P_i: the other examples of i's class. N_i: the examples of other classes, or those of them with the largest s_ij.
     E_i: all other examples, or those with the largest t_ij. An empty P_i or E_i makes its part 0.
