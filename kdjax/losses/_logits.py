@@ -15,9 +15,9 @@ def soft_target_kl(
     *,
     temperature: Number = 4.0,
 ) -> Float[Array, " batch"]:
-    """Kullback–Leibler divergence of the student's softened predictions from the teacher's.
+    r"""Kullback–Leibler divergence of the student's softened predictions from the teacher's.
 
-    T² Σ_c p_t (log p_t − log p_s), with p = softmax(z / T).
+    $$T^2 \sum_c p^t_c \, (\log p^t_c - \log p^s_c), \qquad p = \operatorname{softmax}(z / T)$$
 
     The factor T² keeps the gradient's size when T changes: the gradients of softened predictions shrink as 1/T².
 
@@ -59,9 +59,9 @@ def reverse_kl(
     *,
     temperature: Number = 1.0,
 ) -> Float[Array, " batch"]:
-    """Kullback–Leibler divergence of the teacher's softened predictions from the student's.
+    r"""Kullback–Leibler divergence of the teacher's softened predictions from the student's.
 
-    T² Σ_c p_s (log p_s − log p_t), with p = softmax(z / T).
+    $$T^2 \sum_c p^s_c \, (\log p^s_c - \log p^t_c), \qquad p = \operatorname{softmax}(z / T)$$
 
     Where `soft_target_kl` asks the student to cover every class that the teacher thinks possible, this asks it to stay
     within them: a student too small to follow the teacher everywhere keeps to the teacher's main answers.
@@ -104,9 +104,10 @@ def jensen_shannon(
     beta: Number = 0.5,
     temperature: Number = 1.0,
 ) -> Float[Array, " batch"]:
-    """Divergence of both networks' softened predictions from a mixture of the two.
+    r"""Divergence of both networks' softened predictions from a mixture of the two.
 
-    T² (β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m)), with m = β p_t + (1 − β) p_s and p = softmax(z / T).
+    $$T^2 \Big(\beta \operatorname{KL}(p^t \,\|\, m) + (1 - \beta) \operatorname{KL}(p^s \,\|\, m)\Big), \qquad
+    m = \beta \, p^t + (1 - \beta) \, p^s, \qquad p = \operatorname{softmax}(z / T)$$
 
     At β = 0 and β = 1 this is 0 for all predictions. What it tends to, divided by the weight that vanishes, is
     T² KL(p_t ‖ p_s) for β → 0 and T² KL(p_s ‖ p_t) for β → 1, and exactly these stand at the two ends.
@@ -157,9 +158,9 @@ def logit_mse(
     student: Float[Array, "batch classes"],
     teacher: Float[Array, "batch classes"],
 ) -> Float[Array, " batch"]:
-    """Mean squared difference of the logits.
+    r"""Mean squared difference of the logits.
 
-    mean_c (z_s − z_t)².
+    $$\frac{1}{C} \sum_c (z^s_c - z^t_c)^2$$
 
     Args:
       student: logits, before any softmax.
