@@ -18,10 +18,12 @@ def dist(
     gamma: Number = 1.0,
     temperature: Number = 1.0,
 ) -> Float[Array, " batch"]:
-    """Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
+    r"""Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
 
-    T² (β (1 − r_i) + γ mean_c (1 − r_c)), with p = softmax(z / T), r_i Pearson's correlation of the networks' p over the
-    classes of example i, and r_c that over the batch of the probabilities of class c.
+    $$T^2 \Big(\beta \, (1 - r_i) + \frac{\gamma}{C} \sum_c (1 - r_c)\Big), \qquad p = \operatorname{softmax}(z / T)$$
+
+    Here r_i is Pearson's correlation of the networks' p over the classes of example i, and r_c that over the batch of the
+    probabilities of class c.
 
     1 − r is half the squared distance of the two centred vectors of length 1, which gives each example its share of the
     second part.
@@ -70,9 +72,10 @@ def dist(
 
 
 def standardize_logits(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """Logits of mean 0 and standard deviation 1 in each example; the transformation before `standardized_kd`, no loss.
+    r"""Logits of mean 0 and standard deviation 1 in each example; the transformation before `standardized_kd`, no loss.
 
-    (z − mean_c z) / (std_c z + 1e-7), the standard deviation with classes − 1 in its denominator.
+    $$\frac{z_c - \bar z}{\sigma + 10^{-7}}, \qquad \bar z = \frac{1}{C} \sum_c z_c, \qquad
+    \sigma^2 = \frac{1}{C - 1} \sum_c (z_c - \bar z)^2$$
 
     Args:
       z: finite logits, the classes along the last axis.
@@ -112,9 +115,12 @@ def standardized_kd(
     *,
     temperature: Number = 2.0,
 ) -> Float[Array, " batch"]:
-    """Soft-target distillation that asks for the teacher's ranking and proportions, not for the size of its logits.
+    r"""Soft-target distillation that asks for the teacher's ranking and proportions, not for the size of its logits.
 
-    `soft_target_kl` of the logits after `standardize_logits`.
+    $$T^2 \sum_c p^t_c \, (\log p^t_c - \log p^s_c), \qquad
+    p = \operatorname{softmax}\Big(\frac{1}{T} \cdot \frac{z - \bar z}{\sigma + 10^{-7}}\Big)$$
+
+    It is `soft_target_kl` of the logits after `standardize_logits`.
 
     Args:
       student: finite logits, before any softmax.
