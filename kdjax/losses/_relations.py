@@ -16,9 +16,11 @@ def rkd_distance(
     student: Float[Array, " batch *student_dims"],
     teacher: Float[Array, " batch *teacher_dims"],
 ) -> Float[Array, " batch"]:
-    """Smooth L1 difference of the distances between examples, each network's in units of its own mean distance.
+    r"""Smooth L1 difference of the distances between examples, each network's in units of its own mean distance.
 
-    mean over j of smooth_l1(d^s_ij / μ_s − d^t_ij / μ_t), with d_ij = ‖x_i − x_j‖ and μ the mean of the positive d_ij.
+    $$\frac{1}{B} \sum_j \ell\Big(\frac{d^s_{ij}}{\mu_s} - \frac{d^t_{ij}}{\mu_t}\Big), \qquad d_{ij} = \lVert x_i - x_j \rVert$$
+
+    μ is the mean of the positive d_ij; ℓ is the smooth L1: ℓ(d) = d²/2 where |d| < 1, |d| − 1/2 beyond.
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened. The mean distance is differentiated too.
@@ -58,10 +60,13 @@ def rkd_angle(
     *,
     block: int | None = None,
 ) -> Float[Array, " batch"]:
-    """Smooth L1 difference of the angles' cosines in all triangles of examples.
+    r"""Smooth L1 difference of the angles' cosines in all triangles of examples.
 
-    mean over j, k of smooth_l1(cos^s_ijk − cos^t_ijk), where cos_ijk is the cosine between x_j − x_i and x_k − x_i.
-    With the Gram matrix G = X Xᵀ it is (G_jk − G_ij − G_ik + G_ii) / (d_ij d_ik), and memory does not grow with dim.
+    $$\frac{1}{B^2} \sum_{j,k} \ell(c^s_{ijk} - c^t_{ijk}), \qquad
+    c_{ijk} = \cos(x_j - x_i,\; x_k - x_i) = \frac{G_{jk} - G_{ij} - G_{ik} + G_{ii}}{d_{ij} \, d_{ik}}$$
+
+    G = X Xᵀ is the Gram matrix and d the distances; from these, memory does not grow with dim. ℓ is the smooth L1 of
+    `rkd_distance`.
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
@@ -112,10 +117,12 @@ def pkt(
     student: Float[Array, " batch *student_dims"],
     teacher: Float[Array, " batch *teacher_dims"],
 ) -> Float[Array, " batch"]:
-    """Divergence of the batch's similarities, each example's seen as a distribution over the batch.
+    r"""Divergence of the batch's similarities, each example's seen as a distribution over the batch.
 
-    mean over j of t_ij log((t_ij + ε) / (s_ij + ε)), with ε = 1e-7 and s, t the matrices (1 + cos) / 2, rows scaled to
-    sum 1.
+    $$\frac{1}{B} \sum_j t_{ij} \log \frac{t_{ij} + \varepsilon}{s_{ij} + \varepsilon}, \qquad
+    s_{ij} = \frac{1 + \cos(x_i, x_j)}{\sum_k (1 + \cos(x_i, x_k))}, \qquad \varepsilon = 10^{-7}$$
+
+    s is of the student's features x, and t in the same way of the teacher's.
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
