@@ -19,9 +19,9 @@ def similarity_preserving(
     student: Float[Array, " batch *student_dims"],
     teacher: Float[Array, " batch *teacher_dims"],
 ) -> Float[Array, " batch"]:
-    """Squared difference of the batch's similarities, each example's in units of their own length.
+    r"""Squared difference of the batch's similarities, each example's in units of their own length.
 
-    (1/B) Σ_j (g^s_ij − g^t_ij)², with G = X Xᵀ and g_i = G_i / ‖G_i‖.
+    $$\frac{1}{B} \sum_j (g^s_{ij} - g^t_{ij})^2, \qquad g_i = \frac{G_i}{\lVert G_i \rVert}, \qquad G = X X^\top$$
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
@@ -61,9 +61,11 @@ def correlation_congruence(
     student: Float[Array, " batch *dims"],
     teacher: Float[Array, " batch *dims"],
 ) -> Float[Array, " batch"]:
-    """Product of the absolute errors of examples that follow each other in the batch.
+    r"""Product of the absolute errors of examples that follow each other in the batch.
 
-    c_i = Σ_d |Δ_id| |Δ_{i+1,d}|, with Δ = s − t, for the B − 1 pairs (i, i + 1); the loss is their mean.
+    $$\frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_d |\Delta_{i,d}| \, |\Delta_{i+1,d}|, \qquad \Delta = s - t$$
+
+    The loss is the mean over the B − 1 pairs (i, i + 1).
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened; after a connector where dims differ.
@@ -108,10 +110,12 @@ def kernel_congruence(
     gamma: Number = 0.4,
     order: int | None = None,
 ) -> Float[Array, " batch"]:
-    """Squared difference of the batch's Gaussian kernels.
+    r"""Squared difference of the batch's Gaussian kernels.
 
-    mean over j of (k^s_ij − k^t_ij)², with k_ij = exp(−γ ‖x_i − x_j‖²) between features of length 1, which is
-    exp(−2γ) exp(2γ c_ij) with the cosine c_ij; up to `order` P, exp(−2γ) Σ_{p ≤ P} (2γ c_ij)^p / p!.
+    $$\frac{1}{B} \sum_j (k^s_{ij} - k^t_{ij})^2, \qquad
+    k_{ij} = \exp(-\gamma \lVert x_i - x_j \rVert^2) = e^{-2\gamma} \sum_{p=0}^{\infty} \frac{(2 \gamma \, c_{ij})^p}{p!}$$
+
+    The features x have length 1 and the cosine c_ij; `order` P stops the sum at p = P.
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
@@ -158,9 +162,11 @@ def kernel_alignment(
     *,
     centred: bool = True,
 ) -> Float[Array, " batch"]:
-    """How far the two networks' matrices of inner products are from pointing in the same direction.
+    r"""How far the two networks' matrices of inner products are from pointing in the same direction.
 
-    1 − ⟨K_s, K_t⟩ / (‖K_s‖ ‖K_t‖), with K = X Xᵀ of features about their mean: 1 − CKA with linear kernels.
+    $$1 - \frac{\langle K^s, K^t \rangle}{\lVert K^s \rVert \, \lVert K^t \rVert}, \qquad K = X X^\top$$
+
+    The features X are taken about their mean: this is 1 − CKA with linear kernels.
 
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
