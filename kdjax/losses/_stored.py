@@ -18,10 +18,11 @@ def top_k_kl(
     temperature: Number = 4.0,
     tail: bool = True,
 ) -> Float[Array, " batch"]:
-    """Kullback–Leibler divergence of the student's softened predictions from a teacher's of which k classes were stored.
+    r"""Kullback–Leibler divergence of the student's softened predictions from a teacher's of which k classes were stored.
 
-    T² Σ p_t (log p_t − log p_s), with p = softmax(z̃ / T) over the k stored classes and, with `tail`, one bucket for the
-    C − k others.
+    $$T^2 \sum_j p^t_j \, (\log p^t_j - \log p^s_j), \qquad p = \operatorname{softmax}(\tilde z / T)$$
+
+    The sum is over the k stored classes and, with `tail`, one bucket for the C − k others.
 
     What the teacher says within the bucket was not stored, hence each network's rest is spread evenly: all of its classes
     get the level z̃ = log(ρ / (C − k)), where ρ is the network's own probability of the rest at T = 1. That makes it 0
