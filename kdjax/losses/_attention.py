@@ -116,8 +116,8 @@ def neuron_selectivity(
 ) -> Float[Array, " batch"]:
     r"""Distance of the two networks' *sets* of channel maps: the squared maximum mean discrepancy.
 
-    $$\frac{1}{C_t^2} \sum_{i,j} k(t_i, t_j) + \frac{1}{C_s^2} \sum_{i,j} k(s_i, s_j) - \frac{2}{C_s C_t} \sum_{i,j} k(s_i, t_j),
-    \qquad k(x, y) = (x \cdot y)^2$$
+    $$\frac{1}{C_t^2} \sum_{i,j} k(t_i, t_j) + \frac{1}{C_s^2} \sum_{i,j} k(s_i, s_j)
+    - \frac{2}{C_s C_t} \sum_{i,j} k(s_i, t_j), \qquad k(x, y) = (x \cdot y)^2$$
 
     The sums are over all pairs of channels; s_i and t_i are channel i's maps over positions, scaled to length 1.
 

@@ -25,8 +25,8 @@ def info_nce(
 ) -> Float[Array, " batch"]:
     r"""Cross-entropy of finding one's own partner in the batch, student to teacher and teacher to student.
 
-    $$\frac{1}{2} \Big[\log \sum_j \exp(c_{ij} / \tau) + \log \sum_j \exp(c_{ji} / \tau)\Big] - \frac{c_{ii}}{\tau}, \qquad
-    c_{ij} = \cos(s_i, t_j)$$
+    $$\frac{1}{2} \Big[\log \sum_j \exp(c_{ij} / \tau) + \log \sum_j \exp(c_{ji} / \tau)\Big] - \frac{c_{ii}}{\tau},
+    \qquad c_{ij} = \cos(s_i, t_j)$$
 
     Args:
       student: embeddings, after a connector where dims differ.

@@ -172,7 +172,8 @@ def normalized_kd(
 ) -> Float[Array, " batch"]:
     r"""Cross-entropy of the labelled class with a soft label, and of the other classes normalised among themselves.
 
-    $$-p^t_y \log p^s_y - \gamma \, T^2 \sum_{c \neq y} \hat p^t_c \log \hat p^s_c, \qquad p = \operatorname{softmax}(z), \qquad
+    $$-p^t_y \log p^s_y - \gamma \, T^2 \sum_{c \neq y} \hat p^t_c \log \hat p^s_c, \qquad
+    p = \operatorname{softmax}(z), \qquad
     \hat p_c = \frac{\exp(z_c / T)}{\sum_{k \neq y} \exp(z_k / T)}$$
 
     Args:

@@ -16,7 +16,8 @@ def fsp(
 ) -> Float[Array, " batch"]:
     r"""Mean squared difference of how two layers' channels are active together: the flow of solution procedure.
 
-    $$\frac{1}{I J} \sum_{i,j} (M^s_{ij} - M^t_{ij})^2, \qquad M_{ij} = \frac{1}{HW} \sum_x \text{bottom}_{xi} \, \text{top}_{xj}$$
+    $$\frac{1}{I J} \sum_{i,j} (M^s_{ij} - M^t_{ij})^2, \qquad
+    M_{ij} = \frac{1}{HW} \sum_x \text{bottom}_{xi} \, \text{top}_{xj}$$
 
     The first sum is over all pairs of one of bottom's I channels and one of top's J, the second over positions.
 

@@ -18,7 +18,8 @@ def rkd_distance(
 ) -> Float[Array, " batch"]:
     r"""Smooth L1 difference of the distances between examples, each network's in units of its own mean distance.
 
-    $$\frac{1}{B} \sum_j \ell\Big(\frac{d^s_{ij}}{\mu_s} - \frac{d^t_{ij}}{\mu_t}\Big), \qquad d_{ij} = \lVert x_i - x_j \rVert$$
+    $$\frac{1}{B} \sum_j \ell\Big(\frac{d^s_{ij}}{\mu_s} - \frac{d^t_{ij}}{\mu_t}\Big), \qquad
+    d_{ij} = \lVert x_i - x_j \rVert$$
 
     μ is the mean of the positive d_ij; ℓ is the smooth L1: ℓ(d) = d²/2 where |d| < 1, |d| − 1/2 beyond.
 
