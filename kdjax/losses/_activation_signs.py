@@ -118,8 +118,8 @@ def negative_margin(
 ) -> Float[Array, "*channels"]:
     r"""The mean of what a ReLU cuts off, for each channel of a normalisation layer: the margin of `overhaul`.
 
-    $$\operatorname{E}[x \mid x < 0] = b - |\gamma| \, \frac{\varphi(b / |\gamma|)}{\Phi(-b / |\gamma|)}, \qquad
-    x \sim \mathcal{N}(b, \gamma^2)$$
+    $$E[x \mid x < 0] = b - \left|\gamma\right| \, \frac{\varphi(b / \left|\gamma\right|)}{\Phi(-b / \left|\gamma\right|)},
+    \qquad x \sim \mathcal{N}(b, \gamma^2)$$
 
     Where the mass Φ(−b/|γ|) of x < 0 is no more than 1e-3, it is −3 |γ|.
 

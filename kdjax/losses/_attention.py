@@ -20,8 +20,8 @@ def attention_transfer(
 ) -> Float[Array, " batch"]:
     r"""Mean squared difference of the normalised maps of where the two networks are active.
 
-    $$\frac{1}{HW} \sum_x \Big(\frac{a^s_x}{\lVert a^s \rVert} - \frac{a^t_x}{\lVert a^t \rVert}\Big)^2, \qquad
-    a_x = \frac{1}{C} \sum_c |A_{xc}|^p$$
+    $$\frac{1}{HW} \sum_x \left(\frac{a^s_x}{\lVert a^s \rVert} - \frac{a^t_x}{\lVert a^t \rVert}\right)^2, \qquad
+    a_x = \frac{1}{C} \sum_c \left|A_{xc}\right|^p$$
 
     The first sum is over the H · W positions x of the map.
 
@@ -68,8 +68,8 @@ def factor_transfer(
 ) -> Float[Array, " batch"]:
     r"""Mean absolute difference of the normalised maps of where the two networks are active.
 
-    $$\frac{1}{HW} \sum_x \Big|\frac{a^s_x}{\lVert a^s \rVert} - \frac{a^t_x}{\lVert a^t \rVert}\Big|, \qquad
-    a_x = \frac{1}{C} \sum_c |A_{xc}|^p$$
+    $$\frac{1}{HW} \sum_x \left|\frac{a^s_x}{\lVert a^s \rVert} - \frac{a^t_x}{\lVert a^t \rVert}\right|, \qquad
+    a_x = \frac{1}{C} \sum_c \left|A_{xc}\right|^p$$
 
     The first sum is over the H · W positions x of the map.
 

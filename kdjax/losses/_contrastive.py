@@ -25,7 +25,7 @@ def info_nce(
 ) -> Float[Array, " batch"]:
     r"""Cross-entropy of finding one's own partner in the batch, student to teacher and teacher to student.
 
-    $$\frac{1}{2} \Big[\log \sum_j \exp(c_{ij} / \tau) + \log \sum_j \exp(c_{ji} / \tau)\Big] - \frac{c_{ii}}{\tau},
+    $$\frac{1}{2} \left[\log \sum_j \exp(c_{ij} / \tau) + \log \sum_j \exp(c_{ji} / \tau)\right] - \frac{c_{ii}}{\tau},
     \qquad c_{ij} = \cos(s_i, t_j)$$
 
     Args:
@@ -75,8 +75,8 @@ def similarity_distribution(
 ) -> Float[Array, " batch"]:
     r"""Cross-entropy between whom the teacher and whom the student finds similar, without labels.
 
-    $$-\sum_j p_j \log q_j, \qquad p = \operatorname{softmax}_j\big(\cos(t, d_j) / \tau_t\big), \qquad
-    q = \operatorname{softmax}_j\big(\cos(s, d_j) / \tau_s\big)$$
+    $$-\sum_j p_j \log q_j, \qquad p = \operatorname{softmax}_j(\cos(t, d_j) / \tau_t), \qquad
+    q = \operatorname{softmax}_j(\cos(s, d_j) / \tau_s)$$
 
     The d_j are the queue's embeddings d_1 … d_K and, as one more, the teacher's own embedding t of the example.
 
@@ -145,7 +145,7 @@ def crd(
 ) -> tuple[Float[Array, " batch"], Bank]:
     r"""Tells each embedding's own partner in the other network's bank from drawn others, in both directions.
 
-    $$-\log D(a \cdot v_+) - \sum_{k=1}^{m} \log\big(1 - D(a \cdot v_k)\big), \qquad
+    $$-\log D(a \cdot v_+) - \sum_{k=1}^{m} \log(1 - D(a \cdot v_k)), \qquad
     D(c) = \frac{p}{p + m / N}, \qquad p = \frac{\exp(c / \tau)}{Z}$$
 
     It is the sum of this with the student's embeddings as anchors a and the teacher's bank as v, its entry v₊ the

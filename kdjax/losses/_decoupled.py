@@ -22,7 +22,7 @@ def target_class_kd(
 ) -> Float[Array, " batch"]:
     r"""Divergence of how sure the two networks are of the labelled class, all others taken together.
 
-    $$T^2 \operatorname{KL}(b^t \,\|\, b^s), \qquad b = [p_y,\; 1 - p_y], \qquad p = \operatorname{softmax}(z / T)$$
+    $$T^2 \operatorname{KL}(b^t \,\Vert\, b^s), \qquad b = [p_y,\; 1 - p_y], \qquad p = \operatorname{softmax}(z / T)$$
 
     Args:
       student: logits, before any softmax.
@@ -113,7 +113,7 @@ def decoupled_kd(
 ) -> Float[Array, " batch"]:
     r"""The two parts of soft-target distillation with weights of their own.
 
-    $$\alpha \, T^2 \operatorname{KL}(b^t \,\|\, b^s) + \beta \, T^2 \operatorname{KL}(\hat p^t \,\|\, \hat p^s)$$
+    $$\alpha \, T^2 \operatorname{KL}(b^t \,\Vert\, b^s) + \beta \, T^2 \operatorname{KL}(\hat p^t \,\Vert\, \hat p^s)$$
 
     The first part is `target_class_kd`, with b = [p_y, 1 − p_y]; the second is `non_target_class_kd`, with p̂ the softmax
     over the classes without y.

@@ -103,7 +103,7 @@ def variational_information(
 ) -> Float[Array, " batch"]:
     r"""Negative log-likelihood of the teacher's features under a Gaussian that the student predicts.
 
-    $$\frac{1}{N} \sum_n \frac{1}{2} \Big(\frac{(\mu_n - t_n)^2}{\sigma_c^2} + \log \sigma_c^2\Big), \qquad
+    $$\frac{1}{N} \sum_n \frac{1}{2} \left(\frac{(\mu_n - t_n)^2}{\sigma_c^2} + \log \sigma_c^2\right), \qquad
     \sigma_c^2 = \operatorname{softplus}(\text{raw}_c) + \varepsilon$$
 
     The sum is over all N elements; c is the channel that element n lies in.
@@ -159,7 +159,7 @@ def hierarchical_context(
 ) -> Float[Array, " batch"]:
     r"""Mean squared difference of the features, at full size and averaged down to smaller and smaller maps.
 
-    $$\frac{1}{\sum_k w_k} \sum_k w_k \operatorname{MSE}\big(\operatorname{pool}_k(A^s), \operatorname{pool}_k(A^t)\big),
+    $$\frac{1}{\sum_k w_k} \sum_k w_k \operatorname{MSE}(\operatorname{pool}_k(A^s), \operatorname{pool}_k(A^t)),
     \qquad w_k = 2^{-k}$$
 
     Here pool_0 changes nothing, pool_k averages to l_k × l_k, and w = 1, ½, ¼, … goes to the maps in this order. A level

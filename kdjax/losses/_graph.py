@@ -23,8 +23,9 @@ def similarity_graph(
 
     With the cosines s_ij and t_ij of examples i and j in each network, the sum of a contrastive part and a graph part:
 
-    $$\frac{1}{|P_i|} \sum_{j \in P_i} \Big[\log \sum_{k \in P_i \cup N_i} \exp(s_{ik} / \tau) - \frac{s_{ij}}{\tau}\Big]
-    + \frac{1}{|E_i|} \sum_{j \in E_i} (s_{ij} - t_{ij})^2$$
+    $$\frac{1}{\left|P_i\right|} \sum_{j \in P_i}
+    \left[\log \sum_{k \in P_i \cup N_i} \exp(s_{ik} / \tau) - \frac{s_{ij}}{\tau}\right]
+    + \frac{1}{\left|E_i\right|} \sum_{j \in E_i} (s_{ij} - t_{ij})^2$$
 
     P_i: the other examples of i's class. N_i: the examples of other classes, or those of them with the largest s_ij.
     E_i: all other examples, or those with the largest t_ij. An empty P_i or E_i makes its part 0.

@@ -106,7 +106,7 @@ def jensen_shannon(
 ) -> Float[Array, " batch"]:
     r"""Divergence of both networks' softened predictions from a mixture of the two.
 
-    $$T^2 \Big(\beta \operatorname{KL}(p^t \,\|\, m) + (1 - \beta) \operatorname{KL}(p^s \,\|\, m)\Big), \qquad
+    $$T^2 \left(\beta \operatorname{KL}(p^t \,\Vert\, m) + (1 - \beta) \operatorname{KL}(p^s \,\Vert\, m)\right), \qquad
     m = \beta \, p^t + (1 - \beta) \, p^s, \qquad p = \operatorname{softmax}(z / T)$$
 
     At β = 0 and β = 1 this is 0 for all predictions. What it tends to, divided by the weight that vanishes, is

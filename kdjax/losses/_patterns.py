@@ -20,7 +20,7 @@ def dist(
 ) -> Float[Array, " batch"]:
     r"""Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
 
-    $$T^2 \Big(\beta \, (1 - r_i) + \frac{\gamma}{C} \sum_c (1 - r_c)\Big), \qquad p = \operatorname{softmax}(z / T)$$
+    $$T^2 \left(\beta \, (1 - r_i) + \frac{\gamma}{C} \sum_c (1 - r_c)\right), \qquad p = \operatorname{softmax}(z / T)$$
 
     Here r_i is Pearson's correlation of the networks' p over the classes of example i, and r_c that over the batch of the
     probabilities of class c.
@@ -118,7 +118,7 @@ def standardized_kd(
     r"""Soft-target distillation that asks for the teacher's ranking and proportions, not for the size of its logits.
 
     $$T^2 \sum_c p^t_c \, (\log p^t_c - \log p^s_c), \qquad
-    p = \operatorname{softmax}\Big(\frac{1}{T} \cdot \frac{z - \bar z}{\sigma + 10^{-7}}\Big)$$
+    p = \operatorname{softmax}\left(\frac{1}{T} \cdot \frac{z - \bar z}{\sigma + 10^{-7}}\right)$$
 
     It is `soft_target_kl` of the logits after `standardize_logits`.
 

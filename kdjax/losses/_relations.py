@@ -18,7 +18,7 @@ def rkd_distance(
 ) -> Float[Array, " batch"]:
     r"""Smooth L1 difference of the distances between examples, each network's in units of its own mean distance.
 
-    $$\frac{1}{B} \sum_j \ell\Big(\frac{d^s_{ij}}{\mu_s} - \frac{d^t_{ij}}{\mu_t}\Big), \qquad
+    $$\frac{1}{B} \sum_j \ell\left(\frac{d^s_{ij}}{\mu_s} - \frac{d^t_{ij}}{\mu_t}\right), \qquad
     d_{ij} = \lVert x_i - x_j \rVert$$
 
     μ is the mean of the positive d_ij; ℓ is the smooth L1: ℓ(d) = d²/2 where |d| < 1, |d| − 1/2 beyond.
@@ -72,8 +72,8 @@ def rkd_angle(
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
       teacher: features of the same examples; dim may differ.
-      block: how many anchors i to work on at a time. Memory is then O(block · B²), forward and backward; the backward
-        pass computes the cosines a second time. None takes all at once: O(B³), fastest for small batches.
+      block: how many anchors i to work on at a time. Memory is then O(block · B²), forward and backward. None takes all
+        at once: O(B³), fastest for small batches. The backward pass computes the cosines a second time.
 
     Returns:
       Each example's share as the anchor, a number between 0 and 3/2; their mean is that over all B³ triples.
@@ -103,6 +103,8 @@ def rkd_angle(
     student, teacher = feature_pair(student, teacher)
     student_gram, teacher_gram = _math.gram(_math.centred(student)), _math.gram(_math.centred(teacher))
 
+    # Without the checkpoint the backward pass would keep every block's [block, B, B] arrays at once.
+    @jax.checkpoint
     def share(anchor: tuple[_Anchor, _Anchor]) -> Float[Array, ""]:
         of_student, of_teacher = anchor
         return jnp.mean(_math.smooth_l1(_cosines(student_gram, of_student) - _cosines(teacher_gram, of_teacher)))
@@ -110,8 +112,7 @@ def rkd_angle(
     anchors = _anchors(student_gram), _anchors(teacher_gram)
     if block is None or block >= student.shape[0]:
         return jax.vmap(share)(anchors)
-    # Without the checkpoint the backward pass would keep every block's [block, B, B] arrays at once.
-    return jax.lax.map(jax.checkpoint(share), anchors, batch_size=block)
+    return jax.lax.map(share, anchors, batch_size=block)
 
 
 def pkt(

@@ -63,7 +63,8 @@ def correlation_congruence(
 ) -> Float[Array, " batch"]:
     r"""Product of the absolute errors of examples that follow each other in the batch.
 
-    $$\frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_d |\Delta_{i,d}| \, |\Delta_{i+1,d}|, \qquad \Delta = s - t$$
+    $$\frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_d \left|\Delta_{i,d}\right| \, \left|\Delta_{i+1,d}\right|,
+    \qquad \Delta = s - t$$
 
     The loss is the mean over the B − 1 pairs (i, i + 1).
 
