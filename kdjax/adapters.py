@@ -1,4 +1,4 @@
-"""Networks of any framework as `Weights` and an `Apply`: Flax Linen, Flax NNX, Equinox, and ensembles of these.
+"""Networks of any framework as `Weights` and an `Apply`: Flax Linen, Flax NNX and Equinox.
 
 A network may return `Outputs`, a pair (logits, features by name), or logits alone. With ``train=False`` every adapter
 ignores `rng` and hands back the model_state that it got.
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
-from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
 
 Init = Callable[[PRNGKeyArray, AnyArray], Weights]
@@ -164,71 +163,6 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
         return _outputs(result, model), tuple(jax.tree.leaves(new)) if train else model_state
 
     return Weights(_copies(weights), _copies(tuple(state_leaves))), apply
-
-
-def ensemble(*applies: Apply, mean: str = "probabilities") -> Apply:
-    """Several networks as one: their mean prediction, and all their features.
-
-    With ``mean="probabilities"`` the logits are log(1/n Σᵢ softmax(zᵢ)), by log-sum-exp; with ``mean="logits"``, they
-    are 1/n Σᵢ zᵢ, whose softmax is the renormalised geometric mean of the probabilities.
-
-    Args:
-      *applies: the members; any frameworks, the same classes in the same order.
-      mean: what is averaged, ``"probabilities"`` or ``"logits"``.
-
-    Returns:
-      An `Apply` whose params and model_state are tuples with one entry a member (`ensemble_weights` makes them). Logits
-      are at least float32. Feature ``name`` of member i is ``"i/name"``. Member i draws from ``fold_in(rng, i)``.
-
-    Raises:
-      ValueError: if there are no members or `mean` is unknown; later, if entries are missing or logits differ in shape.
-
-    Example:
-      >>> def fixed(params, model_state, inputs, *, train, rng=None):
-      ...     return Outputs(jnp.log(params), {}), model_state
-      >>> weights = ensemble_weights(Weights(jnp.array([[0.9, 0.1]]), {}), Weights(jnp.array([[0.5, 0.5]]), {}))
-      >>> outputs, _ = ensemble(fixed, fixed)(*weights, jnp.ones((1, 4)), train=False)
-      >>> [round(float(p), 3) for p in jnp.exp(outputs.logits[0])]
-      [0.7, 0.3]
-
-    Note:
-      A loss's temperature T divides the ensemble's logits afterwards: softmax(log p̄ / T) with p̄ the mean at T = 1. That
-      is not the mean of the members' softened softmaxes; with ``mean="logits"`` the order does not matter.
-
-    Reference:
-      Hinton, Vinyals & Dean 2015, section 1 (both means as soft targets), https://arxiv.org/abs/1503.02531
-    """
-    if not applies:
-        raise ValueError("ensemble needs at least one Apply; got none.")
-    _checks.one_of("mean", mean, ("probabilities", "logits"))
-
-    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
-        for name, entries in {"params": params, "model_state": model_state}.items():
-            got = len(entries) if isinstance(entries, tuple) else type(entries).__name__
-            if got != len(applies):
-                raise ValueError(f"{name} must be a tuple with one entry a member, {len(applies)}; got {got}.")
-        logits, states = [], []
-        features: dict[str, Array] = {}
-        for i, (member, own_params, own_state) in enumerate(zip(applies, params, model_state, strict=True)):
-            own_rng = None if rng is None else jax.random.fold_in(rng, i)
-            outputs, new_state = member(own_params, own_state, inputs, train=train, rng=own_rng)
-            logits.append(outputs.logits.astype(jnp.promote_types(outputs.logits.dtype, jnp.float32)))
-            features |= {f"{i}/{name}": feature for name, feature in outputs.features.items()}
-            states.append(new_state)
-            _checks.same_shape("logits of member 0", logits[0], f"logits of member {i}", logits[i])
-        stacked = jnp.stack(logits)
-        if mean == "logits":
-            together = jnp.mean(stacked, axis=0)
-        else:
-            together = jax.nn.logsumexp(jax.nn.log_softmax(stacked), axis=0) - jnp.log(len(applies))
-        return Outputs(together, features), tuple(states)
-
-    return apply
-
-
-def ensemble_weights(*weights: Weights) -> Weights:
-    """The members' weights as the one `Weights` of their `ensemble`, in the same order."""
-    return Weights(tuple(member.params for member in weights), tuple(member.model_state for member in weights))
 
 
 def _takes_train(module: Any) -> bool:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax._types import Outputs, Weights
-from kdjax.adapters import ensemble, ensemble_weights, from_equinox, from_linen, from_nnx
+from kdjax.adapters import from_equinox, from_linen, from_nnx
 from kdjax.losses import soft_target_kl
 from kdjax.training import init_state, make_train_step
 
@@ -277,53 +277,6 @@ def softmax(z):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_an_ensemble_of_linen_and_nnx_is_the_mean_of_their_predictions():
-    (first, first_apply), (second, second_apply) = linen_teacher(), nnx_student()
-    weights = ensemble_weights(first, second)
-    z = [
-        np.asarray(apply(*own, INPUTS, train=False)[0].logits, np.float64)
-        for own, apply in ((first, first_apply), (second, second_apply))
-    ]
-    outputs, model_state = ensemble(first_apply, second_apply)(*weights, INPUTS, train=False)
-    np.testing.assert_allclose(outputs.logits, np.log((softmax(z[0]) + softmax(z[1])) / 2), rtol=1e-5, atol=1e-6)
-    same(model_state, (first.model_state, second.model_state))
-    assert set(outputs.features) == {"0/embedding", "1/embedding"}
-    same(
-        outputs.features["1/embedding"],
-        second_apply(*second, INPUTS, train=False)[0].features["embedding"],
-    )
-    by_logits, _ = ensemble(first_apply, second_apply, mean="logits")(*weights, INPUTS, train=False)
-    np.testing.assert_allclose(by_logits.logits, (z[0] + z[1]) / 2, rtol=1e-5, atol=1e-6)
-
-
-def test_an_ensemble_teaches():
-    members = linen_teacher(), nnx_student()
-    weights = ensemble_weights(*(own for own, _ in members))
-    before = numbers(weights)
-    _, losses = distil(linen_student(), (weights, ensemble(*(apply for _, apply in members))), steps=5)
-    assert losses[-1] < losses[0]
-    same(numbers(weights), before)
-
-
-def constant(params, model_state, inputs, *, train, rng=None):
-    return Outputs(params, {}), model_state
-
-
-def test_an_ensemble_is_finite_at_huge_logits_and_float32_at_bfloat16():
-    sure = jnp.array([[1e4, 0.0, -1e4]])
-    logits = ensemble(constant, constant)((sure, -sure), ({}, {}), INPUTS, train=False)[0].logits
-    np.testing.assert_allclose(logits, [[np.log(0.5), -1e4, np.log(0.5)]], rtol=1e-6)
-    half = sure.astype(jnp.bfloat16)
-    assert ensemble(constant)((half,), ({},), INPUTS, train=False)[0].logits.dtype == jnp.float32
-
-
-def test_members_of_an_ensemble_draw_their_own_noise():
-    apply = from_linen(LinenNoise())[1]
-    ones = jnp.ones((4, 32))
-    both = ensemble(apply, apply, mean="logits")(({}, {}), ({}, {}), ones, train=True, rng=jax.random.key(0))[0]
-    assert set(np.unique(both.logits)) == {0.0, 1.0, 2.0}  # 1.0: kept by one member alone
-
-
 class Fixed(nn.Module):
     says: object
 
@@ -411,19 +364,3 @@ def test_equinox_errors():
         from_equinox(model)
     with pytest.raises(ValueError, match=r"state must be the equinox.nn.State of eqx.nn.make_with_state; got dict"):
         from_equinox(model, {})
-
-
-def test_ensemble_errors():
-    with pytest.raises(ValueError, match="ensemble needs at least one Apply; got none"):
-        ensemble()
-    with pytest.raises(
-        ValueError, match=r"mean must be one of probabilities, logits; got 'logit'. Did you mean 'logits'"
-    ):
-        ensemble(constant, mean="logit")
-    with pytest.raises(ValueError, match=r"params must be a tuple with one entry a member, 2; got 1."):
-        ensemble(constant, constant)((jnp.ones((1, 2)),), ({}, {}), INPUTS, train=False)
-    with pytest.raises(ValueError, match="model_state must be a tuple with one entry a member, 1; got dict"):
-        ensemble(constant)((jnp.ones((1, 2)),), {}, INPUTS, train=False)
-    different = (jnp.ones((1, 2)), jnp.ones((1, 3)))
-    with pytest.raises(ValueError, match="logits of member 0 and logits of member 1 must have the same shape"):
-        ensemble(constant, constant)(different, ({}, {}), INPUTS, train=False)

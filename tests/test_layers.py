@@ -20,6 +20,7 @@ FLOORS = {
     "training": 3,
     "parallel": 3,
     "adapters": 3,
+    "ensembles": 3,
     "_leaves": 4,
     "checkpoints": 4,
     "records": 4,
