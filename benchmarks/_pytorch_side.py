@@ -3,16 +3,8 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WIDTHS, Batches, Step
+from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WAYS, WIDTHS, Batches, Step
 from torch import nn
-
-# (channels last, compiled)
-WAYS = {
-    "eager": (False, False),
-    "channels-last": (True, False),
-    "compiled": (False, True),
-    "compiled, channels-last": (True, True),
-}
 
 
 def steps(params: dict[str, dict], batches: Batches, way: str, *, pool_first: bool) -> dict[str, Step]:

@@ -9,6 +9,13 @@ WIDTHS = {TEACHER: (64, 256), STUDENT: (8, 16)}
 LEARNING_RATE = 1e-4
 TEMPERATURE = 7.0
 ALPHA = 0.3
+WAYS = {
+    "eager": (False, False),
+    "channels-last": (True, False),
+    "compiled": (False, True),
+    "compiled, channels-last": (True, True),
+}
+"""PyTorch's: (channels last, compiled)."""
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 Step = Callable[[int], float]

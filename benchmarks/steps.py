@@ -7,6 +7,9 @@ forward pass, the student's update) and the student's step alone. Both sides sta
 batches; their losses are compared after the first step, so that they are known to compute the same thing. PyTorch is the
 `bench` extra; without it kdjax is measured alone. Times are medians over rounds, with quartiles; one machine's times say
 nothing about another's, the ratios say more.
+
+With --apart each side has a process of its own, where the other's threads and memory allocator cannot disturb it; the sides
+still take turns, with a pause in which the threads of the one before fall asleep.
 """
 
 import os
@@ -16,19 +19,19 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import math
-import platform
-import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import quantiles
 
 import _kdjax_side
+import _sides
 import jax
 import tyro
-from _work import STUDENT, TEACHER, Step, random_batches
+from _machine import cores, environment, spread
+from _work import STUDENT, TEACHER, WAYS, Step, random_batches
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +42,8 @@ TARGETS = {"teacher": 1.05, "distillation": 0.65, "student": 1.1}
 """Of PyTorch's best time, the most that kdjax's may be."""
 POOL_FIRST = ", pool first"
 WARM_UP = 3
+PAUSE = 0.3
+"""Seconds between two turns where the sides are apart: idle threads spin for a while before they sleep."""
 Case = tuple[str, str]  # who, and which work
 
 
@@ -52,6 +57,8 @@ class Benchmark:
     """how often every case has its turn"""
     batch: int = 32
     """images a step"""
+    apart: bool = False
+    """each side in a process of its own"""
     out: Path | None = None
     """JSON file for the results"""
     quick: bool = False
@@ -65,48 +72,40 @@ class Benchmark:
 
 def main(settings: Benchmark) -> None:
     console = Console()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = os.getloadavg()[0]
-    if load > 0.3 * cores:
-        console.print(
-            f"[yellow]The machine is busy (load {load:.1f} on {cores} cores): times will be too long.[/yellow]"
-        )
-    cases = _cases(settings, cores, console)
+    found = environment(console)
+    cases = _cases(settings, console)
     first = _first_steps(cases, console)
-    times = _rounds(cases, 5 if settings.quick else settings.steps, 3 if settings.quick else settings.rounds)
+    times = _rounds(
+        cases,
+        5 if settings.quick else settings.steps,
+        3 if settings.quick else settings.rounds,
+        PAUSE if settings.apart else 0.0,
+    )
     summary = {case: quantiles(values, n=4, method="inclusive") for case, values in times.items()}
     ratios = _ratios({case: middle for case, (_, middle, _) in summary.items()})
-    _print(console, summary, first, ratios)
+    _print(console, settings, summary, first, ratios)
     if settings.out is not None:
         rows = [
             {"who": who, "work": work, "quartiles_ms": summary[who, work], "rounds_ms": times[who, work],
              "first_step_s": first[who, work]}
             for who, work in cases
         ]  # fmt: skip
-        environment = {"cores": cores, "load_before": load, "cpu": _cpu(), "versions": _versions()}
-        command = shlex.join([Path(sys.executable).name, *sys.argv])
         config = asdict(settings) | {"out": str(settings.out)}
-        write_json(settings.out, {"command": command, "config": config, **environment, "rows": rows, "ratios": ratios})
+        write_json(settings.out, {**found, "config": config, "rows": rows, "ratios": ratios})
         console.print(f"Written to {settings.out}")
 
 
-def _cases(settings: Benchmark, cores: int, console: Console) -> dict[Case, Step]:
+def _cases(settings: Benchmark, console: Console) -> dict[Case, Step]:
     params = {name: _kdjax_side.initial_params(name) for name in (TEACHER, STUDENT)}
-    batches = random_batches(settings.batch)
-    sides = {"kdjax": _kdjax_side.steps(params, batches)}
-    try:
-        import torch
-    except ModuleNotFoundError:
+    make = partial(_sides.apart if settings.apart else _sides.here, params, random_batches(settings.batch), cores())
+    sides = {"kdjax": make(None, True)}
+    if find_spec("torch") is None:
         console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
     else:
-        import _pytorch_side
-
-        torch.set_num_threads(cores)
         for pool_first in (False, True):
-            for way, (_, compiled) in _pytorch_side.WAYS.items():
+            for way, (_, compiled) in WAYS.items():
                 if not (settings.quick and compiled):
-                    who = f"PyTorch {way}{POOL_FIRST if pool_first else ''}"
-                    sides[who] = _pytorch_side.steps(params, batches, way, pool_first=pool_first)
+                    sides[f"PyTorch {way}{POOL_FIRST if pool_first else ''}"] = make(way, pool_first)
     return {(who, work): side[work] for who, side in sides.items() for work in WORK}
 
 
@@ -125,11 +124,12 @@ def _first_steps(cases: dict[Case, Step], console: Console) -> dict[Case, float]
     return seconds
 
 
-def _rounds(cases: dict[Case, Step], steps: int, rounds: int) -> dict[Case, list[float]]:
+def _rounds(cases: dict[Case, Step], steps: int, rounds: int, pause: float) -> dict[Case, list[float]]:
     """Milliseconds a step, one number a round. All cases take turns, so that a slow minute of the machine hits all alike."""
     times: dict[Case, list[float]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case, step in cases.items():
+            time.sleep(pause)
             step(WARM_UP)
             started = time.perf_counter()
             step(steps)
@@ -151,15 +151,21 @@ def _ratios(medians: dict[Case, float]) -> list[dict]:
     return ratios
 
 
-def _print(console: Console, summary: dict[Case, list[float]], first: dict[Case, float], ratios: list[dict]) -> None:
+def _print(
+    console: Console,
+    settings: Benchmark,
+    summary: dict[Case, list[float]],
+    first: dict[Case, float],
+    ratios: list[dict],
+) -> None:
+    processes = "a process for each side" if settings.apart else "one process"
     rows = list(dict.fromkeys(who for who, _ in summary))
 
     def cell(who: str, work: str) -> str:
-        low, middle, high = summary[who, work]
-        return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+        return spread(summary[who, work])
 
     for title, show in (
-        ("ms a step: median over the rounds (quartiles)", cell),
+        (f"ms a step, {processes}: median over the rounds (quartiles)", cell),
         ("s to the end of the first step", lambda who, work: f"{first[who, work]:.2f}"),
     ):
         table = Table("", *WORK, title=title, title_justify="left")
@@ -171,22 +177,6 @@ def _print(console: Console, summary: dict[Case, list[float]], first: dict[Case,
         for row in ratios:
             table.add_row(row["work"], row["among"], row["best"], f"{row['ratio']:.2f}", f"≤ {row['target']}")
         console.print(table)
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
