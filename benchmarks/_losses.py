@@ -1,0 +1,200 @@
+"""The losses at work: each with arrays of the sizes that training meets, and RKD's angles as they are usually written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import losses
+
+STUDENT, TEACHER, OTHERS = 0, 1, 2  # keys of the random arrays
+BANK, NEGATIVES = 50_000, 16_384
+TRIPLE = (32, 128, 512)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A loss and what it is given.
+
+    Attributes:
+      loss: of the arrays, to one number per example; `crd` also gives its next bank.
+      arrays: makes them for a batch.
+      sizes: of the arrays, in words.
+      batches: those worth a measurement.
+      learnt: which arrays the gradient is taken for.
+    """
+
+    loss: Callable[..., Any]
+    arrays: Callable[[int], tuple]
+    sizes: str
+    batches: tuple[int, ...] = TRIPLE
+    learnt: tuple[int, ...] = (0,)
+
+    def compiled(self, batch: int) -> jax.stages.Compiled:
+        """The mean's value and gradient, with what else the loss gives. No array is made for it."""
+
+        def mean(*arrays: Any) -> tuple[Array, Any]:
+            result = self.loss(*arrays)
+            values, other = result if isinstance(result, tuple) else (result, None)
+            return jnp.mean(values), other
+
+        step = jax.value_and_grad(mean, argnums=self.learnt, has_aux=True)
+        return jax.jit(step).lower(*jax.eval_shape(partial(self.arrays, batch))).compile()
+
+
+def naive_angle(student: Float[Array, "batch dim"], teacher: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
+    """`rkd_angle` by its definition, through the [batch, batch, dim] differences of all pairs: the yardstick."""
+
+    def cosines(points: Array) -> Array:
+        edges = points[None] - points[:, None]
+        lengths = jnp.sqrt(jnp.maximum(jnp.sum(edges * edges, axis=2, keepdims=True), 1e-24))
+        return jnp.einsum("ijd,ikd->ijk", edges / lengths, edges / lengths)
+
+    size = jnp.abs(cosines(student) - cosines(teacher))
+    return jnp.mean(jnp.where(size < 1, 0.5 * size * size, size - 0.5), axis=(1, 2))
+
+
+def _normal(key: int, *shape: int) -> Array:
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+def _labels(batch: int) -> Array:
+    return jax.random.randint(jax.random.key(OTHERS), (batch,), 0, 100)
+
+
+def _logits(batch: int) -> tuple:
+    return _normal(STUDENT, batch, 100), _normal(TEACHER, batch, 100)
+
+
+def _embeddings(batch: int) -> tuple:
+    return _normal(STUDENT, batch, 128), _normal(TEACHER, batch, 128)
+
+
+def _maps(batch: int) -> tuple:
+    return _normal(STUDENT, batch, 8, 8, 64), _normal(TEACHER, batch, 8, 8, 128)
+
+
+def _same_maps(batch: int) -> tuple:
+    return _normal(STUDENT, batch, 8, 8, 128), _normal(TEACHER, batch, 8, 8, 128)
+
+
+def _two_maps(batch: int) -> tuple:
+    (student, teacher), (on_top, teacher_on_top) = _same_maps(batch), _maps(batch)
+    return student[..., :64], on_top, teacher[..., :64], teacher_on_top[..., :64]
+
+
+def _sequences(batch: int) -> tuple:
+    return _normal(STUDENT, batch, 16, 128), _normal(TEACHER, batch, 16, 128)
+
+
+def _banked(batch: int) -> tuple:
+    indices = jnp.arange(batch)
+    negatives = losses.draw_negatives(jax.random.key(OTHERS), indices, NEGATIVES, BANK)
+    return *_embeddings(batch), indices, losses.init_bank(jax.random.key(OTHERS), BANK, 128), negatives
+
+
+def _with_labels(arrays: Callable[[int], tuple]) -> Callable[[int], tuple]:
+    return lambda batch: (*arrays(batch), _labels(batch))
+
+
+def _with(arrays: Callable[[int], tuple], *shape: int) -> Callable[[int], tuple]:
+    return lambda batch: (*arrays(batch), _normal(OTHERS, *shape))
+
+
+def _stored(batch: int) -> tuple:
+    student, teacher = _logits(batch)
+    return student, *jax.lax.top_k(teacher, 10)
+
+
+LOGITS, MAPS, SAME_MAPS, EMBEDDINGS = "[B, 100]", "[B, 8, 8, 64 | 128]", "[B, 8, 8, 128]", "[B, 128]"
+
+COSTS = {
+    "soft_target_kl": Work(losses.soft_target_kl, _logits, LOGITS),
+    "logit_mse": Work(losses.logit_mse, _logits, LOGITS),
+    "reverse_kl": Work(losses.reverse_kl, _logits, LOGITS),
+    "jensen_shannon": Work(losses.jensen_shannon, _logits, LOGITS),
+    "target_class_kd": Work(losses.target_class_kd, _with_labels(_logits), LOGITS),
+    "non_target_class_kd": Work(losses.non_target_class_kd, _with_labels(_logits), LOGITS),
+    "decoupled_kd": Work(losses.decoupled_kd, _with_labels(_logits), LOGITS),
+    "normalized_kd": Work(losses.normalized_kd, _with_labels(_logits), LOGITS),
+    "dist": Work(losses.dist, _logits, LOGITS),
+    "standardized_kd": Work(losses.standardized_kd, _logits, LOGITS),
+    "top_k_kl": Work(losses.top_k_kl, _stored, f"{LOGITS}, 10 kept"),
+    "hint": Work(losses.hint, _same_maps, SAME_MAPS),
+    "cosine": Work(losses.cosine, _same_maps, SAME_MAPS),
+    "attention_transfer": Work(losses.attention_transfer, _maps, MAPS),
+    "factor_transfer": Work(losses.factor_transfer, _maps, MAPS),
+    "neuron_selectivity": Work(losses.neuron_selectivity, _maps, MAPS),
+    "activation_boundary": Work(losses.activation_boundary, _same_maps, SAME_MAPS),
+    "overhaul": Work(lambda s, t, m: losses.overhaul(s, t, margin=-jnp.abs(m)), _with(_same_maps, 128), SAME_MAPS),
+    "variational_information": Work(
+        lambda s, t, v: losses.variational_information(s, t, raw_variance=v),
+        _with(_same_maps, 128),
+        SAME_MAPS,
+        learnt=(0, 2),
+    ),
+    "hierarchical_context": Work(losses.hierarchical_context, _same_maps, SAME_MAPS),
+    "fsp": Work(losses.fsp, _two_maps, "4 × [B, 8, 8, 64]", learnt=(0, 1)),
+    "sequence_angles": Work(losses.sequence_angles, _sequences, "[B, 16, 128]"),
+    "rkd_distance": Work(losses.rkd_distance, _embeddings, EMBEDDINGS),
+    "rkd_angle": Work(losses.rkd_angle, _embeddings, EMBEDDINGS, (32, 128)),
+    "rkd_angle, block=8": Work(partial(losses.rkd_angle, block=8), _embeddings, EMBEDDINGS),
+    "pkt": Work(losses.pkt, _embeddings, EMBEDDINGS),
+    "similarity_preserving": Work(losses.similarity_preserving, _embeddings, EMBEDDINGS),
+    "correlation_congruence": Work(losses.correlation_congruence, _embeddings, EMBEDDINGS),
+    "kernel_congruence": Work(losses.kernel_congruence, _embeddings, EMBEDDINGS),
+    "kernel_alignment": Work(losses.kernel_alignment, _embeddings, EMBEDDINGS),
+    "similarity_graph": Work(losses.similarity_graph, _with_labels(_embeddings), EMBEDDINGS),
+    "info_nce": Work(losses.info_nce, _embeddings, EMBEDDINGS),
+    "similarity_distribution": Work(
+        lambda s, t, q: losses.similarity_distribution(s, t, q, temperatures=(0.2, 0.01)),
+        _with(_embeddings, 4096, 128),
+        f"{EMBEDDINGS}, queue of 4,096",
+    ),
+    "crd": Work(losses.crd, _banked, f"{EMBEDDINGS}, {NEGATIVES:,} negatives, bank of {BANK:,}", (32, 128)),
+}
+"""What every loss costs where it is typically used."""
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """One thing whose memory is measured: work at one batch, and in MB what it may take over its inputs, if a target."""
+
+    work: Work
+    batch: int
+    limit: float | None = None
+
+
+def _angle(block: int | None) -> Work:
+    return Work(partial(losses.rkd_angle, block=block), _embeddings, EMBEDDINGS)
+
+
+_NAIVE_ANGLE = Work(naive_angle, _embeddings, EMBEDDINGS)
+_WIDE_MAPS = Work(
+    losses.neuron_selectivity,
+    lambda batch: (_normal(STUDENT, batch, 8, 8, 128), _normal(TEACHER, batch, 8, 8, 256)),
+    "[B, 8, 8, 128 | 256]",
+)
+PRODUCTS = 4 * 64 * 128 * 256 * 64 / 1e6
+"""MB of neuron_selectivity's [B, C, C', HW] in the case below, which must never be."""
+
+MEMORY = {
+    **{f"rkd_angle, block={block}": MemoryCase(_angle(block), 1024, 350.0) for block in (1, 2, 4, 8)},
+    "rkd_angle, block=16": MemoryCase(_angle(16), 1024),
+    "rkd_angle": MemoryCase(_angle(None), 1024),
+    "rkd_angle, naive": MemoryCase(_NAIVE_ANGLE, 1024),
+    "rkd_angle, block=8, 256": MemoryCase(_angle(8), 256),
+    "rkd_angle, 256": MemoryCase(_angle(None), 256),
+    "rkd_angle, naive, 256": MemoryCase(_NAIVE_ANGLE, 256),
+    "neuron_selectivity": MemoryCase(_WIDE_MAPS, 64, PRODUCTS / 4),
+    "crd": MemoryCase(COSTS["crd"], 64, 300.0),
+}
+QUICK_MEMORY = ("rkd_angle, block=8", "neuron_selectivity", "crd")
+
+OURS, NAIVE = "rkd_angle", "rkd_angle, naive"
+AT_64 = {OURS: _angle(None), "rkd_angle, block=8": _angle(8), NAIVE: _NAIVE_ANGLE}
+"""Side by side at batch 64: the loss must not cost more time than its definition."""
