@@ -62,7 +62,7 @@ def measured(name: str) -> dict[str, Any]:
     case = MEMORY[name]
     compiled = case.work.compiled(case.batch)
     result: dict[str, Any] = {**by_xla(compiled), "process_mb": None, "seconds": None}
-    if result["temporary_mb"] < 0.7 * _free():
+    if result["temporary_mb"] < 0.5 * _free():
         jax.block_until_ready(case.work.compiled(SMALL)(*case.work.arrays(SMALL)))
         arrays = jax.block_until_ready(case.work.arrays(case.batch))
         result["process_mb"] = by_process(compiled, arrays)
