@@ -1,0 +1,297 @@
+"""What do the tutorials' wrong losses do? Each wrong form trains beside the right one, all else equal: docs/slips.md.
+
+    python experiments/slips.py --seeds 16
+
+TIME
+FIGURES
+"""
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments._loop import Arrays, Network, Recipe, prepare
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+
+from kdjax import Objective, Outputs, Weights, cross_entropy, init_state, on_feature, on_logits, weighted_sum
+from kdjax.data import epoch_indices, load, on_device, take, unit_range
+from kdjax.losses import attention_transfer, kernel_alignment, pkt, similarity_graph, soft_target_kl
+from kdjax.metrics import mean_interval
+from kdjax.records import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS_SHOWN = (1, 5, 20, 80)
+
+# The wrong forms, written from the tutorials' descriptions. `optax.losses.kl_divergence` wants the student's
+# log-probabilities first and the teacher's probabilities second, as the frameworks' own do.
+
+
+def log_probabilities_as_targets(student, teacher, *, temperature):
+    log_student, log_teacher = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
+    return temperature**2 * optax.losses.kl_divergence(log_student, log_teacher)
+
+
+def probabilities_as_logarithms(student, teacher, *, temperature):
+    of_student, of_teacher = (jax.nn.softmax(logits / temperature) for logits in (student, teacher))
+    return temperature**2 * optax.losses.kl_divergence(of_student, of_teacher)
+
+
+def exchanged(student, teacher, *, temperature):
+    log_teacher, of_student = jax.nn.log_softmax(teacher / temperature), jax.nn.softmax(student / temperature)
+    return temperature**2 * optax.losses.kl_divergence(log_teacher, of_student)
+
+
+def without_square(student, teacher, *, temperature):
+    log_student, of_teacher = jax.nn.log_softmax(student / temperature), jax.nn.softmax(teacher / temperature)
+    return optax.losses.kl_divergence(log_student, of_teacher)
+
+
+def softmax_twice(student: Outputs, teacher: Outputs | None, batch):
+    return cross_entropy(Outputs(jax.nn.softmax(student.logits), {}), teacher, batch)
+
+
+def teachers_choice(student: Outputs, teacher: Outputs, batch):
+    return cross_entropy(student, teacher, {"labels": jnp.argmax(teacher.logits, axis=1)})
+
+
+def detached_attention(student, teacher, *, power=2.0):
+    return attention_transfer(jax.lax.stop_gradient(student), teacher, power=power)
+
+
+def alignment_called_pkt(student, teacher):
+    return kernel_alignment(student, teacher, centred=False)
+
+
+def masked_graph(student, teacher, labels, *, epsilon=0.0):
+    del teacher
+    positives = (labels[:, None] == labels[None, :]).astype(jnp.float32) * (1.0 - jnp.eye(len(labels)))
+    return -jnp.mean(jnp.log(jax.nn.sigmoid(student @ student.T) * positives + epsilon), axis=1)
+
+
+class Arm(NamedTuple):
+    """How one student is trained: on what, in which order, by the seed's good teacher or its weak one, and how updated."""
+
+    objective: Objective
+    order: str = "shuffled"
+    teacher: str = "teacher"
+    optimizer: str = "Adam"
+
+
+def labelled(loss: Callable[..., Any], **keywords: Any) -> Objective:
+    """Labels 0.3 and soft targets 0.7, as in digits.py."""
+    return weighted_sum(labels=(0.3, cross_entropy), soft=(0.7, on_logits(loss, **keywords)))
+
+
+def with_labels(weight: float, feature: str, loss: Callable[..., Any], **keywords: Any) -> Objective:
+    return weighted_sum(labels=(1.0, cross_entropy), feature=(weight, on_feature(loss, feature, **keywords)))
+
+
+def arms(temperature: float) -> dict[str, Arm]:
+    t = {"temperature": temperature}
+    soft_only = {loss: weighted_sum(soft=(1.0, on_logits(loss, **t))) for loss in
+                 (soft_target_kl, without_square, probabilities_as_logarithms, exchanged)}  # fmt: skip
+    soft = (0.7, on_logits(soft_target_kl, **t))
+    return {
+        "labels": Arm(weighted_sum(labels=(1.0, cross_entropy))),
+        "labels, softmax twice": Arm(weighted_sum(labels=(1.0, softmax_twice))),
+        "soft and labels": Arm(labelled(soft_target_kl, **t)),
+        "soft and labels, log-probabilities as targets": Arm(labelled(log_probabilities_as_targets, **t)),
+        "soft and labels, probabilities as logarithms": Arm(labelled(probabilities_as_logarithms, **t)),
+        "soft and labels, softmax twice": Arm(weighted_sum(labels=(0.3, softmax_twice), soft=soft)),
+        "soft and teacher's choice": Arm(weighted_sum(labels=(0.3, teachers_choice), soft=soft)),
+        "soft and labels, exchanged": Arm(labelled(exchanged, **t)),
+        "soft and labels, no T²": Arm(labelled(without_square, **t)),
+        "weak soft and labels": Arm(labelled(soft_target_kl, **t), teacher="weak teacher"),
+        "weak soft and teacher's choice": Arm(
+            weighted_sum(labels=(0.3, teachers_choice), soft=soft), teacher="weak teacher"
+        ),
+        "soft": Arm(soft_only[soft_target_kl]),
+        "soft, probabilities as logarithms": Arm(soft_only[probabilities_as_logarithms]),
+        "soft, exchanged": Arm(soft_only[exchanged]),
+        "soft, no T²": Arm(soft_only[without_square]),
+        "soft, SGD": Arm(soft_only[soft_target_kl], optimizer="SGD"),
+        "soft, no T², SGD": Arm(soft_only[without_square], optimizer="SGD"),
+        "soft, fixed batches": Arm(soft_only[soft_target_kl], "fixed"),
+        "soft, batches sorted by class": Arm(soft_only[soft_target_kl], "sorted"),
+        "attention": Arm(with_labels(10.0, "stage2", attention_transfer)),
+        "attention, student detached": Arm(with_labels(10.0, "stage2", detached_attention)),
+        "PKT": Arm(with_labels(300.0, "embedding", pkt)),
+        "kernel alignment called PKT": Arm(with_labels(1.0, "embedding", alignment_called_pkt)),
+        "graph": Arm(with_labels(0.3, "embedding", similarity_graph)),
+        "graph, log of a masked zero": Arm(with_labels(0.3, "embedding", masked_graph)),
+        "graph, mended by 1e-8": Arm(with_labels(0.3, "embedding", masked_graph, epsilon=1e-8)),
+    }
+
+
+# (wrong, right), in the order of docs/slips.md
+TRIALS = (
+    ("soft and labels, log-probabilities as targets", "soft and labels"),
+    ("soft and labels, probabilities as logarithms", "soft and labels"),
+    ("soft, probabilities as logarithms", "soft"),
+    ("soft and labels, no T²", "soft and labels"),
+    ("soft, no T²", "soft"),
+    ("soft, no T², SGD", "soft, SGD"),
+    ("soft and labels, exchanged", "soft and labels"),
+    ("soft, exchanged", "soft"),
+    ("labels, softmax twice", "labels"),
+    ("soft and labels, softmax twice", "soft and labels"),
+    ("soft and teacher's choice", "soft and labels"),
+    ("weak soft and teacher's choice", "weak soft and labels"),
+    ("attention, student detached", "attention"),
+    ("attention, student detached", "labels"),
+    ("kernel alignment called PKT", "PKT"),
+    ("graph, log of a masked zero", "graph"),
+    ("graph, mended by 1e-8", "graph"),
+    ("soft, fixed batches", "soft"),
+    ("soft, batches sorted by class", "soft"),
+)
+
+
+@dataclass(frozen=True)
+class Slips:
+    """The digits, the teacher and the student of digits.py."""
+
+    seeds: int = 16
+    """how often everything is repeated, with seeds 0, 1, 2, …"""
+    epochs: int = 80
+    """passes over the training data, for each student"""
+    teacher_epochs: int = 20
+    """passes over the training data, for the teacher; the weak teacher gets one"""
+    temperature: float = 4.0
+    """T of the soft targets, in logits"""
+    only: str = ""
+    """run only the comparisons whose wrong form has this text in its name"""
+    out: Path = ROOT / "checkpoints" / "runs" / "slips"
+    """folder of results.json, which is overwritten; it is written after each seed"""
+
+
+def main(settings: Slips) -> None:
+    console = Console()
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
+    train, test = (on_device(load("digits", split), unit_range) for split in ("train", "test"))
+    trials = [trial for trial in TRIALS if settings.only in trial[0]]
+    wanted = {name: arm for name, arm in arms(settings.temperature).items() if any(name in trial for trial in trials)}
+    optimizers = {
+        "Adam": lambda updates: optax.adam(optax.cosine_decay_schedule(1e-2, updates)),
+        "SGD": lambda updates: optax.sgd(optax.cosine_decay_schedule(1e-2, updates), momentum=0.9),
+    }
+    alone = weighted_sum(labels=(1.0, cross_entropy))
+    sizes = {"examples": len(train["labels"]), "classes": 10}
+    teachers = {
+        name: prepare(Recipe("digits_teacher", alone, optimizers["Adam"], epochs, 32), **sizes)
+        for name, epochs in (("teacher", settings.teacher_epochs), ("weak teacher", 1))
+    }
+    students = {
+        name: prepare(Recipe("digits_student", alone, optimizer, settings.epochs, 32), **sizes)
+        for name, optimizer in optimizers.items()
+    }
+    started = time.monotonic()
+    records: list[dict[str, Any]] = []
+    for seed in range(settings.seeds):
+        record: dict[str, Any] = {}
+        taught = {}
+        for name, network in teachers.items():
+            weights, record[name] = trained(network, Arm(alone), train, test, seed=seed, init=1)
+            taught[name] = jax.jit(partial(network.apply, train=False))(*weights, train["inputs"])[0]
+        for name, arm in wanted.items():
+            arrays = train | {"teacher": taught[arm.teacher]}
+            _, record[name] = trained(students[arm.optimizer], arm, arrays, test, seed=seed, init=0)
+        records.append(record)
+        console.print(f"seed {seed}: {time.monotonic() - started:.0f} s")
+        write_json(
+            settings.out / "results.json",
+            {
+                "command": shlex.join(["python", *sys.argv]),
+                "config": asdict(settings) | {"out": str(settings.out)},
+                "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+                "machine": platform.machine(),
+                "seconds": time.monotonic() - started,
+                "seeds": records,
+            },
+        )
+    show(records, trials, console)
+
+
+def trained(
+    network: Network, arm: Arm, train: Arrays, test: Arrays, *, seed: int, init: int
+) -> tuple[Weights, dict[str, Any]]:
+    """One network from the seed's initial weights to its last epoch, whatever becomes of it: NaN is a result here."""
+    weights = network.init(jax.random.fold_in(jax.random.key(seed), init), train["inputs"][:1])
+    state = init_state(weights, network.optimizer, jax.random.key(seed))
+    zeros: dict[str, Any] = {}
+    terms: dict[str, list[float]] = {}
+    for epoch in range(network.recipe.epochs):
+        batches = order_of(arm.order, train["labels"], network.recipe.batch_size, seed=seed, epoch=epoch)
+        if not zeros:  # where the metrics are added up, on the device
+            _, metrics = jax.eval_shape(network.step, state, None, arm.objective, take(train, batches[0]))
+            zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in metrics.items()}
+        totals = jax.tree.map(jnp.copy, zeros)
+        for first in range(len(batches)):
+            state, totals, _ = network.advance(state, totals, None, arm.objective, train, batches[first : first + 1])
+        for term, total in totals.items():
+            terms.setdefault(term, []).append(float(total) / len(batches))
+    final = Weights(state.params, state.model_state)
+    return final, network.evaluate(final, test) | {"terms": terms}
+
+
+def order_of(order: str, labels: Any, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
+    """[steps, batch]: which examples make which batch."""
+    shuffled = np.asarray(epoch_indices(len(labels), batch_size, seed=seed, epoch=epoch))
+    if order == "shuffled":
+        return shuffled
+    places = np.argsort(labels, kind="stable") if order == "sorted" else np.arange(len(labels))
+    return places[: shuffled.size].reshape(shuffled.shape)
+
+
+def show(records: list[dict[str, Any]], trials: list[tuple[str, str]], console: Console) -> None:
+    """Tables in Markdown: accuracy and cross-entropy on the test digits, then each term's training curve."""
+
+    def over(name: str, measure: str, factor: float) -> list[float]:
+        return [factor * record[name][measure] for record in records]
+
+    def line(*cells: str) -> None:
+        console.print("| " + " | ".join(cells) + " |", soft_wrap=True, highlight=False)
+
+    for measure, factor, title in (
+        ("accuracy", 100.0, "test accuracy, %"),
+        ("cross_entropy", 1.0, "test cross-entropy"),
+    ):
+        line(f"{title}: wrong", "right", "wrong form", "right form", "wrong − right")
+        for teacher in ("teacher", "weak teacher"):
+            line("–", teacher, "–", spread(over(teacher, measure, factor)), "–")
+        for wrong, right in trials:
+            pair = over(wrong, measure, factor), over(right, measure, factor)
+            line(wrong, right, *map(spread, pair), spread(list(np.subtract(*pair)), "+"))
+    line("term", *(f"epoch {epoch}" for epoch in EPOCHS_SHOWN))
+    for name in records[0]:
+        for term in ("soft", "feature", "labels"):
+            curves = [record[name]["terms"][term] for record in records if term in record[name]["terms"]]
+            if curves:
+                means = np.mean(curves, axis=0)
+                line(f"{name}: {term}", *(f"{means[epoch - 1]:.4g}" for epoch in EPOCHS_SHOWN if epoch <= len(means)))
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± 95 % interval of Student's t; with one value, that; with one that is not finite, how many are not."""
+    if broken := int(np.sum(~np.isfinite(values))):
+        return f"NaN in {broken} of {len(values)}"
+    interval = mean_interval(values)
+    digits = ".2f" if abs(interval.mean) < 1e4 else ".1e"
+    return f"{interval.mean:{sign}{digits}}" + (f" ± {interval.half_width:{digits}}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Slips, description=__doc__))
