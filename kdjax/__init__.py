@@ -4,7 +4,7 @@
 `kdjax.checkpoints` (orbax), `kdjax.data` (tensorflow-datasets), `kdjax.report` (matplotlib).
 """
 
-from kdjax import losses, parallel, schedules
+from kdjax import connectors, losses, parallel, schedules
 from kdjax._types import Apply, Outputs, Term, TrainState, Weights
 from kdjax.objectives import Objective, weighted_sum
 from kdjax.terms import cross_entropy, on_feature, on_logits, on_outputs, on_student
@@ -17,6 +17,7 @@ __all__ = [
     "Term",
     "TrainState",
     "Weights",
+    "connectors",
     "cross_entropy",
     "init_state",
     "losses",

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
+from kdjax.connectors import Connector, connect
 from kdjax.objectives import Objective
 from kdjax.terms import cross_entropy, read_labels
 
@@ -36,6 +37,7 @@ def make_train_step(
     teacher_apply: Apply | None,
     optimizer: optax.GradientTransformation,
     *,
+    connectors: Mapping[str, Connector] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds ``step(state, teacher, objective, batch) -> (state, metrics)``, a pure function still to be compiled.
@@ -48,6 +50,8 @@ def make_train_step(
       student_apply: the student; run with ``train=True`` and a fresh key each step.
       teacher_apply: the teacher, or None to train without one. Not run where the batch carries ``"teacher"``.
       optimizer: an optax transformation.
+      connectors: learnt parts by name, from `kdjax.connectors`; the state is then of `init_beside`'s weights. They act on
+        the gathered outputs, hence on the whole batch on every device.
       axis_name: the device axis, where the step runs inside `jax.pmap`, `jax.shard_map` or ``jax.vmap(axis_name=...)``
         and each device holds its part of the batch. Outputs are then gathered, so that a relational loss sees the
         whole batch. A student with BatchNorm or dropout must know the same axis, as `kdjax.models` do by their own
@@ -76,9 +80,15 @@ def make_train_step(
         taught = _teach(teacher_apply, teacher, batch)
         known = {name: value for name, value in batch.items() if name != "teacher"}
 
-        def loss_of(params: Tree) -> tuple[Array, tuple[Tree, Metrics]]:
-            outputs, model_state = student_apply(params, state.model_state, batch["inputs"], train=True, rng=rng)
+        def loss_of(params: Tree) -> tuple[Array, tuple[Tree, Tree, Metrics]]:
+            (own, others), (own_state, others_state) = (
+                _parts(tree, connectors) for tree in (params, state.model_state)
+            )
+            outputs, own_state = student_apply(own, own_state, batch["inputs"], train=True, rng=rng)
             outputs, whole_taught, whole_batch = _gather((outputs, taught, known), axis_name)
+            outputs, whole_taught, others_state = connect(
+                connectors or {}, others, others_state, outputs, whole_taught, whole_batch, train=True, rng=rng
+            )
             scores = objective(outputs, whole_taught, whole_batch, state.step)
             loss = _mean_over(axis_name, jnp.mean(scores.total))
             metrics = {"loss": loss} | {name: jnp.mean(value) for name, value in scores.terms.items()}
@@ -86,10 +96,13 @@ def make_train_step(
             if "labels" in batch:
                 labels = read_labels(whole_batch, outputs.logits.shape[0])
                 metrics["accuracy"] = jnp.mean(_correct(outputs.logits, labels))
-            return loss, (model_state, metrics)
+            return loss, (own_state, others_state, metrics)
 
-        (_, (model_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (_, (model_state, others_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         gradients, model_state, metrics = _mean_over(axis_name, (gradients, model_state, metrics))
+        if connectors is not None:
+            others_state = _agreed(axis_name, others_state, state.model_state["connectors"])
+            model_state = {"student": model_state, "connectors": others_state}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
@@ -161,6 +174,25 @@ def _mean_over(axis_name: str | None, tree: Tree) -> Tree:
     return jax.tree.map(
         lambda leaf: lax.pmean(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
     )
+
+
+def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree, Tree]:
+    """The student's part of the params or the model_state, and the connectors'."""
+    if connectors is None:
+        return tree, {}
+    if not (isinstance(tree, Mapping) and {*tree} == {"student", "connectors"}):
+        raise ValueError(
+            "state must hold the connectors beside the student, as init_beside makes them: params and model_state "
+            f"{{'student': …, 'connectors': …}}; got {sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__}."
+        )
+    return tree["student"], tree["connectors"]
+
+
+def _agreed(axis_name: str | None, new: Tree, old: Tree) -> Tree:
+    """What every device computed alike from the whole batch, in a type that says so; what did not change stays."""
+    if axis_name is None:
+        return new
+    return jax.tree.map(lambda leaf, before: leaf if leaf is before else lax.pmax(leaf, axis_name), new, old)
 
 
 def _correct(logits: Array, labels: Array) -> Array:

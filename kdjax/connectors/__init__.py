@@ -1,0 +1,45 @@
+"""Learnt parts that stand between two networks: they train with the student and are left behind when it leaves.
+
+A connector is a pair of pure functions, `Connector`. Its parameters live beside the student's in the training state; what
+it adds to the networks' features is read by terms under its name.
+"""
+
+from kdjax.connectors._classifiers import average_and_dense as average_and_dense
+from kdjax.connectors._classifiers import projector as projector
+from kdjax.connectors._classifiers import shared_classifier as shared_classifier
+from kdjax.connectors._connector import Connector as Connector
+from kdjax.connectors._connector import connect as connect
+from kdjax.connectors._connector import connector_of as connector_of
+from kdjax.connectors._connector import init_beside as init_beside
+from kdjax.connectors._connector import no_student as no_student
+from kdjax.connectors._connector import student_of as student_of
+from kdjax.connectors._connector import through as through
+from kdjax.connectors._embeddings import contrast as contrast
+from kdjax.connectors._embeddings import embeddings as embeddings
+from kdjax.connectors._embeddings import queue as queue
+from kdjax.connectors._factors import paraphraser as paraphraser
+from kdjax.connectors._factors import translator as translator
+from kdjax.connectors._regressors import regressor as regressor
+from kdjax.connectors._regressors import variational as variational
+from kdjax.connectors._review import review as review
+
+__all__ = [
+    "Connector",
+    "average_and_dense",
+    "connect",
+    "connector_of",
+    "contrast",
+    "embeddings",
+    "init_beside",
+    "no_student",
+    "paraphraser",
+    "projector",
+    "queue",
+    "regressor",
+    "review",
+    "shared_classifier",
+    "student_of",
+    "through",
+    "translator",
+    "variational",
+]

@@ -1,0 +1,131 @@
+"""Knowledge review: deep features of the student are fused into shallower ones, stage by stage."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from kdjax._types import Batch, Outputs, Tree, Weights
+from kdjax.connectors._connector import Connector, Features, read_pair
+from kdjax.connectors._layers import apply_layer, init_layer
+from kdjax.losses._bank import whole
+
+Rng = PRNGKeyArray | None
+
+
+def review(
+    students: tuple[str, ...], teachers: tuple[str, ...] | None = None, *, width: int | None = None
+) -> Connector:
+    """Attention-based fusion of the student's stages, from the deepest to the shallowest.
+
+    Adds ``name_1`` … ``name_n`` to both, in the order of `students`: the fused student's feature in the shape of the
+    teacher's, and the teacher's. The terms are ``on_feature(kdjax.losses.hierarchical_context, "review_1")`` and so on.
+
+    With x_i the stage's 1 × 1 convolution to `width` channels and y_{i+1} what comes from the next deeper stage, stretched
+    to its size: a_i = sigmoid of a 1 × 1 convolution of both, y_i = a_i[0] x_i + a_i[1] y_{i+1}; the deepest has y = x. A
+    3 × 3 convolution of y_i, at the teacher's size and to its channels, is what is compared. Both have batch normalisation.
+
+    Args:
+      students: names of the student's features, shallow to deep. [batch, dim] counts as a map of one position.
+      teachers: the teacher's, one for each; None: the same names.
+      width: the channels in which stages are fused; None: the most that any of the student's stages has.
+
+    Returns:
+      A `Connector`.
+
+    Raises:
+      ValueError: there are no names, not as many of the teacher's, or `width` is not a whole number above 0; later, if a
+        feature is missing or neither a map nor [batch, dim].
+
+    Example:
+      >>> shapes = Outputs(None, {"stage1": jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32),
+      ...                         "stage2": jax.ShapeDtypeStruct((2, 4, 4, 6), jnp.float32)})
+      >>> fused = review(("stage1", "stage2")).init(jax.random.key(0), shapes, shapes)
+      >>> fused.params["stage1"]["attention"]["kernel"].shape
+      (12, 2)
+
+    Note:
+      Sizes are changed by the nearest neighbour, as in the paper's code, and the width, which it sets by hand for each pair
+      of networks, is close to this default there.
+
+    Reference:
+      Chen et al., Distilling Knowledge via Knowledge Review, 2021, section 3.3. https://arxiv.org/abs/2104.09044
+    """
+    if not students:
+        raise ValueError("students must name one feature at least; got none.")
+    names = students if teachers is None else teachers
+    if len(names) != len(students):
+        raise ValueError(f"teachers must name one feature for each of students, {len(students)}; got {names!r}.")
+    if width is not None:
+        whole("width", width, 1)
+
+    def pairs_of(of_student: Outputs, of_teacher: Outputs) -> list[tuple[Any, Any]]:
+        pairs = [read_pair(of_student, own, of_teacher, other) for own, other in zip(students, names, strict=True)]
+        for own, other, pair in zip(students, names, pairs, strict=True):
+            for name, feature in zip((f"student.{own}", f"teacher.{other}"), pair, strict=True):
+                if feature.ndim not in (2, 4):
+                    raise ValueError(
+                        f"{name} must be [batch, height, width, channels] or [batch, dim]; "
+                        f"got shape {tuple(feature.shape)}."
+                    )
+        return pairs
+
+    def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
+        pairs = pairs_of(of_student, of_teacher)
+        middle = width or max(own.shape[-1] for own, _ in pairs)
+        params: dict[str, Any] = {}
+        model_state: dict[str, Any] = {}
+        for i, (name, (own, wanted)) in enumerate(zip(students, pairs, strict=True)):
+            keys = jax.random.split(jax.random.fold_in(rng, i), 3)
+            parts = {
+                "narrow": init_layer(keys[0], (own.shape[-1], middle), normalize=True),
+                "out": init_layer(keys[1], (3, 3, middle, wanted.shape[-1]), normalize=True),
+            }
+            if i < len(pairs) - 1:
+                parts["attention"] = init_layer(keys[2], (2 * middle, 2))
+            params[name] = {part: weights.params for part, weights in parts.items()}
+            model_state[name] = {part: weights.model_state for part, weights in parts.items()}
+        return Weights(params, model_state)
+
+    def apply(
+        params: Tree,
+        model_state: Tree,
+        of_student: Outputs,
+        of_teacher: Outputs,
+        batch: Batch,
+        *,
+        train: bool,
+        rng: Rng,
+    ) -> tuple[Features, Features, Tree]:
+        fused, wanted, states = {}, {}, {}
+        deeper = None
+        stages = list(enumerate(zip(students, pairs_of(of_student, of_teacher), strict=True), start=1))
+        for i, (name, (own, other)) in reversed(stages):
+            layers, state = params[name], dict(model_state[name])
+            target = _as_map(other)
+            x, state["narrow"] = apply_layer(layers["narrow"], state["narrow"], _as_map(own), train=train)
+            if deeper is not None:
+                deeper = _stretched(deeper, x)
+                both = jnp.concatenate([x, deeper], axis=-1)
+                attention = jax.nn.sigmoid(apply_layer(layers["attention"], {}, both, train=train)[0])
+                x = attention[..., :1] * x + attention[..., 1:] * deeper
+            deeper = x
+            made, state["out"] = apply_layer(layers["out"], state["out"], _stretched(x, target), train=train)
+            fused[str(i)], wanted[str(i)], states[name] = made, target, state
+        return fused, wanted, states
+
+    return Connector(init, apply)
+
+
+def _as_map(feature: Array) -> Array:
+    return feature[:, None, None, :] if feature.ndim == 2 else feature
+
+
+def _stretched(x: Array, like: Array) -> Array:
+    """`x` at the height and width of `like`: row i of the new is row ⌊i · old / new⌋ of the old."""
+    for axis in (1, 2):
+        old, new = x.shape[axis], like.shape[axis]
+        if old != new:
+            x = jnp.take(x, jnp.arange(new) * old // new, axis=axis)
+    return x
