@@ -17,7 +17,8 @@ install_import_hook("kdjax", "beartype.beartype")
 # Compiling takes what it takes: a slow machine is no failure.
 PATIENT = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=30, **PATIENT)
-settings.register_profile("slow", max_examples=10_000, **PATIENT)
+# A loss has three properties at least: 10,200 examples.
+settings.register_profile("slow", max_examples=3_400, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 # Real data lies beside a checkout or where KDJAX_TEST_DATA says; tests that want it skip where it is missing.
@@ -38,3 +39,11 @@ def fashion_mnist_dir() -> Path:
     if not (folder / "train-images-idx3-ubyte.gz").exists():
         pytest.skip(f"needs the original Fashion-MNIST files, and {folder} does not hold them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_pictures() -> Path:
+    archive = DATA / "cifar10_jpeg75.zip"
+    if not archive.exists():
+        pytest.skip(f"needs CIFAR-10 as JPEG pictures, and {archive} does not exist")
+    return archive

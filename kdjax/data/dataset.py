@@ -59,7 +59,7 @@ def make_dataset(
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{here}: class_names must be different names, at least one; got {names!r}.")
     inputs, labels = np.asarray(inputs), np.asarray(labels)
-    return Dataset(_inputs(here, inputs), _labels(here, labels, len(inputs), len(names)), names, name, split)
+    return Dataset(_inputs(here, inputs), checked_labels(here, labels, len(inputs), len(names)), names, name, split)
 
 
 def numbered_classes(here: str, labels: Iterable[np.ndarray]) -> tuple[str, ...]:
@@ -119,7 +119,8 @@ def _inputs(here: str, inputs: np.ndarray) -> np.ndarray:
     return inputs
 
 
-def _labels(here: str, labels: np.ndarray, examples: int, classes: int) -> np.ndarray:
+def checked_labels(here: str, labels: np.ndarray, examples: int, classes: int) -> np.ndarray:
+    """Labels as int32 [examples], each a class; errors begin with `here`."""
     if labels.shape != (examples,):
         raise ValueError(
             f"{here}: labels must have shape ({examples},), one for each of the {examples} inputs; got {labels.shape}."

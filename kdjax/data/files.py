@@ -3,7 +3,7 @@
 import gzip
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def _spelling(folder: Path, file_name: str) -> Path | None:
 
 
 def read_npz(path: Path, split: str, name: str) -> Dataset:
-    """One split of a NumPy archive; all splits in it are read and checked, whichever is wanted.
+    """One split of a NumPy archive, or of a folder of .npy files; all splits in it are read and checked.
 
     It holds ``x_train``, ``y_train``, ``x_test``, ``y_test``, and may hold ``x_validation``, ``y_validation`` and
     ``class_names`` (strings; without it the classes are called by their numbers). Nothing in it is ever unpickled.
@@ -100,28 +100,41 @@ def read_npz(path: Path, split: str, name: str) -> Dataset:
       FileNotFoundError: if there is no such file.
       ValueError: if it is no readable archive, arrays are missing, there is no such split, or as `kdjax.data.make_dataset`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"source {name!r}: the file {path} does not exist.")
+    if not path.exists():
+        raise FileNotFoundError(f"source {name!r}: {path} does not exist.")
     arrays = _archive(path)
-    optional = ["validation"] if {"x_validation", "y_validation"} & set(arrays) else []
+    labels, class_names = read_archive_names(path, name, list(arrays), arrays)
+    require_split(name, split, list(labels))
+    return _chosen({part: arrays[f"x_{part}"] for part in labels}, labels, class_names, name, split)
+
+
+def read_archive_names(
+    path: Path, name: str, keys: Sequence[str], arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The labels of each split and the names of the classes, of an archive that holds the arrays `keys`.
+
+    `arrays` are all of them but, perhaps, the inputs.
+    """
+    optional = ["validation"] if {"x_validation", "y_validation"} & set(keys) else []
     splits = ["train", *optional, "test"]
-    missing = [key for part in splits for key in (f"x_{part}", f"y_{part}") if key not in arrays]
+    missing = [key for part in splits for key in (f"x_{part}", f"y_{part}") if key not in keys]
     if missing:
-        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(arrays) or 'none'}.")
-    require_split(name, split, splits)
+        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; it holds {', '.join(keys) or 'none'}.")
     labels = {part: arrays[f"y_{part}"] for part in splits}
     if "class_names" not in arrays:
-        class_names = numbered_classes(name, labels.values())
-    elif arrays["class_names"].ndim == 1 and arrays["class_names"].dtype.kind == "U":
-        class_names = tuple(str(each) for each in arrays["class_names"])
-    else:
-        odd = arrays["class_names"]
-        raise ValueError(f"{path}: class_names must be a list of strings; got shape {odd.shape} and dtype {odd.dtype}.")
-    return _chosen({part: arrays[f"x_{part}"] for part in splits}, labels, class_names, name, split)
+        return labels, numbered_classes(name, labels.values())
+    names = arrays["class_names"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise ValueError(
+            f"{path}: class_names must be a list of strings; got shape {names.shape} and dtype {names.dtype}."
+        )
+    return labels, tuple(str(each) for each in names)
 
 
 def _archive(path: Path) -> dict[str, np.ndarray]:
     try:
+        if path.is_dir():
+            return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
         # Opened here, for np.load leaves a broken file open. Its arrays are read to the end, where zip keeps the checksum.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as opened:
             return {key: opened[key] for key in opened.files}

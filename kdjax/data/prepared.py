@@ -1,13 +1,16 @@
 """TFDS data sets that lie prepared on disk, read without TensorFlow."""
 
+import contextlib
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdjax.data.dataset import Dataset, make_dataset, require_split
+from kdjax.data.examples import Examples
 
 CHUNK = 2048  # examples decoded at a time: their dicts of small arrays cost more memory than the images themselves
 
@@ -30,21 +33,8 @@ def read_prepared(builder: Any, split: str, name: str) -> Dataset:
     Raises:
       ValueError: if features, split or file format are not as above, the images differ in shape, or the copy is damaged.
     """
-    import tensorflow_datasets as tfds
-
-    features = builder.info.features
-    if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
-        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items()))
-        raise ValueError(f"source {name!r} must have the features 'image' and 'label' (a ClassLabel); it has {found}.")
-    require_split(name, split, sorted(builder.info.splits))
-    wanted = builder.info.splits[split].num_examples
-    try:
-        source = builder.as_data_source(split)
-    except NotImplementedError as unsupported:
-        raise ValueError(
-            f"source {name!r} lies in {builder.data_dir} as {builder.info.file_format.value}, which only TensorFlow reads; "
-            "prepare it again with file_format='array_record'."
-        ) from unsupported
+    source = _data_source(builder, split, name)
+    wanted = len(source)
     images: np.ndarray | None = None
     labels = np.empty(wanted, np.int64)
     try:
@@ -62,8 +52,25 @@ def read_prepared(builder: Any, split: str, name: str) -> Dataset:
     except Exception as broken:  # array_record raises RuntimeError, protobuf and the image decoders their own
         raise damaged(name, builder.data_dir, broken) from broken
     empty = np.empty((0, 1, 1, 1), np.uint8)
-    names = features["label"].names
+    names = builder.info.features["label"].names
     return make_dataset(empty if images is None else images, labels, class_names=names, name=name, split=split)
+
+
+def _data_source(builder: Any, split: str, name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
+        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items()))
+        raise ValueError(f"source {name!r} must have the features 'image' and 'label' (a ClassLabel); it has {found}.")
+    require_split(name, split, sorted(builder.info.splits))
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError as unsupported:
+        raise ValueError(
+            f"source {name!r} lies in {builder.data_dir} as {builder.info.file_format.value}, which only TensorFlow reads; "
+            "prepare it again with file_format='array_record'."
+        ) from unsupported
 
 
 class _DifferentShapes(Exception):
@@ -91,6 +98,30 @@ def read_tfds(dataset: str, split: str, *, data_dir: Path | None, prepared_dir: 
       FileNotFoundError: if it is prepared nowhere and TensorFlow is not installed.
       ValueError: if the name is none, TFDS does not know it, or as `read_prepared`.
     """
+    return read_prepared(_builder(dataset, data_dir, prepared_dir), split, f"tfds:{dataset}")
+
+
+def open_tfds(dataset: str, split: str, *, data_dir: Path | None, prepared_dir: Path | None) -> Examples:
+    """The same, read one example at a time.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_tfds`; an example's damage or odd shape when that example is read.
+    """
+    name, builder = f"tfds:{dataset}", _builder(dataset, data_dir, prepared_dir)
+    source = _data_source(builder, split, name)
+    class_names = tuple(builder.info.features["label"].names)
+    return Examples(partial(_example, source, name, str(builder.data_dir)), len(source), class_names, name, split)
+
+
+def _example(source: Any, name: str, folder: str, index: int) -> tuple[np.ndarray, int]:
+    try:
+        example = source[index]
+    except Exception as broken:  # as in read_prepared
+        raise damaged(name, folder, broken) from broken
+    return example["image"], int(example["label"])
+
+
+def _builder(dataset: str, data_dir: Path | None, prepared_dir: Path | None) -> Any:
     import tensorflow_datasets as tfds
 
     name = f"tfds:{dataset}"
@@ -104,15 +135,12 @@ def read_tfds(dataset: str, split: str, *, data_dir: Path | None, prepared_dir: 
         ) from unreadable
     try:
         for place in places:
-            try:
-                builder = tfds.core.read_only_builder.builder_from_files(dataset, data_dir=os.fspath(place))
-            except tfds.core.DatasetNotFoundError:
-                continue
-            return read_prepared(builder, split, name)
+            with contextlib.suppress(tfds.core.DatasetNotFoundError):
+                return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=os.fspath(place))
         if importlib.util.find_spec("tensorflow") is not None:
             builder = tfds.builder(dataset, data_dir=os.fspath(home), file_format="array_record")
             builder.download_and_prepare()
-            return read_prepared(builder, split, name)
+            return builder
     except tfds.core.DatasetNotFoundError as unknown:
         raise ValueError(f"source {name!r}: TFDS knows no such data set. {unknown}") from unknown
     raise FileNotFoundError(
