@@ -1,6 +1,7 @@
 # make demo   set up, then distil a small network into a smaller one on real digits
 # make test   set up, then run the tests
 # make lint   formatting, lint, types
+# make docs   the documentation site, into site/
 
 # The first of these that is Python 3.11 or newer; override with `make PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python; do \
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: setup demo test slow lint format lock clean
+.PHONY: setup demo test slow lint format docs lock clean
 
 setup: $(READY)
 
@@ -41,6 +42,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The variable silences a notice of mkdocs-material about the future of mkdocs; it changes nothing else.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Needs uv. No addresses in it; plain pip installs it with every hash checked.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
@@ -49,4 +54,4 @@ lock:
 		--constraint requirements.lock pyproject.toml -o requirements-core.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
