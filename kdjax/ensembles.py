@@ -59,7 +59,7 @@ def ensemble(
     if not applies:
         raise ValueError("ensemble needs at least one Apply; got none.")
     _checks.one_of("mean", mean, ("probabilities", "logits"))
-    share_out = shares if callable(shares) else _fixed(shares, len(applies))
+    share_out = shares if callable(shares) else fixed_shares(shares, len(applies))
 
     def apply(
         params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
@@ -68,25 +68,30 @@ def ensemble(
             got = len(entries) if isinstance(entries, tuple) else type(entries).__name__
             if got != len(applies):
                 raise ValueError(f"{name} must be a tuple with one entry a member, {len(applies)}; got {got}.")
-        logits, states = [], []
-        features: dict[str, Array] = {}
+        said, states = [], []
         for i, (member, own_params, own_state) in enumerate(zip(applies, params, model_state, strict=True)):
             own_rng = None if rng is None else jax.random.fold_in(rng, i)
             outputs, new_state = member(own_params, own_state, inputs, train=train, rng=own_rng)
-            logits.append(outputs.logits.astype(jnp.promote_types(outputs.logits.dtype, jnp.float32)))
-            features |= {f"{i}/{name}": feature for name, feature in outputs.features.items()}
+            said.append(outputs)
             states.append(new_state)
-            _checks.same_shape("logits of member 0", logits[0], f"logits of member {i}", logits[i])
-        features |= {f"{i}/logits": own for i, own in enumerate(logits)}
-        stacked = jnp.stack(logits)
-        share = share_out(stacked)[:, :, None]
-        if mean == "logits":
-            together = jnp.sum(share * stacked, axis=0)
-        else:
-            together = jax.nn.logsumexp(jax.nn.log_softmax(stacked), axis=0, b=share)
-        return Outputs(together, features), tuple(states)
+        return pooled(said, mean=mean, share_out=share_out), tuple(states)
 
     return apply
+
+
+def pooled(said: Sequence[Outputs], *, mean: str, share_out: ShareOut) -> Outputs:
+    """What an `ensemble` makes of its members' outputs."""
+    logits = [one.logits.astype(jnp.promote_types(one.logits.dtype, jnp.float32)) for one in said]
+    for i, own in enumerate(logits):
+        _checks.same_shape("logits of member 0", logits[0], f"logits of member {i}", own)
+    stacked = jnp.stack(logits)
+    share = share_out(stacked)[:, :, None]
+    if mean == "logits":
+        together = jnp.sum(share * stacked, axis=0)
+    else:
+        together = jax.nn.logsumexp(jax.nn.log_softmax(stacked), axis=0, b=share)
+    features = {f"{i}/{name}": feature for i, one in enumerate(said) for name, feature in one.features.items()}
+    return Outputs(together, features | {f"{i}/logits": own for i, own in enumerate(logits)})
 
 
 def by_confidence(logits: Float[Array, "members batch classes"]) -> Float[Array, "members batch"]:
@@ -123,7 +128,8 @@ def ensemble_weights(*weights: Weights) -> Weights:
     return Weights(tuple(member.params for member in weights), tuple(member.model_state for member in weights))
 
 
-def _fixed(shares: Sequence[float | int] | None, members: int) -> ShareOut:
+def fixed_shares(shares: Sequence[float | int] | None, members: int) -> ShareOut:
+    """The same shares in every example, of sum 1; None: all alike."""
     values = [1.0] * members if shares is None else list(shares)
     good = all(isinstance(value, numbers.Real) and value > 0 and math.isfinite(value) for value in values)
     if len(values) != members or not good:

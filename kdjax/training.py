@@ -85,29 +85,43 @@ def make_train_step(
                 _parts(tree, connectors) for tree in (params, state.model_state)
             )
             outputs, own_state = student_apply(own, own_state, batch["inputs"], train=True, rng=rng)
-            outputs, whole_taught, whole_batch = _gather((outputs, taught, known), axis_name)
+            outputs, whole_taught, whole_batch = gather((outputs, taught, known), axis_name)
             outputs, whole_taught, others_state = connect(
                 connectors or {}, others, others_state, outputs, whole_taught, whole_batch, train=True, rng=rng
             )
-            scores = objective(outputs, whole_taught, whole_batch, state.step)
-            loss = _mean_over(axis_name, jnp.mean(scores.total))
-            metrics = {"loss": loss} | {name: jnp.mean(value) for name, value in scores.terms.items()}
-            metrics |= {f"{name}_weight": weight for name, weight in scores.weights.items()}
-            if "labels" in batch:
-                labels = read_labels(whole_batch, outputs.logits.shape[0])
-                metrics["accuracy"] = jnp.mean(_correct(outputs.logits, labels))
+            loss, metrics = judge(objective, outputs, whole_taught, whole_batch, state.step, axis_name)
             return loss, (own_state, others_state, metrics)
 
         (_, (model_state, others_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        gradients, model_state, metrics = _mean_over(axis_name, (gradients, model_state, metrics))
+        gradients, model_state, metrics = mean_over(axis_name, (gradients, model_state, metrics))
         if connectors is not None:
             others_state = _agreed(axis_name, others_state, state.model_state["connectors"])
             model_state = {"student": model_state, "connectors": others_state}
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
+        return update(optimizer, state, gradients, model_state), metrics
 
     return step
+
+
+def judge(
+    objective: Objective, student: Outputs, teacher: Outputs | None, batch: Batch, step: Array, axis_name: str | None
+) -> tuple[Array, Metrics]:
+    """The loss, averaged over the whole batch, and what a step reports. All outputs are whole."""
+    scores = objective(student, teacher, batch, step)
+    loss = mean_over(axis_name, jnp.mean(scores.total))
+    metrics = {"loss": loss} | {name: jnp.mean(value) for name, value in scores.terms.items()}
+    metrics |= {f"{name}_weight": weight for name, weight in scores.weights.items()}
+    if "labels" in batch:
+        metrics["accuracy"] = jnp.mean(_correct(student.logits, read_labels(batch, student.logits.shape[0])))
+    return loss, metrics
+
+
+def update(
+    optimizer: optax.GradientTransformation, state: TrainState, gradients: Tree, model_state: Tree
+) -> TrainState:
+    """The next state; the gradients are averaged over devices already."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, model_state, opt_state, state.rng)
 
 
 def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
@@ -160,14 +174,14 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[
     return lax.stop_gradient(outputs)
 
 
-def _gather(tree: Tree, axis_name: str | None) -> Tree:
+def gather(tree: Tree, axis_name: str | None) -> Tree:
     """Every device's examples on every device, in order. What no term reads is dropped by the compiler."""
     if axis_name is None:
         return tree
     return jax.tree.map(lambda array: lax.all_gather(array, axis_name, tiled=True), tree)
 
 
-def _mean_over(axis_name: str | None, tree: Tree) -> Tree:
+def mean_over(axis_name: str | None, tree: Tree) -> Tree:
     """Averages floating-point leaves over the device axis; counters and keys are the same on all devices and stay."""
     if axis_name is None:
         return tree
