@@ -8,6 +8,7 @@ import griffe
 
 ROOMS = ("kdjax.losses", "kdjax.connectors", "kdjax")  # a name in two rooms belongs to the first
 EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
+RETURNS = re.compile(r"^( *Returns:\n +)(?=\S)", re.MULTILINE)
 NAME = re.compile(r"(?<![`\[])`([A-Za-z_]+)`(?!`)")
 
 
@@ -20,7 +21,7 @@ def _pages() -> dict[str, str]:
 
 
 class Docstrings(griffe.Extension):
-    """Fences doctests as code, and links `name` to the page of what it names."""
+    """Fences doctests as code, gives what is returned its type, and links `name` to the page of what it names."""
 
     def __init__(self) -> None:
         self.pages = _pages()
@@ -30,6 +31,9 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = EXAMPLE.sub(lambda found: f"{found[1]}```pycon\n{found[0]}\n{found[1]}```", obj.docstring.value)
+        if isinstance(obj, griffe.Function) and obj.returns is not None:
+            # Else what stands before a colon in the first line would be taken for the type.
+            text = RETURNS.sub(lambda found: f"{found[1]}{obj.returns}: ", text)
         own = {obj.name, *(parameter.name for parameter in getattr(obj, "parameters", ()))}
         obj.docstring.value = NAME.sub(lambda found: self._link(found, own), text)
 
