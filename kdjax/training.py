@@ -59,10 +59,13 @@ def make_train_step(
 
     Returns:
       A function of
-        state: `TrainState`. Safe to donate.
-        teacher: the teacher's `Weights`, or None.
-        objective: from `weighted_sum`. Its numbers are traced.
-        batch: ``"inputs"`` [batch, …]; ``"labels"`` int [batch] where a term reads them; ``"teacher"``: cached `Outputs`.
+
+        - `state`: `TrainState`. Safe to donate.
+        - `teacher`: the teacher's `Weights`, or None.
+        - `objective`: from `weighted_sum`. Its numbers are traced.
+        - `batch`: ``"inputs"`` [batch, …]; ``"labels"`` int [batch] where a term reads them; ``"teacher"``: cached
+          `Outputs`.
+
       that returns the new state and float32 scalars: ``loss``, ``accuracy`` (with labels), each term's unweighted mean
       under its name, and its weight under ``<name>_weight``.
 
@@ -133,9 +136,11 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
 
     Returns:
       A function of
-        weights: the network's `Weights`.
-        batch: ``"inputs"``, ``"labels"`` int [batch]; ``"mask"`` [batch], 0 where an example only fills up the batch;
+
+        - `weights`: the network's `Weights`.
+        - `batch`: ``"inputs"``, ``"labels"`` int [batch]; ``"mask"`` [batch], 0 where an example only fills up the batch;
           ``"teacher"``: the teacher's `Outputs`, to count agreement with it.
+
       that returns float32 scalars, sums over the examples whose mask is not 0: ``examples``, ``correct``,
       ``cross_entropy`` and, with a teacher, ``agreeing``: how often both networks' first choice is the same.
     """
