@@ -9,3 +9,4 @@ import cases_logits
 import cases_relations
 
 CASES = (*cases_logits.ROWS, *cases_features.ROWS, *cases_relations.ROWS, *cases_contrastive.ROWS)
+BY_NAME = {case.name: case for case in CASES}

@@ -1,23 +1,44 @@
-"""A row for each loss in kdjax/losses/_contrastive.py that needs no bank; test_crd.py is for the one that does."""
+"""A row for each loss in kdjax/losses/_contrastive.py; test_crd.py asks of the bank what no row can."""
 
-from case import (
-    LOGITS_CALLS,
-    TEMPERATURES,
-    BadCall,
-    Case,
-    embeddings_and_queue,
-    equal_embeddings,
-    permuted_last_axis,
-    rotated_together,
-    scaled,
-    scaled_each_example,
-    scaled_far,
-    wrong_rank,
-)
+import jax.numpy as jnp
+import numpy as np
+import reference
+import references
+from bad_calls import LOGITS_CALLS, TEMPERATURES, BadCall, wrong_rank
+from case import Case
+from changes import permuted_last_axis, rotated_together, scaled, scaled_each_example, scaled_far
+from inputs import embeddings_and_queue, equal_embeddings, places_in_a_bank
 
 from kdjax import losses
 
 EMBEDDINGS_CALLS = (*wrong_rank(r"2 axes, \[batch, dim\]", lambda a: a[..., None]), *LOGITS_CALLS[2:])
+
+
+# crd: the row's bank is a constant that has seen 3 batches; what becomes of the bank is for test_crd.py
+
+
+def _directions(seed):
+    return np.stack([reference.direction(row) for row in np.random.default_rng(seed).standard_normal((12, 5))])
+
+
+BANK = losses.Bank(_directions(0), _directions(1), np.array([4.0, 5.0]), np.int32(3))
+
+
+def crd(student, teacher, indices, negatives, *, temperature=0.07, momentum=0.5, warmup=100, chunk=512):
+    bank = losses.Bank(*map(jnp.asarray, BANK))
+    keywords = {"temperature": temperature, "momentum": momentum, "warmup": warmup, "chunk": chunk}
+    values, _ = losses.crd(student, teacher, indices, bank, negatives, **keywords)
+    return values
+
+
+crd.__doc__ = losses.crd.__doc__
+
+
+def crd_reference(student, teacher, indices, negatives, chunk=512, **keywords):
+    del chunk
+    values, _ = references.crd(student, teacher, indices, BANK, negatives, **keywords)
+    return values
+
 
 ROWS = (
     Case(
@@ -51,5 +72,16 @@ ROWS = (
             BadCall(r"queue must have .*; got \(0, 5\)", {}, lambda arrays: (*arrays[:2], arrays[2][:0])),
             BadCall("queue must hold floating-point", {}, lambda arrays: (*arrays[:2], arrays[2].astype(int))),
         ),
+    ),
+    Case(
+        crd,
+        places_in_a_bank,
+        couples_batch=False,
+        reference=crd_reference,
+        keywords={"temperature": 0.3, "chunk": 3},
+        other_keywords=({}, {"temperature": 1.0, "chunk": 8}),
+        invariances=(scaled, scaled_far, scaled_each_example),
+        zero_at_equality=False,  # the partner is the bank's entry, not the batch's embedding
+        bad_calls=TEMPERATURES,
     ),
 )

@@ -1,15 +1,10 @@
 """A row for each loss in kdjax/losses/_features.py, _attention.py, _activation_signs.py and _flow.py."""
 
 import numpy as np
-from case import (
-    SAME_BATCH,
-    SAME_SHAPE,
-    WHOLE_NUMBERS,
-    BadCall,
-    Case,
+from bad_calls import SAME_BATCH, SAME_SHAPE, WHOLE_NUMBERS, BadCall, wrong_rank
+from case import Case
+from changes import (
     each,
-    equal_maps,
-    layers,
     mirrored,
     negated,
     negated_all,
@@ -23,12 +18,10 @@ from case import (
     scaled_each_example,
     scaled_far,
     scaled_teacher,
-    sequences,
     translated,
     translated_together,
-    unequal_maps,
-    wrong_rank,
 )
+from inputs import equal_maps, large_maps, layers, sequences, unequal_maps
 
 from kdjax import losses
 
@@ -135,7 +128,7 @@ ROWS = (
     ),
     Case(
         losses.hierarchical_context,
-        lambda generator, batch: tuple(generator.standard_normal((2, batch, 5, 3, 4))),
+        large_maps,
         couples_batch=False,
         keywords={"levels": (3, 2)},
         other_keywords=({}, {"levels": (9, 5, 1)}, {"levels": ()}),

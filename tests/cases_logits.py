@@ -1,21 +1,10 @@
 """A row for each loss on predictions: kdjax/losses/_logits.py, _decoupled.py, _patterns.py, _stored.py."""
 
 import numpy as np
-from case import (
-    LABELLED_CALLS,
-    LOGITS_CALLS,
-    TEMPERATURES,
-    BadCall,
-    Case,
-    labelled_logits,
-    logits,
-    of_student,
-    permuted_last_axis,
-    rotated_together,
-    scaled,
-    shifted_logits,
-    translated_together,
-)
+from bad_calls import LABELLED_CALLS, LOGITS_CALLS, TEMPERATURES, BadCall
+from case import Case
+from changes import of_student, permuted_last_axis, rotated_together, scaled, shifted_logits, translated_together
+from inputs import labelled_logits, log_softmax, logits, stored_logits
 
 from kdjax import losses
 
@@ -29,7 +18,7 @@ def not_finite(*names):
 
 
 def renamed_classes(arrays):
-    """Classes in another order, and the labels with them."""
+    """Permutation: classes in another order, and the labels with them."""
     student, teacher, labels = arrays
     return student[:, ::-1], teacher[:, ::-1], student.shape[1] - 1 - labels
 
@@ -37,35 +26,25 @@ def renamed_classes(arrays):
 # top_k_kl: three of five classes were stored
 
 
-def _log_softmax(logits):
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    # Without the largest, which is exp(0): what a sure teacher leaves to the others must not drown in its 1.
-    return shifted - np.log1p(np.sum(np.exp(np.sort(shifted, axis=1)[:, :-1]), axis=1, keepdims=True))
-
-
-def stored_logits(generator, batch):
-    student, teacher = logits(generator, batch)
-    teacher = teacher / 3.0  # unsure enough for finite differences of what it leaves to the rest
-    indices = np.argsort(-teacher, axis=1)[:, :3]
-    return student, np.take_along_axis(_log_softmax(teacher), indices, axis=1), indices
-
-
 def student_as_stored(arrays):
     student, _, indices = arrays
-    return student, np.take_along_axis(_log_softmax(student.astype(np.float64)), indices, axis=1), indices
+    return student, np.take_along_axis(log_softmax(student.astype(np.float64)), indices, axis=1), indices
 
 
 def renamed_stored_classes(arrays):
+    """Permutation: classes in another order, and the stored numbers of classes with them."""
     student, values, indices = arrays
     return student[:, ::-1], values, student.shape[1] - 1 - indices
 
 
 def reordered_stored_classes(arrays):
+    """Permutation: the stored classes in another order, and their values with them."""
     student, values, indices = arrays
     return student, values[:, [2, 0, 1]], indices[:, [2, 0, 1]]
 
 
 def shifted_student(arrays):
+    """Shift: a constant on all the student's logits, another for each example."""
     return of_student(lambda a: a + np.arange(1.0, len(a) + 1)[:, None])(arrays)
 
 

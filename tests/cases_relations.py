@@ -1,17 +1,10 @@
 """A row for each loss in kdjax/losses/_relations.py, _similarity.py and _graph.py."""
 
 import numpy as np
-from case import (
-    RELATION_CALLS,
-    SAME_SHAPE,
-    TEMPERATURES,
-    WHOLE_NUMBERS,
-    BadCall,
-    Case,
+from bad_calls import RELATION_CALLS, SAME_SHAPE, TEMPERATURES, WHOLE_NUMBERS, BadCall
+from case import Case
+from changes import (
     each,
-    embeddings,
-    equal_maps,
-    labelled_embeddings,
     permuted_last_axis,
     permuted_own_last_axis,
     rotated,
@@ -21,6 +14,7 @@ from case import (
     translated,
     translated_together,
 )
+from inputs import embeddings, equal_maps, labelled_embeddings
 
 from kdjax import losses
 

@@ -1,0 +1,59 @@
+"""How the tests and the certificate call a row's loss: in which dtype, with which hyper-parameters, compiled once."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import references
+
+
+def reference_of(case):
+    """The slow NumPy form that the row's loss must agree with."""
+    return case.reference or getattr(references, case.name)
+
+
+def made(case, dtype=np.float32, seed=0, batch=6):
+    """The row's inputs; labels and indices keep their type."""
+    return converted(case.make(np.random.default_rng(seed), batch), dtype)
+
+
+def converted(arrays, dtype):
+    return tuple(jnp.asarray(a, dtype if np.issubdtype(a.dtype, np.floating) else None) for a in arrays)
+
+
+def floating(arrays):
+    return tuple(position for position, a in enumerate(arrays) if jnp.issubdtype(a.dtype, jnp.floating))
+
+
+def bound(case, **keywords):
+    return functools.partial(case.function, **{**case.keywords, **keywords})
+
+
+def traceable(case, keywords):
+    """The hyper-parameters that may be traced, the defaults included, and the others: the default's type tells which."""
+    parameters = inspect.signature(inspect.unwrap(case.function)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if isinstance(p.default, float)}
+    numbers = {
+        name: np.asarray(value)
+        for name, value in {**defaults, **keywords}.items()
+        if name in defaults or isinstance(value, np.ndarray)
+    }
+    return numbers, {name: value for name, value in keywords.items() if name not in numbers}
+
+
+def jitted(case):
+    """The per-example values alone, from the program that all tests share: most of the tests' time is compilation."""
+    return lambda *arrays: value_and_gradients(case, floating(arrays))(*arrays)[0][1]
+
+
+@functools.cache
+def value_and_gradients(case, argnums):
+    """Per-example values, and the gradients of their mean."""
+
+    def mean(*arrays):
+        values = bound(case)(*arrays)
+        return values.mean(), values
+
+    return jax.jit(jax.value_and_grad(mean, argnums=argnums, has_aux=True))

@@ -1,0 +1,129 @@
+"""Changes of a row's arrays: the bad points of every loss, and the invariances that rows choose from.
+
+An invariance's docstring is its name on the certificate.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Arrays = tuple[np.ndarray, ...]
+Change = Callable[[Arrays], Arrays]
+
+
+def floats(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """The same change of all arrays of floating-point numbers; labels and indices stay."""
+    return lambda arrays: tuple(change(a) if np.issubdtype(a.dtype, np.floating) else a for a in arrays)
+
+
+def of_student(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    return lambda arrays: (change(arrays[0]), *arrays[1:])
+
+
+def of_teacher(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    return lambda arrays: (arrays[0], change(arrays[1]), *arrays[2:])
+
+
+def each(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """The same change of all arrays, labels included."""
+    return lambda arrays: tuple(change(a) for a in arrays)
+
+
+def _constant(array: np.ndarray) -> np.ndarray:
+    """Each example constant, and different from the others."""
+    return np.zeros_like(array) + array.reshape(len(array), -1)[:, 0].reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _first_example(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: np.concatenate([change(array[:1]), array[1:]])
+
+
+BAD_POINTS: dict[str, Change] = {
+    "all zero": floats(np.zeros_like),
+    "student zero": of_student(np.zeros_like),
+    "one example zero": floats(_first_example(np.zeros_like)),
+    "identical examples": each(lambda a: np.repeat(a[:1], len(a), axis=0)),
+    "two identical examples": each(lambda a: np.concatenate([a[1:2], a[1:]])),
+    "student's examples identical": of_student(lambda a: np.repeat(a[:1], len(a), axis=0)),
+    "each example constant": floats(_constant),
+    "opposite": of_teacher(np.negative),
+    "a batch of one": each(lambda a: a[:1]),
+}
+
+
+# Invariances
+
+
+def shifted_logits(arrays: Arrays) -> Arrays:
+    """Shift: a constant on all logits of an example, another for each example and network."""
+    student, teacher, *rest = arrays
+    constants = np.arange(1.0, len(student) + 1)[:, None]
+    return student + constants, teacher - constants / 2, *rest
+
+
+def scaled(arrays: Arrays) -> Arrays:
+    """Scale: another factor for each network."""
+    return 3.0 * arrays[0], arrays[1] / 7.0, *arrays[2:]
+
+
+def scaled_far(arrays: Arrays) -> Arrays:
+    """Scale: factors of 1e-25 and 1e25, whose squares no float32 holds."""
+    return 1e-25 * arrays[0], 1e25 * arrays[1], *arrays[2:]
+
+
+def scaled_each_example(arrays: Arrays) -> Arrays:
+    """Scale: another factor for each example."""
+    return floats(lambda a: a * np.linspace(0.5, 3.0, len(a)).reshape(-1, *[1] * (a.ndim - 1)))(arrays)
+
+
+def rotated(arrays: Arrays) -> Arrays:
+    """Rotation: another orthonormal basis for each network's last axis."""
+    generator = np.random.default_rng(7)
+    turn = lambda a: a @ np.linalg.qr(generator.standard_normal((a.shape[-1],) * 2))[0]  # noqa: E731
+    return turn(arrays[0]), turn(arrays[1]), *arrays[2:]
+
+
+def rotated_together(arrays: Arrays) -> Arrays:
+    """Rotation: the same other basis for both networks."""
+    basis = np.linalg.qr(np.random.default_rng(7).standard_normal((arrays[0].shape[-1],) * 2))[0]
+    return arrays[0] @ basis, arrays[1] @ basis, *arrays[2:]
+
+
+def translated(arrays: Arrays) -> Arrays:
+    """Shift: another constant for each network."""
+    return arrays[0] + 3.0, arrays[1] - 5.0, *arrays[2:]
+
+
+def translated_together(arrays: Arrays) -> Arrays:
+    """Shift: the same constant for both networks."""
+    return arrays[0] + 3.0, arrays[1] + 3.0, *arrays[2:]
+
+
+def permuted_last_axis(arrays: Arrays) -> Arrays:
+    """Permutation: classes or channels in another order, the same for both networks."""
+    return floats(lambda a: a[..., ::-1])(arrays)
+
+
+def permuted_own_last_axis(arrays: Arrays) -> Arrays:
+    """Permutation: the student's channels alone in another order."""
+    return of_student(lambda a: a[..., ::-1])(arrays)
+
+
+def mirrored(arrays: Arrays) -> Arrays:
+    """Mirror: both networks' maps, left to right and top to bottom."""
+    return floats(lambda a: a[:, ::-1, ::-1])(arrays)
+
+
+def negated(arrays: Arrays) -> Arrays:
+    """Sign: the student's features alone negated."""
+    return of_student(np.negative)(arrays)
+
+
+def negated_all(arrays: Arrays) -> Arrays:
+    """Sign: all features negated."""
+    return floats(np.negative)(arrays)
+
+
+def scaled_teacher(arrays: Arrays) -> Arrays:
+    """Scale: the teacher alone."""
+    return of_teacher(lambda a: 5.0 * a)(arrays)

@@ -1,0 +1,79 @@
+"""What losses are called with: makers of arrays from a generator and a batch size, named by what they make."""
+
+import numpy as np
+from changes import Arrays
+
+
+def logits(generator: np.random.Generator, batch: int) -> Arrays:
+    student, teacher = 3.0 * generator.standard_normal((2, batch, 5))
+    return student, teacher
+
+
+def labelled_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    return *logits(generator, batch), generator.integers(0, 5, batch)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    # Without the largest, which is exp(0): what a sure teacher leaves to the others must not drown in its 1.
+    return shifted - np.log1p(np.sum(np.exp(np.sort(shifted, axis=1)[:, :-1]), axis=1, keepdims=True))
+
+
+def stored_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    """Three of five classes."""
+    student, teacher = logits(generator, batch)
+    teacher = teacher / 3.0  # unsure enough for finite differences of what it leaves to the rest
+    indices = np.argsort(-teacher, axis=1)[:, :3]
+    return student, np.take_along_axis(log_softmax(teacher), indices, axis=1), indices
+
+
+def equal_maps(generator: np.random.Generator, batch: int) -> Arrays:
+    student, teacher = generator.standard_normal((2, batch, 3, 2, 4))
+    return student, teacher
+
+
+def unequal_maps(generator: np.random.Generator, batch: int) -> Arrays:
+    """Sizes that do not divide, and the larger is the student's in height and the teacher's in width."""
+    return generator.standard_normal((batch, 5, 2, 3)), generator.standard_normal((batch, 3, 3, 4))
+
+
+def large_maps(generator: np.random.Generator, batch: int) -> Arrays:
+    """Sizes to average down by several levels."""
+    student, teacher = generator.standard_normal((2, batch, 5, 3, 4))
+    return student, teacher
+
+
+def layers(generator: np.random.Generator, batch: int) -> Arrays:
+    """Bottom and top layer of each network: equal channels, unequal sizes, now the one larger and now the other."""
+    sizes = (4, 3, 3), (2, 4, 2), (3, 5, 3), (3, 2, 2)
+    return tuple(generator.standard_normal((batch, *size)) for size in sizes)
+
+
+def sequences(generator: np.random.Generator, batch: int) -> Arrays:
+    return generator.standard_normal((batch, 5, 3)), generator.standard_normal((batch, 5, 4))
+
+
+def embeddings(generator: np.random.Generator, batch: int) -> Arrays:
+    return generator.standard_normal((batch, 4)), generator.standard_normal((batch, 2, 3))
+
+
+def labelled_embeddings(generator: np.random.Generator, batch: int) -> Arrays:
+    """Classes of several examples, and one of a single example where the batch has 4 or more."""
+    return *embeddings(generator, batch), np.array([0, 1, 0, 2, 1, 0, 1, 1])[:batch]
+
+
+def equal_embeddings(generator: np.random.Generator, batch: int) -> Arrays:
+    student, teacher = generator.standard_normal((2, batch, 5))
+    return student, teacher
+
+
+def embeddings_and_queue(generator: np.random.Generator, batch: int) -> Arrays:
+    return *equal_embeddings(generator, batch), generator.standard_normal((7, 5))
+
+
+def places_in_a_bank(generator: np.random.Generator, batch: int) -> Arrays:
+    """Embeddings, each example's place in a bank of 12, and the places of others; of the 12, each at most once."""
+    student, teacher = equal_embeddings(generator, batch)
+    indices = generator.permutation(12)[:batch]
+    others = (indices[:, None] + generator.integers(1, 12, (batch, 7))) % 12
+    return student, teacher, indices, others
