@@ -53,6 +53,8 @@ HEAVY = {
     "equinox": {"adapters"},
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data"},
+    "grain": {"data"},
+    "PIL": {"data"},
     "sklearn": {"data"},
     "matplotlib": {"report"},
     "rich": {"report"},

@@ -36,6 +36,7 @@ def open_archive(path: Path, split: str, name: str) -> Examples:
     """
     if not path.exists():
         raise FileNotFoundError(f"source {name!r}: {path} does not exist.")
+    mapped.cache_clear()  # the file may be another than the one that was opened under this name before
     try:
         arrays = _in_folder(path) if path.is_dir() else _in_zip(path)
         for array in arrays.values():

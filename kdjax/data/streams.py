@@ -229,7 +229,8 @@ def _placed(
     waiting: deque[dict[str, Array]] = deque()
     try:
         for batch in reader:
-            placed = place({name: np.asarray(values) for name, values in batch.items()})
+            # Copied, since on CPU JAX would go on using the worker's shared memory, as long as anyone holds the batch.
+            placed = place({name: np.array(values) for name, values in batch.items()})
             waiting.append(placed if preprocess is None else placed | {"inputs": preprocess(placed["inputs"])})
             if len(waiting) > ahead:
                 yield waiting.popleft()
