@@ -64,7 +64,7 @@ def paraphraser(teacher: str, *, rate: float = 0.5) -> Connector:
         params: Tree,
         model_state: Tree,
         of_student: Outputs,
-        of_teacher: Outputs,
+        of_teacher: Outputs | None,
         batch: Batch,
         *,
         train: bool,
@@ -112,7 +112,7 @@ def translator(student: str, teacher: str | None = None, *, paraphraser: Weights
       Kim, Park and Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer, 2018, section 3.2.
       https://arxiv.org/abs/1802.04977
     """
-    if not (isinstance(paraphraser.params, dict) and "encoder" in paraphraser.params):
+    if "encoder" not in paraphraser.params:
         raise ValueError("paraphraser must be the Weights of a trained paraphraser, from connector_of(state, name).")
     encoder = Weights(paraphraser.params["encoder"], paraphraser.model_state["encoder"])
     name = student if teacher is None else teacher
@@ -135,7 +135,7 @@ def translator(student: str, teacher: str | None = None, *, paraphraser: Weights
         params: Tree,
         model_state: Tree,
         of_student: Outputs,
-        of_teacher: Outputs,
+        of_teacher: Outputs | None,
         batch: Batch,
         *,
         train: bool,

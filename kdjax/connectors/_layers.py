@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kdjax._types import Tree, Weights
+from kdjax._types import AnyArray, Tree, Weights
 
 KEPT = 0.9
 """How much of the running mean and variance stays at a step."""
@@ -111,9 +111,9 @@ def widened(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def per_channel(numbers: Array, x: Array) -> Array:
+def per_channel(numbers: AnyArray, x: Array) -> Array:
     """[channels] with axes of length 1 before, to stand beside `x`."""
-    return numbers.reshape((1,) * (x.ndim - 1) + numbers.shape)
+    return jnp.asarray(numbers).reshape((1,) * (x.ndim - 1) + numbers.shape)
 
 
 def averaged(x: Array) -> Array:

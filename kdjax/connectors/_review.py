@@ -60,7 +60,7 @@ def review(
     if width is not None:
         whole("width", width, 1)
 
-    def pairs_of(of_student: Outputs, of_teacher: Outputs) -> list[tuple[Any, Any]]:
+    def pairs_of(of_student: Outputs, of_teacher: Outputs | None) -> list[tuple[Any, Any]]:
         pairs = [read_pair(of_student, own, of_teacher, other) for own, other in zip(students, names, strict=True)]
         for own, other, pair in zip(students, names, pairs, strict=True):
             for name, feature in zip((f"student.{own}", f"teacher.{other}"), pair, strict=True):
@@ -92,7 +92,7 @@ def review(
         params: Tree,
         model_state: Tree,
         of_student: Outputs,
-        of_teacher: Outputs,
+        of_teacher: Outputs | None,
         batch: Batch,
         *,
         train: bool,
