@@ -5,6 +5,7 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from flax import linen as nn
 from kdjax import (
     Outputs,
     Weights,
+    connectors,
     cross_entropy,
     init_state,
     losses,
@@ -24,12 +26,13 @@ from kdjax import (
     on_feature,
     on_logits,
     on_outputs,
+    on_student,
     weighted_sum,
 )
 from kdjax.adapters import from_linen
 from kdjax.data import epoch_indices, load, on_device, take, unit_range
 
-STEPS, BATCH, HELD_OUT, QUEUE, NEGATIVES = 100, 64, 128, 64, 64
+STEPS, BATCH, HELD_OUT = 100, 64, 128
 
 
 class Network(nn.Module):
@@ -60,18 +63,15 @@ class Trial(NamedTuple):
       term: the loss, lifted.
       left: the most that may be left, as a share of the value before. Half, where three seeds left 40 % or less.
       why: where more may be left.
+      beside: its connectors by name, which learn or remember beside the student.
     """
 
     term: Any
     left: float = 0.5
     why: str = ""
+    beside: Mapping[str, connectors.Connector] = {}
 
 
-def crd_values(student, teacher, indices, bank, negatives):
-    return losses.crd(student, teacher, indices, bank, negatives)[0]
-
-
-EMBEDDINGS = ("student.embedding", "teacher.embedding")
 TRIALS = {
     **{
         loss.__name__: Trial(on_logits(loss))
@@ -113,9 +113,12 @@ TRIALS = {
     "overhaul": Trial(on_outputs(losses.overhaul, "student.top", "teacher.top", margin="batch.margin")),
     "fsp": Trial(on_outputs(losses.fsp, "student.bottom", "student.top", "teacher.bottom", "teacher.top")),
     "variational_information": Trial(
-        on_outputs(losses.variational_information, "student.mean", "teacher.top", raw_variance="student.raw_variance"),
+        on_outputs(
+            losses.variational_information, "student.vid", "teacher.vid", raw_variance="student.vid_raw_variance"
+        ),
         left=0.7,
-        why="its logarithm of the variance starts at log 5, and 100 steps of 0.01 take the variance to 4 at best",
+        why="its logarithm of the variance starts at log 5, and 100 steps of 0.01 take the variance to 4",
+        beside={"vid": connectors.variational("top")},
     ),
     "similarity_graph": Trial(
         on_feature(losses.similarity_graph, "embedding"),
@@ -123,14 +126,22 @@ TRIALS = {
         why="partners of one class compete with each other: with k of them, at least log k stays",
     ),
     "similarity_distribution": Trial(
-        on_outputs(losses.similarity_distribution, *EMBEDDINGS, "batch.queue", temperatures=(0.2, 0.1)),
+        on_outputs(
+            losses.similarity_distribution,
+            "student.embedding",
+            "teacher.embedding",
+            "teacher.seed_queue",
+            temperatures=(0.2, 0.1),
+        ),
         left=0.9,
         why="a cross-entropy: the teacher's entropy stays",
+        beside={"seed": connectors.queue("embedding", size=128)},
     ),
     "crd": Trial(
-        on_outputs(crd_values, *EMBEDDINGS, "batch.indices", "batch.bank", "batch.negatives"),
+        on_student("crd"),
         left=0.6,
         why="the bank begins as noise, and 100 batches replace each entry five times by halves",
+        beside={"crd": connectors.contrast("embedding", size=1257, dim=12, negatives=64)},
     ),
 }
 
@@ -169,66 +180,51 @@ def batches_of(steps: int) -> jax.Array:
 
 
 @functools.cache
-def taught() -> Outputs:
-    """The teacher's outputs for all training digits."""
-    return jax.jit(lambda weights, inputs: APPLY(*weights, inputs, train=False)[0])(teacher(), digits()[0]["inputs"])
+def arrays() -> tuple[dict, dict]:
+    """What a batch may hold, of the training digits and of the held-out ones, and what belongs to no example."""
 
+    def told(part):
+        outputs = APPLY(*teacher(), part["inputs"], train=False)[0]
+        top_values, top_indices = jax.lax.top_k(outputs.logits, 4)
+        stored = {"top_values": top_values, "top_indices": top_indices, "indices": jnp.arange(len(part["labels"]))}
+        return part | stored, outputs.features["top"]
 
-def study(params, model_state, inputs, *, train, rng=None):
-    """The student, and beside it what VID learns: a dense layer that predicts the teacher's mean, and its variance."""
-    outputs, model_state = APPLY(params["student"], model_state, inputs, train=train, rng=rng)
-    mean = outputs.features["top"] @ params["kernel"]
-    return Outputs(
-        outputs.logits, {**outputs.features, "mean": mean, "raw_variance": params["raw_variance"]}
-    ), model_state
-
-
-def student_weights(seed: int) -> Weights:
-    params, model_state = INIT(jax.random.key(100 + seed), digits()[0]["inputs"][:1])
-    return Weights({"student": params, "kernel": jnp.eye(8), "raw_variance": jnp.full(8, 5.0)}, model_state)
-
-
-def train(name: str, trial: Trial, seed: int = 0) -> tuple[float, float]:
-    """The loss's mean before and after: on held-out digits, or for CRD, whose bank knows none, on training batches."""
-    train, test = digits()
-    optimizer = optax.adam(1e-2)
-    step = make_train_step(study, APPLY, optimizer)
-    objective = weighted_sum(own=(1.0, trial.term))
-    top_values, top_indices = jax.lax.top_k(taught().logits, 4)
-    arrays = train | {"top_values": top_values, "top_indices": top_indices, "indices": jnp.arange(len(train["labels"]))}
-    top = taught().features["top"]
+    teacher()  # before anything is traced
+    (train, top), (test, _) = map(jax.jit(told), digits())
     margin = losses.negative_margin(*(statistic(top, axis=(0, 1, 2)) for statistic in (jnp.std, jnp.mean)))
-    shared = {"queue": taught().features["embedding"][:QUEUE], "margin": margin}
+    return train, test | {"margin": margin}
 
-    def one(carry, chosen):
-        state, bank = carry
-        batch = take(arrays, chosen) | shared | {"bank": bank}
-        key = jax.random.fold_in(jax.random.key(1), state.step)
-        batch["negatives"] = losses.draw_negatives(key, chosen, NEGATIVES, len(train["labels"]))
-        if name == "crd":
-            student, _ = study(state.params, state.model_state, batch["inputs"], train=True)
-            embeddings = student.features["embedding"], taught().features["embedding"][chosen]
-            bank = losses.crd(*embeddings, chosen, bank, batch["negatives"])[1]
-        state, metrics = step(state, teacher(), objective, batch)
-        return (state, bank), metrics["own"]
 
-    def held_out(state):
-        student, _ = study(state.params, state.model_state, test["inputs"], train=False)
-        outputs, _ = APPLY(*teacher(), test["inputs"], train=False)
-        values, places = jax.lax.top_k(outputs.logits, 4)
-        return trial.term(student, outputs, test | shared | {"top_values": values, "top_indices": places}).mean()
+def train(trial: Trial, seed: int = 0) -> tuple[float, float]:
+    """The loss's mean before and after: on held-out digits, or for CRD, whose bank knows none, on training batches."""
+    train, test = arrays()
+    optimizer = optax.adam(1e-2)
+    step = make_train_step(APPLY, APPLY, optimizer, connectors=trial.beside)
+    objective = weighted_sum(own=(1.0, trial.term))
+
+    def one(state, chosen):
+        state, metrics = step(state, teacher(), objective, take(train, chosen) | {"margin": test["margin"]})
+        return state, metrics["own"]
+
+    def held_out(params, model_state):
+        student, _ = APPLY(params["student"], model_state["student"], test["inputs"], train=False)
+        taught, _ = APPLY(*teacher(), test["inputs"], train=False)
+        learnt = params["connectors"], model_state["connectors"]
+        student, taught, _ = connectors.connect(trial.beside, *learnt, student, taught, test, train=False)
+        return trial.term(student, taught, test).mean()
 
     @jax.jit
-    def run(state, bank, batches):
-        (after, _), values = jax.lax.scan(one, (state, bank), batches)
-        if name == "crd":
+    def run(state, batches):
+        after, values = jax.lax.scan(one, state, batches)
+        if "crd" in trial.beside:
             return values[:5].mean(), values[-10:].mean()
-        return held_out(state), held_out(after)
+        # One memory for both, so that what fell is the student's doing.
+        return held_out(state.params, after.model_state), held_out(after.params, after.model_state)
 
-    state = init_state(student_weights(seed), optimizer, jax.random.key(seed))
-    bank = losses.init_bank(jax.random.key(2), len(train["labels"]), 12)
-    before, after = run(state, bank, batches_of(STEPS))
-    return float(before), float(after)
+    first, second = jax.random.split(jax.random.key(100 + seed))
+    own = INIT(first, train["inputs"][:1])
+    weights = connectors.init_beside(trial.beside, second, APPLY, own, APPLY, teacher(), train["inputs"][:1])
+    return tuple(map(float, run(init_state(weights, optimizer, second), batches_of(STEPS))))
 
 
 # A loss is what takes the student first; what else is exported serves one.
@@ -246,7 +242,7 @@ def test_every_loss_has_a_trial_and_they_are_all_here():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_falls_where_it_is_all_there_is(name):
-    before, after = train(name, TRIALS[name])
+    before, after = train(TRIALS[name])
     assert np.isfinite([before, after]).all()
     assert 0 < after < TRIALS[name].left * before
 
@@ -257,13 +253,13 @@ def test_a_loss_that_reaches_no_weight_is_found_out():
     def detached(student, teacher):
         return losses.attention_transfer(jax.lax.stop_gradient(student), teacher)
 
-    before, after = train("detached", Trial(on_feature(detached, "top")))
+    before, after = train(Trial(on_feature(detached, "top")))
     assert before == after
 
 
 def main():
     for name, trial in TRIALS.items():
-        pairs = [train(name, trial, seed) for seed in range(3)]
+        pairs = [train(trial, seed) for seed in range(3)]
         print(
             f"{name:26}",
             *(f"{before:10.4g} -> {after:10.4g} ({after / before:.2f})" for before, after in pairs),
