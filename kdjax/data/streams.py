@@ -176,7 +176,7 @@ def _opened(
 
 def _grain() -> Any:
     try:
-        import grain  # type: ignore[import-not-found,unused-ignore]
+        import grain
         from absl import flags
     except ImportError as missing:
         raise ImportError("Streaming needs Grain: pip install 'kdjax[data]'.") from missing
