@@ -71,13 +71,17 @@ def open_stream(
       RuntimeError: if a worker process died.
       ImportError: if Grain is not installed.
 
-    Example: go on where a checkpoint ends, in the midst of an epoch or not::
+    Example:
+      From the second batch on, as after a checkpoint of step 1, into the next epoch:
 
-        train = open_examples("folder:pictures", "train", size=64)
-        last = epochs * (len(train) // 128)
-        with open_stream(train, 128, seed=0, start=int(state.step), stop=last, preprocess=unit_range, workers=4) as batches:
-            for batch in batches:
-                state, metrics = step(state, teacher, objective, batch)
+      >>> from kdjax.data import epoch_indices, open_examples
+      >>> train = open_examples("digits", "train")
+      >>> with open_stream(train, 400, seed=0, start=1, stop=3) as batches:
+      ...     read = [batch["indices"] for batch in batches]
+      >>> [rows.shape for rows in read]
+      [(400,), (400,)]
+      >>> bool((read[0] == epoch_indices(len(train), 400, seed=0, epoch=0)[1]).all())
+      True
     """
     count = len(examples)
     if not 1 <= batch_size <= count:
