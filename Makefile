@@ -1,5 +1,6 @@
 # make demo   set up, then distil a small network into a smaller one on real digits
 # make test   set up, then run the tests
+# make certificate   measure what every loss is held to, and write docs/certificate.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: setup demo test slow lint format docs lock clean
+.PHONY: setup demo test slow certificate lint format docs lock clean
 
 setup: $(READY)
 
@@ -32,6 +33,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Five minutes of one core; nothing is written where a law does not hold.
+certificate: $(READY)
+	$(BIN)/python tests/certificate.py --out docs/certificate.md
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

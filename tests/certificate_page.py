@@ -1,0 +1,224 @@
+"""The certificate's text: rows of measurements to a Markdown page."""
+
+import inspect
+import json
+import math
+import re
+from dataclasses import dataclass, field
+
+import machine
+from case import NOT_LOSSES, Case
+from costs import BATCHES, shapes
+
+NO_GOLDEN = "no golden value published"
+PROPERTIES = {
+    "test_finite_and_bounded_below": "finite, never below its least value",
+    "test_agrees_with_the_slow_reference": "agrees with the slow reference",
+    "test_order_of_the_batch_is_only_an_order": "the batch's order is only an order",
+    "test_equal_inputs_are_a_minimum": "equal inputs are a minimum",
+}
+# The smallest power of ten that is told apart, so that another machine's rounding changes little on the page.
+SMALLEST = {"float64": -12, "gradient": -8, "float32": -6}
+
+VALUES = {
+    "golden values, float64": ("float64", "golden value, float64", "golden gradient, float64"),
+    "golden values, float32": ("float32", "golden value, float32", "golden gradient, float32"),
+    "NumPy reference, float64": ("float64", "reference value, float64"),
+    "NumPy reference, float32": ("float32", "reference value, float32"),
+    "gradient, by the reference's slopes": ("gradient", "reference gradient"),
+    "gradient, by its own slopes": ("gradient", "numerical gradient"),
+}
+TRANSFORMED = {
+    "order of the batch": ("float32", "order of the batch"),
+    "split over 4 devices": ("float32", "split over 4 devices"),
+    "`jit`": ("float32", "jit"),
+    "`vmap`": ("float32", "vmap"),
+    "`scan`": ("float32", "scan"),
+}
+
+_AT = f"at batch {', '.join(map(str, BATCHES))}"
+COSTS = {
+    f"operations {_AT}": ("flops", "", "†"),
+    f"moved {_AT}": ("bytes_moved", "B", "†"),
+    f"held {_AT}": ("bytes_held", "B", ""),
+}
+
+HEAD = """# Certificate of the losses
+
+Every function of `kdjax.losses` that is a loss has a row in each of these tables. `make certificate` measures all of it
+anew and writes this page; it writes nothing where one law does not hold. The laws are the ones that the tests ask
+(`tests/laws.py`, `tests/laws_transformed.py`), of the same rows (`tests/cases*.py`).
+
+- Software: {software}
+- Hardware: {hardware}, with 4 XLA CPU devices
+- Code of the losses: `{code}`, a fingerprint that docstrings and comments do not change
+
+How to read an error: the largest |measured − wanted| / (|wanted| + 1 % of the largest wanted), rounded up to a power of
+ten; for gradients 100 % instead of 1 %, since small components of a gradient are sums that cancel, and for invariances
+5 %. Powers below {float64} in float64, {gradient} for numerical gradients and {float32} in float32 are not told apart.
+"""
+
+
+@dataclass
+class Row:
+    """All that was measured of one loss."""
+
+    case: Case
+    errors: dict = field(default_factory=dict)  # by law
+    invariances: dict = field(default_factory=dict)  # by change
+    bad_points: dict = field(default_factory=dict)  # by dtype, then by point: what is wrong there
+    costs: dict = field(default_factory=dict)  # by batch
+
+    def cells(self):
+        """What the page says of it, by column."""
+        cells = {}
+        for column, (kind, *names) in {**VALUES, **TRANSFORMED}.items():
+            parts = [_largest([e.error for e in self.errors[name]], kind) for name in names]
+            both = "; gradient ".join(parts) if all(parts) else ""
+            cells[column] = both if self.case.golden or not column.startswith("golden") else NO_GOLDEN
+        for dtype, points in self.bad_points.items():
+            cells[f"finite, {dtype}"] = f"{sum(not faults for faults in points.values())} of {len(points)}"
+        kinds = dict.fromkeys(name_of(change).split(":")[0].lower() for change in self.case.invariances)
+        largest = _largest([measured.error for measured in self.invariances.values()], "float32")
+        cells["invariances"] = f"{', '.join(kinds)}: {largest}" if kinds else "none declared"
+        loops = any(cost.loops for cost in self.costs.values())
+        for column, (name, unit, mark) in COSTS.items():
+            numbers = [_with_unit(getattr(cost, name), unit) + mark * loops for cost in self.costs.values()]
+            cells[column] = " / ".join(numbers)
+        return cells
+
+
+def page(rows, record):
+    cells = {row.case.name: row.cells() for row in rows}
+    finite = [f"finite, {dtype}" for dtype in rows[0].bad_points]
+    parts = [
+        HEAD.format(**machine.described(), **{kind: f"1e{power}" for kind, power in SMALLEST.items()}),
+        "## Right values and gradients\n",
+        "Golden values: of the methods' widely used implementations, in float64, value and gradient (`tests/golden`). "
+        "NumPy reference: loops written from the papers, at every setting of hyper-parameters in the row. Its slopes: "
+        "central differences of it, in every number of every array. Its own slopes: those of the loss, in every array and "
+        "every hyper-parameter that may be traced.\n",
+        _table(["loss", *VALUES], cells),
+        "\n## Finite everywhere\n",
+        "Value and gradient at each bad point: how many of how many passed. There the value is also that of the same input "
+        "in float32, and the gradient of its input's dtype. The points are listed below.\n",
+        _table(["loss", *finite], cells),
+        "\nThe points: "
+        + ", ".join(dict.fromkeys(p for row in rows for by in row.bad_points.values() for p in by))
+        + ".\n",
+        "## Invariances, transformations, devices\n",
+        "What may not change the value, by kind, and the largest change seen (each is named under its loss below). A batch "
+        "split over 4 devices, gathered as the train step does, against the whole on one: values and gradient, under `jit` "
+        "with a sharded batch, `shard_map` and `pmap`. `jit`, `vmap` and `scan` against plain calls.\n",
+        _table(["loss", "invariances", *TRANSFORMED], cells),
+        "\n## Cost\n",
+        "Of the value and the gradient for the student in float32, as XLA estimates it for the program that it compiled for "
+        "the CPU: floating-point operations, bytes moved by all operations together (an array that two operations read "
+        "counts twice), and bytes held at once for what lies between inputs and outputs. Nothing is run, and another "
+        "device's program differs. In a program marked † XLA counts what a loop's body does once, however often it runs: "
+        "there the true number is larger. Shapes are named under each loss.\n",
+        _table(["loss", *COSTS], cells),
+        "\n## Examples drawn by hypothesis\n",
+        _properties(record, [row.case for row in rows]),
+        "\n## Each loss\n",
+        *(static_section(row.case) + "\n" + _invariances(row) for row in rows),
+        "## What is exported and is no loss\n",
+        "\n".join(f"- `{name}` {what}. Held by `tests/{file}`." for name, (what, file) in NOT_LOSSES.items()),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def static_section(case):
+    """What is known of a loss without measuring it."""
+    text = inspect.getdoc(case.function)
+    return "\n".join(
+        [
+            f"### {case.name}\n",
+            f"{text.splitlines()[0]}\n",
+            f"- Paper and common code: {docstring_section(text, 'Note')}",
+            f"- Reference: {docstring_section(text, 'Reference')}",
+            f"- Golden cases: {', '.join(f'`{name}`' for name in case.golden) or NO_GOLDEN}",
+            f"- Shapes under cost: {shapes(case)}",
+        ]
+    )
+
+
+def docstring_section(text, heading):
+    """A section as one paragraph."""
+    found = re.search(rf"^{heading}:\n((?:(?:  .*)?(?:\n|\Z))+)", text, re.MULTILINE)
+    assert found, f"the docstring has no {heading}"
+    return " ".join(found[1].split())
+
+
+def name_of(change):
+    """An invariance's name is its docstring's first line: a kind, a colon, and what is done."""
+    return inspect.getdoc(change).splitlines()[0]
+
+
+def read_record(path):
+    """The record's head, and how many examples each property of each loss held on."""
+    head, *lines = map(json.loads, path.read_text().splitlines())
+    return {**head, "seconds": sum(line["seconds"] for line in lines)}, {
+        (line["law"], line["loss"]): line["examples"] for line in lines
+    }
+
+
+def _invariances(row):
+    changes = [f"    - {name_of(change)} {_largest([m.error], 'float32')}" for change, m in row.invariances.items()]
+    head = "- What may not change the value, and how much it did:\n"
+    return "\n".join([head, *(changes or ["    - none declared"]), "\n"])
+
+
+def _properties(record, cases):
+    if record is None:
+        return "No run was given to this page: `--properties` names its record.\n"
+    head, examples = record
+    rows = {
+        case.name: {
+            **{said: f"{examples.get((law, case.name), 0):,}" for law, said in PROPERTIES.items()},
+            "all": f"{sum(examples.get((law, case.name), 0) for law in PROPERTIES):,}",
+        }
+        for case in cases
+    }
+    for case in cases:
+        if not case.zero_at_equality:
+            rows[case.name][PROPERTIES["test_equal_inputs_are_a_minimum"]] = "not 0 there"
+    code = head["machine"]["code"]
+    of_now = "the code of this page" if code == machine.fingerprint() else f"earlier code, `{code}`"
+    return (
+        f"Run on {head['date']} with {of_now}: {sum(examples.values()):,} examples in "
+        f"{math.ceil(head['seconds'] / 60)} minutes, on a machine that did other work too.\n\n"
+        f"- Software: {head['machine']['software']}\n- Hardware: {head['machine']['hardware']}\n"
+        "- Command: `HYPOTHESIS_PROFILE=slow KDJAX_PROPERTY_RECORD=tests/property_run.jsonl python -m pytest "
+        "tests/test_losses_properties.py`\n\n"
+        "Counted are the examples on which the property was asked and held; the tests count, not hypothesis. Floating-point "
+        "inputs are drawn: for the reference and the order from steps of 1/4, full of ties and zeros, for the others from "
+        "all float16 up to 1e4.\n\n" + _table(["loss", *PROPERTIES.values(), "all"], rows)
+    )
+
+
+def _largest(errors, kind):
+    """As a power of ten that is not less."""
+    if not errors:
+        return ""
+    largest = max(errors)
+    if not math.isfinite(largest):
+        return ""
+    power = SMALLEST[kind] if largest <= 10 ** SMALLEST[kind] else math.ceil(math.log10(largest))
+    return f"≤ 1e{power}"
+
+
+def _with_unit(number, unit):
+    """Two digits: 1.3 MB."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{float(f'{number / size:.2g}'):g} {prefix}{unit}"
+    return f"{float(f'{number:.2g}'):g} {unit}".rstrip()
+
+
+def _table(columns, cells):
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for name, row in cells.items():
+        lines.append(f"| {' | '.join([f'`{name}`', *(row[column] for column in columns[1:])])} |")
+    return "\n".join(lines) + "\n"
