@@ -1,0 +1,72 @@
+"""Half precision in the computation only: what is kept from step to step, and the loss, are float32, and it still learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax.adapters import from_linen
+from kdjax.data import epoch_indices, load, on_device, take, unit_range
+from kdjax.losses import attention_transfer, soft_target_kl
+from kdjax.models import make_model
+from kdjax.sweeps import make_sweep_step, stack
+
+SEEDS, EPOCHS, MARGIN = 4, 12, 0.02
+OPTIMIZER = optax.adam(1e-2)
+OBJECTIVE = weighted_sum(
+    labels=(0.5, cross_entropy),
+    soft=(0.5, on_logits(soft_target_kl, temperature=4.0)),
+    attention=(1.0, on_feature(attention_transfer, "stage1")),
+)
+
+
+def students(dtype):
+    """Four students after twelve epochs on the digits, what the last step said, and their accuracy on the test split."""
+    train, test = (on_device(load("digits", split), unit_range) for split in ("train", "test"))
+    init, apply = from_linen(make_model("digits_student", dtype=dtype))
+    # A teacher that knows the labels, more or less: a peaked distribution over the right class.
+    logits = 4.0 * jax.nn.one_hot(train["labels"], 10)
+    features = {"stage1": train["inputs"][:, ::2, ::2, :].astype(dtype)}
+    train["teacher"] = Outputs(logits, features)
+    starts = [jax.jit(init)(jax.random.key(seed), train["inputs"][:1]) for seed in range(SEEDS)]
+    states = stack([init_state(start, OPTIMIZER, jax.random.key(0)) for start in starts])
+    sweep = make_sweep_step(make_train_step(apply, None, OPTIMIZER), None, way="vmap")
+    objectives, pick = stack([OBJECTIVE] * SEEDS), jax.jit(take)
+    for epoch in range(EPOCHS):
+        for chosen in np.asarray(epoch_indices(len(train["labels"]), 32, seed=0, epoch=epoch)):
+            states, metrics = sweep(states, None, objectives, pick(train, chosen))
+
+    @jax.jit
+    @jax.vmap
+    def outputs_of(weights):
+        return apply(*weights, test["inputs"], train=False)[0]
+
+    outputs = outputs_of(Weights(states.params, states.model_state))
+    accuracy = (outputs.logits.argmax(-1) == test["labels"][None]).mean()
+    return states, metrics, outputs, float(accuracy)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {dtype: students(dtype) for dtype in (jnp.float32, jnp.bfloat16)}
+
+
+def test_what_is_kept_and_the_losses_are_float32(trained):
+    states, metrics, outputs, _ = trained[jnp.bfloat16]
+    for leaf in jax.tree.leaves((states.params, states.opt_state, metrics, outputs.logits)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)  # Adam counts in whole numbers
+        assert np.isfinite(leaf).all()
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((states.params, metrics))} == {"float32"}
+    # Else nothing was computed in half precision at all.
+    assert outputs.features["stage1"].dtype == outputs.features["embedding"].dtype == jnp.bfloat16
+    assert trained[jnp.float32][2].features["stage1"].dtype == jnp.float32
+
+
+def test_half_precision_learns_the_digits_to_within_two_points(trained):
+    (*_, single), (*_, half) = trained[jnp.float32], trained[jnp.bfloat16]
+    assert single > 0.9
+    assert abs(half - single) < MARGIN
+    kernels = [np.asarray(trained[dtype][0].params["logits"]["kernel"]) for dtype in trained]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3  # they did not compute the same
