@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax import _processes
 from kdjax._types import Tree
 
 _LISTED = 5  # names in an error before "and n more"
@@ -25,8 +26,8 @@ def by_path(tree: Tree) -> dict[str, Any]:
 
 
 def on_host(leaf: Any) -> np.ndarray:
-    """The leaf's numbers; of a typed PRNG key, the numbers it is made of."""
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    """All of the leaf's numbers, from whatever processes hold them; of a typed PRNG key, the numbers it is made of."""
+    return _processes.on_host(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def signature(leaf: Any) -> dict[str, Any]:
@@ -63,6 +64,19 @@ def rebuilt(arrays: Mapping[str, np.ndarray], key_kinds: Mapping[str, str | None
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
+def check_same(tree: Tree) -> None:
+    """Refuses arrays that differ between processes. One that lies on several of them already is the same in all."""
+    if jax.process_count() == 1:
+        return
+    local = {
+        name: digest(on_host(leaf))
+        for name, leaf in by_path(tree).items()
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    }
+    if different := _processes.differing(local):
+        raise ValueError(f"tree must be the same in every process; different are {listed(different)}.")
+
+
 def listed(names: list[str], separator: str = ", ") -> str:
     """The first few of many."""
     more = len(names) - _LISTED
@@ -77,7 +91,7 @@ def _placed(host: np.ndarray, key_kind: str | None, like: Any) -> Any:
     # An array that nobody placed must stay free: tied to one device it could not meet a batch that lies on several.
     if sharding is None or not getattr(like, "committed", True):
         return array
-    return jax.device_put(array, sharding)
+    return _processes.place(array, sharding)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -5,8 +5,9 @@ Both kinds of checkpoint are a folder of two Orbax items: ``arrays``, the leaves
 own. Orbax alone would hand back a flipped bit as a number, and cast another dtype. The structure of the tree comes from
 `like` when it is read, so any pytree that optax makes is good here.
 
-Each leaf passes through this process's memory, so all of it must be visible here: sharded over the process's own
-devices, or replicated.
+Several processes: all call each function here, with a folder that all see, and the first one writes. A leaf may lie on
+the devices of many, whole or split: it is gathered in each process's memory and has the digest of the whole array, so
+that a run of two processes goes on in one, or in four.
 """
 
 import errno
@@ -20,11 +21,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax import _leaves
+from kdjax import _leaves, _processes
 from kdjax._types import TrainState, Tree, Weights
 from kdjax.records import as_json
 
@@ -46,6 +48,7 @@ def save_weights(
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
       PermissionError: if the folder that is to hold `path` cannot be written.
+      ValueError: naming leaves that are not the same in every process.
 
     Example:
       >>> import jax, tempfile
@@ -58,7 +61,7 @@ def save_weights(
       (2, 3)
     """
     target = Path(path).absolute()
-    if target.exists():
+    if _processes.anywhere(target.exists()):
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
     _check_writable(target.parent)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -125,10 +128,11 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
         raise ValueError(f"keep must be at least 1; got {keep!r}.")
     root = Path(folder).absolute()
     _check_writable(root)
-    for child in root.iterdir():
+    for child in root.iterdir() if _processes.is_first() else ():
         # Orbax would take it for the latest step, and then silently save none before that number.
         if child.name.isdigit() and child.is_dir() and not any(child.iterdir()):
             child.rmdir()
+    _processes.wait()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(root, options=options) as run:
         yield run
@@ -149,7 +153,7 @@ def save_state(
       record: JSON beside it, such as epoch and accuracy so far; NaN becomes None, as in `records.as_json`.
 
     Raises:
-      ValueError: if `step` is not after the last one.
+      ValueError: if `step` is not after the last one; or naming leaves that are not the same in every process.
     """
     last = run.latest_step()
     if last is not None and step <= last:
@@ -171,27 +175,36 @@ def restore_state(run: ocp.CheckpointManager, like: TrainState) -> tuple[TrainSt
 
     Raises:
       DamagedError: if there are states and all are damaged.
-      ValueError: naming leaves that are missing, unexpected, or of another shape or dtype.
+      ValueError: naming leaves that are missing, unexpected, or of another shape or dtype; or if the processes do not
+        see the same folder.
     """
     run.wait_until_finished()
+    steps = sorted(run.all_steps(), reverse=True)
+    if _processes.differing({"steps": _digest_of(steps)}):
+        where = f"process {jax.process_index()} finds the steps {steps} in {run.directory}, another process others"
+        raise ValueError(f"folder must be one that all processes see; {where}.")
     damaged: dict[int, DamagedError] = {}
-    for step in sorted(run.all_steps(), reverse=True):
+    for step in steps:
         source = Path(run.directory) / str(step)
         try:
             arrays, record = _read(source)
         except DamagedError as error:
             damaged[step] = error
+        # All go back together, or the processes would go on from different steps.
+        if _processes.anywhere(step in damaged):
+            damaged.setdefault(step, DamagedError(f"The checkpoint {source} cannot be read by another process."))
             continue
         state = _rebuilt(arrays, record["leaves"], like, source)
         for number, reason in damaged.items():
             warnings.warn(f"{reason} Going back from step {number} to step {step}.", RuntimeWarning, stacklevel=2)
-            _set_aside(source.with_name(str(number)))
+            if _processes.is_first():
+                _set_aside(source.with_name(str(number)))
         if damaged:
+            _processes.wait()
             run.reload()
         return state, record["entries"]
     if damaged:
-        reasons = " ".join(map(str, damaged.values()))
-        raise DamagedError(f"No state in {run.directory} is whole. {reasons}")
+        raise DamagedError(f"No state in {run.directory} is whole. {' '.join(map(str, damaged.values()))}")
     return None
 
 
@@ -205,18 +218,21 @@ def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
             arrays[name] = host
     if not arrays:
         raise ValueError("A checkpoint must have at least one array that is not empty; got none.")
+    if different := _processes.differing({name: saved["blake2b"] for name, saved in table.items()}):
+        raise ValueError(f"What is saved must be the same in every process; different are {_leaves.listed(different)}.")
     record = {"entries": as_json(entries, "record"), "leaves": table}
     record["blake2b"] = _record_digest(record)
     return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
 
 
 def _read(source: Path, *, with_arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads both items and proves their digests."""
-    items: dict[str, Any] = {"record": ocp.args.JsonRestore()}
-    if with_arrays:
-        items["arrays"] = ocp.args.StandardRestore()
+    """Reads both items and proves their digests, each process for itself: one that fails leaves none waiting."""
+    items = {"record": ocp.args.JsonRestore()} | ({"arrays": ocp.args.StandardRestore()} if with_arrays else {})
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             found = checkpointer.restore(source, args=ocp.args.Composite(**items))
     except (PermissionError, MemoryError):  # these say nothing of the files
         raise
@@ -249,7 +265,10 @@ def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: T
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:
-    document = {key: entry for key, entry in record.items() if key != "blake2b"}
+    return _digest_of({key: entry for key, entry in record.items() if key != "blake2b"})
+
+
+def _digest_of(document: Any) -> str:
     return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

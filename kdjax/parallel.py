@@ -1,51 +1,124 @@
-"""From a pure step to a compiled one, on one device or on all of a host's: `jit`, `pmap` and `shard_map`, thinly.
+"""From a pure step to a compiled one, on one device, on all of a host's, or on those of several hosts.
 
 `jit_step` is the front door. With a batch placed by `shard_batch`, the same compiled step runs on every device of a mesh.
+Several hosts: call ``jax.distributed.initialize()`` first in every process; `data_mesh` then spans them all, and each
+process gives `shard_batch` its own `process_rows` of every batch. `pmap_step` and `shard_map_step` are thin wrappers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kdjax import _leaves, _processes
 from kdjax._types import Tree
 from kdjax.training import TrainStep
 
 AXIS = "data"
+MODEL_AXIS = "model"
 
 
-def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, ``"data"``, over `devices` (by default all there are)."""
-    found = jax.devices() if devices is None else devices
-    # make_mesh's own default, explicit axes, puts shardings into types, and Linen's Dense cannot multiply those.
-    return jax.make_mesh((len(found),), (AXIS,), axis_types=(AxisType.Auto,), devices=found)
+def data_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """A mesh over `devices`, by default those of all processes: one axis, ``"data"``, or two, ``"data"`` and ``"model"``.
+
+    Args:
+      devices: what to span. Each process's stand together, so that its part of the batch is one block of rows.
+      model: on how many neighbouring devices a network's arrays may be split; the batch is split over the rest.
+
+    Raises:
+      ValueError: if `model` does not divide the number of devices of each process.
+    """
+    found = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
+    here = len(found) // _processes_of(found)
+    if model < 1 or here % model:
+        raise ValueError(f"model must divide the {here} devices of a process; got {model}.")
+    shape, axes = ((len(found),), (AXIS,)) if model == 1 else ((-1, model), (AXIS, MODEL_AXIS))
+    # Explicit axes would put shardings into types, and Linen's Dense cannot multiply those.
+    return Mesh(np.array(found).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def process_rows(batch_size: int, *, process_index: int | None = None, process_count: int | None = None) -> slice:
+    """The rows of a whole batch that one process feeds: block number `process_index` of `process_count` equal ones.
+
+    Cut from indices that all processes know, as `data.epoch_indices` gives them, every batch has the same examples in
+    the same order, however many processes there are.
+
+    Args:
+      batch_size: examples in the whole batch.
+      process_index: by default this process.
+      process_count: by default all there are.
+
+    Raises:
+      ValueError: if the batch does not divide by the number of processes, or there is no such process.
+
+    Example:
+      >>> [np.arange(8)[process_rows(8, process_index=i, process_count=2)].tolist() for i in range(2)]
+      [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+    index = jax.process_index() if process_index is None else process_index
+    count = jax.process_count() if process_count is None else process_count
+    if not 0 <= index < count:
+        raise ValueError(f"process_index must lie between 0 and process_count - 1 = {count - 1}; got {index}.")
+    if batch_size % count:
+        raise ValueError(f"batch_size must divide by the {count} processes; got {batch_size}.")
+    size = batch_size // count
+    return slice(index * size, (index + 1) * size)
 
 
 def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Places a batch with its first axis split over the mesh.
+    """Places a batch with its first axis split over the mesh's ``"data"`` axis.
+
+    Args:
+      batch: arrays [batch, …]. With several processes, this one's part: the `process_rows` of the whole.
+      mesh: from `data_mesh`.
+
+    Returns:
+      The whole batch, each device holding its rows.
 
     Raises:
-      ValueError: if the batch does not divide by the number of devices.
+      ValueError: if the batch does not divide by the number of devices that it is split over.
     """
     size = _batch_size(batch)
-    if size % mesh.size:
-        raise ValueError(f"batch must divide by the mesh's {mesh.size} devices; got {size} examples.")
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+    processes = _processes_of(mesh.devices.flat)
+    parts = mesh.shape[AXIS] // processes
+    if size % parts:
+        where = "the mesh's" if processes == 1 else "this process's"
+        raise ValueError(f"batch must divide by {where} {parts} devices; got {size} examples.")
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    if processes == 1:
+        return jax.device_put(batch, sharding)
+
+    def whole(array: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (processes * size, *array.shape[1:]))
+
+    return jax.tree.map(whole, batch)
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Places a copy of every array on every device of the mesh: for the state and the teacher."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Places a copy of every array on every device of the mesh: for the state and the teacher.
+
+    Raises:
+      ValueError: if several processes do not bring the same, naming the leaves.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    if _processes_of(mesh.devices.flat) == 1:
+        return jax.device_put(tree, whole)
+    _leaves.check_same(tree)
+    return jax.tree.map(lambda leaf: _processes.place(leaf, whole), tree)
 
 
 def jit_step(step: TrainStep) -> Any:
-    """Compiles a step whose state is donated: its memory is used again, so keep only the state that comes back."""
+    """Compiles a step whose state is donated: its memory is used again, so keep only the state that comes back.
+
+    What comes back lies where the state lay: on every device, or split as `kdjax.sharding` splits it.
+    """
     return jax.jit(step, donate_argnums=0)
 
 
 def pmap_step(step: TrainStep) -> Any:
-    """The same under `jax.pmap`; make `step` with ``axis_name="data"``.
+    """The same under `jax.pmap`, in one process; make `step` with ``axis_name="data"``.
 
     The batch comes split by `split_batch`, [devices, batch per device, …]; state, teacher and objective come and go as
     they are, not replicated. `jax.pmap` is in maintenance; new code wants `jit_step`.
@@ -78,3 +151,7 @@ def split_batch(batch: Tree, devices: int) -> Tree:
 
 def _batch_size(batch: Tree) -> int:
     return int(np.shape(jax.tree.leaves(batch)[0])[0])
+
+
+def _processes_of(devices: Any) -> int:
+    return len({device.process_index for device in devices})
