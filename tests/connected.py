@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import softmax_cross_entropy_with_integer_labels
 
 from kdjax import Outputs, Weights, connectors, init_state, on_feature, on_outputs, on_student, weighted_sum
 from kdjax.losses import (
@@ -15,6 +16,7 @@ from kdjax.losses import (
     info_nce,
     logit_mse,
     similarity_distribution,
+    soft_target_kl,
     variational_information,
 )
 
@@ -118,6 +120,13 @@ ROWS = {
         {"t": on_feature(hint, "c"), "u": on_feature(logit_mse, "c_logits")},
     ),
 }
+ROWS["auxiliary"] = (
+    {"c": connectors.auxiliary("stage1", width=4)},
+    {
+        "t": on_feature(soft_target_kl, "c", temperature=2.0),
+        "u": on_outputs(softmax_cross_entropy_with_integer_labels, "student.c"),
+    },
+)
 # Batch normalisation, a bank, a queue and frozen arrays in one step.
 TOGETHER = ("regressor", "contrast", "queue", "shared_classifier")
 ROWS["together"] = (

@@ -4,6 +4,7 @@ A connector is a pair of pure functions, `Connector`. Its parameters live beside
 it adds to the networks' features is read by terms under its name.
 """
 
+from kdjax.connectors._auxiliary import auxiliary as auxiliary
 from kdjax.connectors._classifiers import average_and_dense as average_and_dense
 from kdjax.connectors._classifiers import projector as projector
 from kdjax.connectors._classifiers import shared_classifier as shared_classifier
@@ -25,6 +26,7 @@ from kdjax.connectors._review import review as review
 
 __all__ = [
     "Connector",
+    "auxiliary",
     "average_and_dense",
     "connect",
     "connector_of",
