@@ -221,7 +221,9 @@ def _ask_the_loss(match: Match) -> None:
     labels = {"labels": jnp.zeros(2, int)} if _wants_labels(match.loss, match.places, {}) else {}
     for where, step in stages.items():
         values = schedules.at(dict(match.numbers), step)
-        for shape, last in itertools.product(((2, 3), (2, 4, 4, 3)), (jnp.float32, jnp.int32)):
+        # A number a channel, such as a margin, tells how many channels there are.
+        channels = next((np.shape(value)[-1] for value in values.values() if np.ndim(value)), 3)
+        for shape, last in itertools.product(((2, channels), (2, 4, 4, channels)), (jnp.float32, jnp.int32)):
             kinds = [jnp.float32] * (len(match.places) - 1) + [last]
             inputs = [jax.ShapeDtypeStruct(shape, kind) for kind in kinds]
             named = {name: jnp.zeros(shape[-1:]) for name, _ in match.named_places}

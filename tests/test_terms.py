@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kdjax import Outputs, cross_entropy, on_feature, on_logits, schedules, weighted_sum
-from kdjax.losses import attention_transfer, hint, jensen_shannon, logit_mse, rkd_angle, soft_target_kl
+from kdjax.losses import attention_transfer, hint, jensen_shannon, logit_mse, overhaul, rkd_angle, soft_target_kl
 
 KEY = jax.random.key(0)
 
@@ -105,6 +105,16 @@ def test_a_schedules_numbers_move_without_a_compilation():
         compiled(weighted_sum(labels=(schedules.cosine(1.0, end, steps=int(end)), cross_entropy)), 3)
     chex.clear_trace_counter()
     assert compiled._cache_size() == 1
+
+
+def test_a_hyper_parameter_may_be_one_number_a_channel():
+    margin = jnp.array([-0.5, -0.1, -1.0])
+    term = on_feature(overhaul, "stage1", margin=margin)
+    np.testing.assert_array_equal(jax.tree.leaves(term)[0], margin)
+    expected = overhaul(STUDENT.features["stage1"], TEACHER.features["stage1"], margin=margin)
+    np.testing.assert_array_equal(term(STUDENT, TEACHER, BATCH), expected)
+    with pytest.raises(ValueError, match=r"margin must have shape \(3,\), one number per channel"):
+        on_feature(overhaul, "stage1", margin=jnp.zeros(7))(STUDENT, TEACHER, BATCH)
 
 
 def test_labels_reach_losses_that_ask_for_them():
