@@ -47,3 +47,17 @@ def test_a_quick_trial_measures_every_loss(tmp_path):
     assert {row["case"] for row in result["memory"]} == {"rkd_angle, block=8", "neuron_selectivity", "crd"}
     assert len(result["ratios_at_64"]) == 3
     assert all(target["met"] == (target["is"] <= target["limit"]) for target in result["targets"])
+
+
+@pytest.mark.slow
+def test_a_quick_trial_measures_both_ways_to_train_many_students(tmp_path):
+    result = quick_trial("sweep.py", tmp_path / "sweep.json")
+    cases = {
+        (row["network"], row["teacher"], row["way"], row["students"]): row["quartiles_ms"] for row in result["rows"]
+    }
+    assert len(cases) == 2 * 2 * 2 * 2
+    for low, middle, high in cases.values():
+        assert 0 < low <= middle <= high
+    # The teacher's forward pass is most of an MLP student's step.
+    assert cases["MLP", "online", "vmap", 1][1] > cases["MLP", "cached", "vmap", 1][1]
+    assert result["device"]
