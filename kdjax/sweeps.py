@@ -19,7 +19,8 @@ from kdjax.objectives import Objective
 from kdjax.training import Metrics, TrainStep
 
 WAYS = ("vmap", "one by one")
-SweepStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
+States = TrainState | list[TrainState]  # stacked, or one by one
+SweepStep = Callable[[Any, Weights | None, Objective, Batch], tuple[Any, Metrics]]
 
 
 class Choice(NamedTuple):
@@ -82,16 +83,18 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """The students' own pytrees again: `stack` undone.
+    """The students' own pytrees again: `stack` undone. What is a list of them already stays as it is.
 
     Example:
       >>> [float(one["w"]) for one in unstack({"w": jnp.array([1.0, 2.0])})]
       [1.0, 2.0]
     """
+    if isinstance(tree, list):
+        return tree
     students = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
     if len(students) != 1 or () in students:
         raise ValueError(f"tree must have one leading axis in all leaves, [students, …]; got {sorted(students)}.")
-    return [jax.tree.map(lambda leaf, n=number: leaf[n], tree) for number in range(students.pop()[0])]
+    return _apart(tree, students.pop()[0])
 
 
 def make_sweep_step(step: TrainStep, teacher_apply: Apply | None, *, way: str) -> SweepStep:
@@ -106,12 +109,12 @@ def make_sweep_step(step: TrainStep, teacher_apply: Apply | None, *, way: str) -
 
     Returns:
       A function of
-        states: `stack` of the students' `TrainState`. Donated: keep only what comes back.
+        states: `stack` of the students' `TrainState`, or what the last call gave back. Donated: keep only what comes back.
         teacher: the teacher's `Weights`, or None.
         objectives: `stack` of the students' objectives.
         batch: as in `make_train_step`; all students see the same one.
-      that returns the new states and the step's metrics, each [students]. It compiles at its first call, and never again for
-      other numbers.
+      that returns the new states, to be handed to the next call, or to `unstack` in the end; and the step's metrics, each
+      [students]. It compiles at its first call, and never again for other numbers.
 
     Raises:
       ValueError: if `way` is none of the two; when called, if the students' axes differ, or the teacher is missing or has
@@ -128,7 +131,7 @@ def make_sweep_step(step: TrainStep, teacher_apply: Apply | None, *, way: str) -
 def choose_way(
     step: TrainStep,
     teacher_apply: Apply | None,
-    states: TrainState,
+    states: States,
     teacher: Weights | None,
     objectives: Objective,
     batch: Batch,
@@ -155,7 +158,7 @@ def choose_way(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1; got {rounds}.")
     steps = {way: make_sweep_step(step, teacher_apply, way=way) for way in WAYS}
-    copies = {way: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), states) for way in WAYS}
+    copies: dict[str, Any] = {way: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), states) for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way, sweep in steps.items():
@@ -175,7 +178,7 @@ def _together(step: TrainStep, teacher_apply: Apply | None) -> SweepStep:
     def sweep(
         states: TrainState, teacher: Weights | None, objectives: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        _check_axes(states, objectives)
+        _check_axes(objectives=objectives, states=states)
         taught = dict(batch) | _teach(teacher_apply, teacher, batch)
         return jax.vmap(step, in_axes=(0, None, 0, None))(states, None, objectives, taught)
 
@@ -185,30 +188,25 @@ def _together(step: TrainStep, teacher_apply: Apply | None) -> SweepStep:
 def _in_turn(step: TrainStep, teacher_apply: Apply | None) -> SweepStep:
     teach = jax.jit(partial(_teach, teacher_apply))
 
-    # Which student is a number, so one program serves all; the donated states are written in their place.
+    # Which student is a number, so that one program serves all. The states come apart: XLA would copy a stack for each.
     @partial(jax.jit, donate_argnums=0)
     def advance(
-        states: TrainState, student: jax.Array | int, objectives: Objective, batch: Batch
+        state: TrainState, student: jax.Array | int, objectives: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        _check_axes(states, objectives)
-        before, objective = jax.tree.map(lambda leaf: leaf[student], (states, objectives))
-        after, metrics = step(before, None, objective, batch)
-        return jax.tree.map(lambda every, one: every.at[student].set(one), states, after), metrics
+        return step(state, None, jax.tree.map(lambda leaf: leaf[student], objectives), batch)
 
     @jax.jit
     def collected(metrics: list[Metrics]) -> Metrics:
         return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
     def sweep(
-        states: TrainState, teacher: Weights | None, objectives: Objective, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
+        states: States, teacher: Weights | None, objectives: Objective, batch: Batch
+    ) -> tuple[list[TrainState], Metrics]:
+        _check_axes(objectives=objectives, states=states)
         batch = jax.device_put(dict(batch))  # once, not once a student
         batch |= teach(teacher, batch)
-        metrics = []
-        for student in range(_students(states)):
-            states, said = advance(states, student, objectives, batch)
-            metrics.append(said)
-        return states, collected(metrics)
+        results = [advance(state, student, objectives, batch) for student, state in enumerate(unstack(states))]
+        return [state for state, _ in results], collected([metrics for _, metrics in results])
 
     return sweep
 
@@ -225,23 +223,28 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Batch) -
     return {"teacher": teacher_apply(teacher.params, teacher.model_state, batch["inputs"], train=False)[0]}
 
 
-def _students(states: TrainState) -> int:
-    if jnp.ndim(states.step) != 1 or not len(states.step):
-        raise ValueError(
-            f"states must be stacked, [students, …]; their step has shape {jnp.shape(states.step)}: use stack([state, …])."
-        )
-    return len(states.step)
-
-
-def _check_axes(states: TrainState, objectives: Objective) -> None:
-    students = _students(states)
-    for name, tree in (("states", states), ("objectives", objectives)):
+def _check_axes(*, objectives: Objective, states: States) -> None:
+    trees: dict[str, Tree] = {"objectives": objectives}
+    if isinstance(states, TrainState):
+        if jnp.ndim(states.step) != 1:
+            raise ValueError(
+                f"states must be stacked, [students, …], as by stack([state, …]); their step has shape "
+                f"{jnp.shape(states.step)}."
+            )
+        trees["states"] = states
+    students = len(states.step if isinstance(states, TrainState) else states)
+    for name, tree in trees.items():
         for path, leaf in jax.tree.leaves_with_path(tree):
             if jnp.shape(leaf)[:1] != (students,):
                 raise ValueError(
-                    f"{name} must be stacked for {students} students, as the states' step is; "
+                    f"{name} must be stacked for {students} students, as the states are; "
                     f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}."
                 )
+
+
+@partial(jax.jit, static_argnums=1)
+def _apart(tree: Tree, students: int) -> list[Tree]:
+    return [jax.tree.map(lambda leaf, n=number: leaf[n], tree) for number in range(students)]
 
 
 def _stacked(*leaves: Any) -> jax.Array:
