@@ -1,0 +1,211 @@
+"""Plans of phases: what each phase moves, bit by bit, that a resumed run is the unbroken one, and the steps in between."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax import (
+    Outputs,
+    Weights,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    on_feature,
+    on_logits,
+    schedules,
+    weighted_sum,
+)
+from kdjax.checkpoints import open_run, restore_state, save_state
+from kdjax.freezing import freeze, hold_state, train_only
+from kdjax.losses import hint, soft_target_kl
+from kdjax.phases import Phase, bounds, enter, make_planned_step, objective_of, phase_at, plan, state_like
+
+PARTS = ("stage1", "stage2", "logits")
+LABELS = weighted_sum(labels=(1.0, cross_entropy))
+
+
+def network(params, model_state, inputs, *, train, rng=None):
+    """Dense stages with a running mean each, as BatchNorm has, and noise while training: small, and quickly compiled."""
+    x, features, means = inputs, {}, {}
+    for name in ("stage1", "stage2"):
+        x = features[name] = jnp.tanh(x @ params[name]["kernel"])
+        means[name] = 0.9 * model_state[name] + 0.1 * x.mean(axis=0)
+        if train:
+            x = x + 0.1 * jax.random.normal(jax.random.fold_in(rng, len(means)), x.shape)
+    return Outputs(x @ params["logits"]["kernel"], features), means if train else model_state
+
+
+@functools.cache
+def weights(seed):
+    noise = np.random.default_rng(seed)
+    shapes = dict(zip(PARTS, ((4, 6), (6, 6), (6, 3)), strict=True))
+    params = {name: {"kernel": noise.normal(size=shape).astype(np.float32)} for name, shape in shapes.items()}
+    return Weights(params, {name: np.zeros(6, np.float32) for name in ("stage1", "stage2")})
+
+
+def batch(number):
+    noise = np.random.default_rng(1000 + number)
+    return {"inputs": noise.normal(size=(8, 4)).astype(np.float32), "labels": noise.integers(0, 3, 8).astype(np.int32)}
+
+
+def prepared(phases):
+    """The plan, its step, and the compiled step of each phase by name."""
+    made = {}
+
+    def make_step(phase):
+        student = hold_state(network, "stage[12]") if phase.name == "head" else network
+        made[phase.name] = jax.jit(make_train_step(student, network, phase.optimizer), donate_argnums=0)
+        return made[phase.name]
+
+    return phases, make_planned_step(phases, make_step), made
+
+
+def start(phases, seed=0):
+    return init_state(weights(seed), phases[0].optimizer, jax.random.key(5 + seed))
+
+
+def run(training, *, state=None, until=None):
+    """Trains from a state, or from the start. Returns the last state, on the host each state, and each step's metrics."""
+    phases, step, made = training
+    state = state or start(phases)
+    seen, every_metrics = [], []
+    for number in range(int(state.step), bounds(phases)[-1] if until is None else until):
+        state, metrics = step(number, state, weights(1), batch(number))
+        every_metrics.append(jax.device_get(metrics))
+        seen.append(jax.device_get(state._replace(rng=())))
+    assert all(own._cache_size() <= 1 for own in made.values()), "each phase compiles once"
+    return state, seen, every_metrics
+
+
+def bits(tree):
+    return [(leaf.shape, str(leaf.dtype), np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
+
+
+def moved(before, after):
+    return {name for name in PARTS if bits(before.params[name]) != bits(after.params[name])}
+
+
+@functools.cache
+def two_stages():
+    features = weighted_sum(
+        one=(1.0, on_feature(hint, "stage1")), two=(schedules.linear(0.0, 1.0, steps=3), on_feature(hint, "stage2"))
+    )
+    soft = weighted_sum(
+        labels=(0.5, cross_entropy), soft=(schedules.linear(1.0, 0.5, steps=4), on_logits(soft_target_kl))
+    )
+    phases = plan(
+        Phase("features", 4, features, freeze(optax.adamw(0.01, weight_decay=0.1), "logits")),
+        Phase("head", 5, soft, train_only(optax.adamw(0.02, weight_decay=0.1), "logits")),
+    )
+    return prepared(phases)
+
+
+def test_two_stages_move_the_features_and_then_the_head_and_nothing_else():
+    _, seen, metrics = run(two_stages())
+    before, first, second = weights(0), seen[3], seen[-1]
+    assert moved(before, first) == {"stage1", "stage2"}
+    assert moved(first, second) == {"logits"}
+    assert bits(first.model_state) != bits(before.model_state)
+    assert bits(second.model_state) == bits(first.model_state), "the frozen stages' statistics are held"
+    # Schedules count from the start of their phase.
+    np.testing.assert_allclose([one["two_weight"] for one in metrics[:4]], [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
+    np.testing.assert_allclose([one["soft_weight"] for one in metrics[4:]], [1, 0.875, 0.75, 0.625, 0.5])
+
+
+def test_progressive_distillation_learns_shallow_layers_first_then_more():
+    adam = optax.adam(0.01)
+    of = {name: (1.0, on_feature(hint, name)) for name in ("stage1", "stage2")}
+    phases = plan(
+        Phase("shallow", 3, weighted_sum(stage1=of["stage1"]), train_only(adam, "stage1")),
+        Phase("deeper", 3, weighted_sum(**of), train_only(adam, "stage1|stage2")),
+        Phase("all", 3, weighted_sum(**of, labels=(1.0, cross_entropy)), adam),
+    )
+    _, seen, metrics = run(prepared(phases))
+    states = [weights(0), seen[2], seen[5], seen[8]]
+    assert [moved(*pair) for pair in itertools.pairwise(states)] == [
+        {"stage1"},
+        {"stage1", "stage2"},
+        {"stage1", "stage2", "logits"},
+    ]
+    assert [set(metrics[at]) & {*of, "labels"} for at in (0, 3, 6)] == [{"stage1"}, {*of}, {*of, "labels"}]
+
+
+def test_a_term_that_warms_up_in_its_phase_starts_from_nothing():
+    """The first phase is that of a run without it, the first step at weight 0 as good as, and then they part."""
+    warm = weighted_sum(
+        labels=(1.0, cross_entropy), soft=(schedules.linear(0.0, 2.0, steps=2), on_logits(soft_target_kl))
+    )
+    sgd = optax.sgd(0.1, momentum=0.9)
+    labels = Phase("labels", 2, LABELS, sgd)
+    _, with_soft, metrics = run(prepared(plan(labels, Phase("both", 3, warm, sgd))))
+    _, without, _ = run(prepared(plan(labels, Phase("more", 3, LABELS, sgd))))
+    assert [float(one["soft_weight"]) for one in metrics[2:]] == [0.0, 1.0, 2.0]
+    assert bits(with_soft[:2]) == bits(without[:2])
+    np.testing.assert_allclose(
+        with_soft[2].params["logits"]["kernel"], without[2].params["logits"]["kernel"], rtol=1e-5
+    )
+    assert moved(with_soft[3], without[3]) == set(PARTS)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])  # in the first phase, between the two, and in the second
+def test_a_run_that_is_resumed_ends_in_the_same_bits(tmp_path, stop):
+    phases, *_ = two_stages()
+    whole, _, _ = run(two_stages())
+    broken, _, _ = run(two_stages(), until=stop)
+    with open_run(tmp_path) as folder:
+        save_state(folder, stop, broken)
+    with open_run(tmp_path) as folder:
+        restored, _ = restore_state(folder, state_like(phases, folder.latest_step(), start(phases, seed=3)))
+    assert bits(restored.params) == bits(broken.params) != bits(whole.params)
+    resumed, _, _ = run(two_stages(), state=restored)
+    assert bits(resumed._replace(rng=())) == bits(whole._replace(rng=()))
+    assert int(resumed.step) == 9
+
+
+def test_entering_a_phase_starts_its_optimizer_and_keeps_all_else():
+    phases, *_ = two_stages()
+    before, _, _ = run(two_stages(), until=3)
+    after = enter(phases, 1, before)
+    assert bits((after.step, after.params, after.model_state)) == bits((before.step, before.params, before.model_state))
+    assert bits(after.opt_state) == bits(phases[1].optimizer.init(before.params))
+    assert jax.tree.structure(after.opt_state) != jax.tree.structure(before.opt_state)
+    assert bool(jnp.all(after.rng == before.rng))
+
+
+def test_the_phase_is_a_function_of_the_step():
+    phases = plan(*(Phase(name, steps, LABELS, optax.sgd(0.1)) for name, steps in (("a", 1), ("b", 3), ("c", 2))))
+    assert bounds(phases) == (0, 1, 4, 6)
+    assert [phase_at(phases, step) for step in range(7)] == [0, 1, 1, 1, 2, 2, 2]
+    assert phase_at(phases, jnp.int32(4)) == 2
+
+
+ONE = Phase("a", 2, LABELS, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: plan(), "phases must be one or more; got none"),
+        (lambda: plan(ONE, ONE), "phases must have a name each of their own; got 'a' twice"),
+        (lambda: plan(ONE._replace(steps=0)), "steps of phase 'a' must be a whole number greater than 0; got 0"),
+        (lambda: phase_at(plan(ONE), 3), "step must lie between 0 and 2, the plan's updates; got 3"),
+        (lambda: phase_at(plan(ONE), -1), "step must lie between 0 and 2, the plan's updates; got -1"),
+        (lambda: objective_of(plan(ONE), 1), "index must be that of one of the plan's 1 phases, from 0; got 1"),
+        (
+            lambda: enter(plan(ONE), -1, start([ONE])),
+            "index must be that of one of the plan's 1 phases, from 0; got -1",
+        ),
+        (
+            lambda: make_planned_step(plan(ONE), lambda phase: print)(2, start([ONE]), None, {}),
+            "number must be that of one of the plan's 2 updates, from 0; got 2",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
