@@ -18,13 +18,12 @@ ORDER = ("stage1", "stage2", "hidden", "logits")
 
 @cache
 def network(widths, hidden, seed, **settings):
+    """Numbers that no two channels share, statistics and biases too: whoever mixed up channels would be seen."""
     init, apply = from_linen(CNN(widths=widths, hidden=hidden, **settings))
-    weights = jax.jit(init)(jax.random.key(seed), IMAGES)
-    # Biases and statistics start at 0 and 1 everywhere: whoever mixed up their channels would not be seen.
     noise = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf) + np.float32(0.1 * noise.uniform(size=leaf.shape)), weights
-    ), apply
+    shapes = jax.eval_shape(init, jax.random.key(0), IMAGES)  # cheaper than to compile what initialises
+    signs = jax.tree.map(lambda leaf: 1.0 if leaf.ndim == 1 else noise.choice([-1.0, 1.0], leaf.shape), shapes)
+    return jax.tree.map(lambda leaf, sign: np.float32(sign * noise.uniform(0.1, 0.4, leaf.shape)), shapes, signs), apply
 
 
 def outputs_of(apply, weights):
