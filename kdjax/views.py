@@ -53,8 +53,8 @@ def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) 
 
     Note:
       Soft targets from a teacher that saw the plain image, for a student that sees a changed one, are the usual shortcut;
-      the paper measures that they are worse than the same view for both. It also needs long schedules: what a view
-      costs is paid back over many epochs.
+      the paper measures that they are worse than the same view for both. It also asks for patience: its students go on
+      improving for thousands of epochs.
 
     Reference:
       Beyer et al., Knowledge distillation: A good teacher is patient and consistent, 2022, section 3.
