@@ -19,11 +19,15 @@ FROM_LABELS = on_outputs(optax.softmax_cross_entropy_with_integer_labels, "stude
 
 
 def seen_through(connector, teacher=None):
-    weights = connector.init(KEYS[3], *[jax.eval_shape(lambda outputs: outputs, SEEN)] * 2)
-    own, others, _ = connectors.connect(
-        {"aux1": connector}, *({"aux1": part} for part in weights), SEEN, teacher, {}, train=False
-    )
-    return weights.params, own, others
+    @jax.jit
+    def run(teacher):
+        weights = connector.init(KEYS[3], *[jax.eval_shape(lambda outputs: outputs, SEEN)] * 2)
+        own, others, _ = connectors.connect(
+            {"aux1": connector}, *({"aux1": part} for part in weights), SEEN, teacher, {}, train=False
+        )
+        return weights.params, own, others
+
+    return run(teacher)
 
 
 def test_logits_are_a_dense_layer_of_the_average():
