@@ -11,7 +11,7 @@ def within(pattern: str, path: str) -> re.Match[str] | None:
     ``stage1`` stands in ``stage1/kernel`` and in ``batch_stats/stage1/norm/mean``, and not in ``stage10/kernel``;
     ``^stage1`` only where the path begins with it.
     """
-    return re.search(rf"(?:(?<=/)|(?<![\s\S]))(?:{pattern})(?=/|$)", path)
+    return re.search(rf"(?:^|(?<=/))(?:{pattern})(?=/|$)", path)
 
 
 def chosen(argument: str, patterns: Sequence[str], paths: Iterable[str]) -> set[str]:

@@ -23,7 +23,7 @@ class Phase(NamedTuple):
     """A stretch of training.
 
     Attributes:
-      name: for people and records.
+      name: for people, records, and `make_step` of `make_planned_step`.
       steps: how many updates it has.
       objective: what is minimised. Its schedules count from the first step of the phase, as the optimizer's do.
       optimizer: what moves the parameters. It starts anew with the phase.
