@@ -164,7 +164,8 @@ def _drawn_share(key: PRNGKeyArray, image: Array, partner: Array, alpha: Number)
     _checks.floating("image", image)
     _checks.same_shape("image", image, "partner", partner)
     if isinstance(alpha, int | float) and alpha == 1:
-        return jax.random.uniform(key, dtype=jnp.float32)  # the same distribution, without the loops that draw any other
+        # The same distribution, without the loops that draw any other.
+        return jax.random.uniform(key, dtype=jnp.float32)
     return jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
 
 
