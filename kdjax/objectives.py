@@ -41,6 +41,12 @@ class Objective:
         weights, terms = schedules.at((dict(self.weights), dict(self.terms)), step)
         values = {name: term(student, teacher, batch) for name, term in terms.items()}
         for name, value in values.items():
+            if not hasattr(value, "shape"):
+                raise ValueError(
+                    f"The term {name!r} must return one array, shape {student.logits.shape[:1]}; got a "
+                    f"{type(value).__name__}. A loss that returns its next bank too, such as crd, comes through a "
+                    "connector, kdjax.connectors.contrast, and its term is on_student."
+                )
             if value.shape != student.logits.shape[:1]:
                 raise ValueError(
                     f"The term {name!r} must return one number per example, shape {student.logits.shape[:1]}; "

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from kdjax import _checks, schedules
-from kdjax._types import Batch, Number, Outputs, Term
+from kdjax._types import Batch, Number, Outputs
 from kdjax.schedules import Schedule
 
 
@@ -146,7 +146,20 @@ def on_outputs(loss: Callable[..., Float[Array, " batch"]], *places: str, **hype
     return _match(loss, places, hyper_parameters)
 
 
-def on_student(name: str) -> Term:
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("name",))
+@dataclass(frozen=True)
+class Given:
+    """A value that stands among the student's features already. Made by `on_student`."""
+
+    name: str
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+        del teacher, batch
+        value: Array = _in_outputs("student", student, self.name)
+        return value
+
+
+def on_student(name: str) -> Given:
     """A term that a connector has worked out already: the student's feature `name`, of shape [batch].
 
     Example:
@@ -155,31 +168,43 @@ def on_student(name: str) -> Term:
       >>> term(outputs, None, {}).tolist()
       [1.0, 2.0]
     """
-
-    def term(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-        del teacher, batch
-        value: Array = _in_outputs("student", student, name)
-        return value
-
-    return term
+    return Given(name)
 
 
 def _match(loss: Callable, places: tuple[str, ...], hyper_parameters: Mapping[str, Any]) -> Match:
     parameters = inspect.signature(loss).parameters
     known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    leaves, settings, named_places = {}, {}, {}
+    leaves: dict[str, Any] = {}
+    settings, named_places = {}, {}
     for name, value in hyper_parameters.items():
         _checks.one_of(f"A hyper-parameter of {_name(loss)}", name, known)
         default = parameters[name].default
         if _is_place(value):
             named_places[name] = value
-        elif isinstance(default, float) or (default is inspect.Parameter.empty and not isinstance(value, tuple)):
+        elif default is inspect.Parameter.empty and isinstance(value, tuple):
+            leaves[name] = tuple(leaf_of(f"{name}[{place}]", one) for place, one in enumerate(value))
+        elif isinstance(default, float) or default is inspect.Parameter.empty:
             leaves[name] = leaf_of(name, value)
         else:
             settings[name] = value.item() if isinstance(value, np.generic) else value
+    _fill_all_arguments(loss, places, hyper_parameters)
     match = Match(loss, places, tuple(sorted(named_places.items())), leaves, tuple(sorted(settings.items())))
     _ask_the_loss(match)
     return match
+
+
+def _fill_all_arguments(loss: Callable, places: tuple[str, ...], keywords: Mapping[str, Any]) -> None:
+    """A ValueError where the loss would miss an argument, or get one too many."""
+    labels = {"labels": None} if _wants_labels(loss, places, keywords) else {}
+    try:
+        inspect.signature(loss).bind(*places, **keywords, **labels)
+    except TypeError as error:
+        wanted = ", ".join(
+            name
+            for name, parameter in inspect.signature(loss).parameters.items()
+            if parameter.default is parameter.empty and name != "labels"
+        )
+        raise ValueError(f"{_name(loss)} needs {wanted}; got the arrays {', '.join(places)}: {error}.") from None
 
 
 def _is_place(value: Any) -> bool:
@@ -215,14 +240,14 @@ def _ask_the_loss(match: Match) -> None:
     """
     stages = {"": 0.0} | {
         f", at step {leaf.numbers[-1]:g}": leaf.numbers[-1]
-        for leaf in match.numbers.values()
+        for leaf in jax.tree.leaves(dict(match.numbers), is_leaf=_is_schedule)
         if isinstance(leaf, Schedule) and leaf.formula in schedules.FORMULAS
     }
     labels = {"labels": jnp.zeros(2, int)} if _wants_labels(match.loss, match.places, {}) else {}
     for where, step in stages.items():
         values = schedules.at(dict(match.numbers), step)
         # A number a channel, such as a margin, tells how many channels there are.
-        channels = next((np.shape(value)[-1] for value in values.values() if np.ndim(value)), 3)
+        channels = next((np.shape(value)[-1] for value in jax.tree.leaves(values) if np.ndim(value)), 3)
         for shape, last in itertools.product(((2, channels), (2, 4, 4, channels)), (jnp.float32, jnp.int32)):
             kinds = [jnp.float32] * (len(match.places) - 1) + [last]
             inputs = [jax.ShapeDtypeStruct(shape, kind) for kind in kinds]
@@ -234,6 +259,10 @@ def _ask_the_loss(match: Match) -> None:
                 names = (*match.numbers, *dict(match.settings))
                 if any(str(error).startswith((f"{name} ", f"{name}[")) for name in names):
                     raise ValueError(f"{error}{where}") from None
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, Schedule)
 
 
 def _plain(value: Any) -> Any:

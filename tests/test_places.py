@@ -1,14 +1,17 @@
 """Terms that take their arrays from places: any number of them, from either network or from the batch."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import Outputs, on_logits, on_outputs, on_student, weighted_sum
+from kdjax import Outputs, on_feature, on_logits, on_outputs, on_student, schedules, weighted_sum
 from kdjax.losses import (
     decoupled_kd,
     fsp,
+    hint,
+    overhaul,
     similarity_distribution,
     soft_target_kl,
     top_k_kl,
@@ -83,9 +86,52 @@ def test_a_value_worked_out_already_is_a_term():
         on_student("crd")(STUDENT, None, {})
 
 
+def test_such_a_term_is_a_value_like_the_others():
+    def total(objective):
+        return objective(Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)}), None, {}, 0).total.sum()
+
+    compiled = jax.jit(chex.assert_max_traces(total, n=1))
+    assert [float(compiled(weighted_sum(crd=(weight, on_student("crd"))))) for weight in (1.0, 2.0, 3.0)] == [
+        15,
+        30,
+        45,
+    ]
+    chex.clear_trace_counter()
+
+
+def test_a_pair_of_numbers_is_two_leaves():
+    """Searched, scheduled and differentiated as any other number is."""
+    teacher = Outputs(TEACHER.logits, {**TEACHER.features, "queue": jnp.eye(7)})
+    places = ("student.embedding", "teacher.embedding", "teacher.queue")
+    term = on_outputs(similarity_distribution, *places, temperatures=(schedules.linear(0.2, 0.4, steps=10), 0.1))
+    assert len(jax.tree.leaves(term)) == 4
+    at_the_end = weighted_sum(own=(1.0, term))(STUDENT, teacher, {}, 10).total
+    expected = similarity_distribution(
+        STUDENT.features["embedding"], TEACHER.features["embedding"], jnp.eye(7), temperatures=(0.4, 0.1)
+    )
+    np.testing.assert_allclose(at_the_end, expected, rtol=1e-5)
+
+
+def test_a_loss_that_returns_more_than_its_values_is_sent_to_its_connector():
+    def term(student, teacher, batch):
+        return jnp.zeros(6), "the next bank"
+
+    with pytest.raises(ValueError, match=r"'own' must return one array, shape \(6,\); got a tuple.*contrast"):
+        weighted_sum(own=(1.0, term))(STUDENT, TEACHER, {}, 0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: on_outputs(fsp, "student.stage1"),
+            "fsp needs student_bottom, student_top, teacher_bottom, teacher_top; got the arrays student.stage1",
+        ),
+        (
+            lambda: on_outputs(hint, "student.a", "teacher.a", "teacher.b"),
+            "hint needs student, teacher; got .*too many",
+        ),
+        (lambda: on_feature(overhaul, "stage1"), "overhaul needs student, teacher, margin; got .*'margin'"),
         (lambda: on_outputs(fsp), "on_outputs needs the places of its arrays"),
         (lambda: on_outputs(fsp, "stage1"), r"A place must be .* got 'stage1' for fsp"),
         (lambda: on_outputs(fsp, "pupil.stage1"), "got 'pupil.stage1' for fsp"),
