@@ -77,3 +77,18 @@ def test_bad_draw_is_a_named_error(arguments, keywords, words):
 def test_bad_bank_is_a_named_error(size, dim, words):
     with pytest.raises(ValueError, match=words):
         losses.init_bank(jax.random.key(0), size, dim)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10])
+def test_an_example_outside_the_bank_is_seen(wrong):
+    """And no other example's number changes with it."""
+    bank = losses.init_bank(jax.random.key(0), 10, 4)
+    student, teacher = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    negatives = losses.draw_negatives(jax.random.key(2), jnp.array([7, 1, 2]), 5, 10)
+    good, _ = losses.crd(student, teacher, jnp.array([7, 1, 2]), bank, negatives)
+    values, after = losses.crd(student, teacher, jnp.array([7, wrong, 2]), bank, negatives)
+    np.testing.assert_array_equal(np.isnan(values), [False, True, False])
+    np.testing.assert_array_equal(values[::2], good[::2])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    values, _ = losses.crd(student, teacher, jnp.array([7, 1, 2]), bank, negatives.at[2, 3].set(wrong))
+    np.testing.assert_array_equal(np.isnan(values), [False, False, True])

@@ -121,6 +121,13 @@ def test_batch_normalisation_takes_the_batchs_statistics_and_remembers_them():
     chex.assert_trees_all_equal(same, state)
 
 
+@pytest.mark.parametrize("variance", [1e-3, 1.0, 1e3])
+def test_variational_starts_at_any_variance(variance):
+    shapes = outputs(0, f=(2, 4, 4, 3)), outputs(1, f=(2, 4, 4, 5))
+    raw = connectors.variational("f", start_variance=variance).init(jax.random.key(0), *shapes).params["raw_variance"]
+    np.testing.assert_allclose(jax.nn.softplus(raw), np.full(5, variance), rtol=1e-5)
+
+
 def test_variational_predicts_a_mean_and_starts_at_a_variance():
     connector = connectors.variational("f", start_variance=2.0)
     pair = outputs(0, f=(2, 4, 4, 3)), outputs(1, f=(2, 2, 2, 5))

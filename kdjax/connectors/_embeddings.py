@@ -18,7 +18,7 @@ Rng = PRNGKeyArray | None
 
 
 def embeddings(student: str, teacher: str | None = None, *, dim: int = 128, normalize: bool = True) -> Connector:
-    """Embeds a feature of each network linearly into one space, for `info_nce`, `correlation_congruence` and the like.
+    """Embeds a feature of each network linearly into one space, for `info_nce`, which keeps embeddings apart.
 
     Adds ``name`` to both: e = W x + b of the flattened feature, divided by ‖e‖ where told. Both maps are learnt.
 
@@ -41,8 +41,9 @@ def embeddings(student: str, teacher: str | None = None, *, dim: int = 128, norm
       (12, 5)
 
     Note:
-      With a loss that is least where both embeddings are constant, such as `hint`, they will be: the teacher's map is
-      learnt too. Contrastive losses keep them apart.
+      The teacher's map is learnt too. A loss that is least where both embeddings are constant, such as `hint`,
+      `correlation_congruence` or `kernel_congruence`, makes them so: bring the student to the teacher's own feature there,
+      by a `regressor`.
 
     Reference:
       Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1 (the maps g).
@@ -116,8 +117,8 @@ def contrast(
 
     Note:
       Common code draws with one class's list for each class, on the host, and keeps the bank in a module's buffers. Under
-      `jax.pmap` and `jax.shard_map` every device holds the whole bank, and the new ones are made one by an all-reduce;
-      under `jax.jit` nothing is, and a bank placed by rows stays so.
+      `jax.pmap` and `jax.shard_map` every device holds the whole bank, and the new ones are made one by an all-reduce of
+      2 · size · dim numbers a step; for a large bank take `jax.jit`, where nothing is, and a bank placed by rows stays so.
 
     Reference:
       Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1.

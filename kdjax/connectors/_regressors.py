@@ -136,7 +136,7 @@ def variational(
         channels = wanted.shape[-1]
         middle = width or channels
         layers = init_chain(rng, [(own.shape[-1], middle), (middle, middle), (middle, channels)])
-        raw = jnp.full(channels, jnp.log(jnp.expm1(start_variance)), jnp.float32)
+        raw = jnp.full(channels, start_variance + jnp.log(-jnp.expm1(-start_variance)), jnp.float32)
         return Weights({"mean": layers.params, "raw_variance": raw}, layers.model_state)
 
     def apply(

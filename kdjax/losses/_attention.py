@@ -143,7 +143,8 @@ def neuron_selectivity(
 
     Note:
       Some code leaves mean k(t, t') out, which has no gradient for the student; with it the value is 0 at equality. An
-      all-zero channel stays zero, and so does its gradient. No array larger than [batch, channels, channels] is made.
+      all-zero channel stays zero, and so does its gradient. No array larger than
+      the inputs and [batch, channels, channels] is made.
 
     Reference:
       Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, section 4, the

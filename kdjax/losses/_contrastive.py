@@ -190,8 +190,8 @@ def crd(
     Note:
       The paper leaves Z open. Common code takes it from the very first batch and keeps it; the mean of many first batches
       is the same without that batch's chance. There the anchor's own partner counts in that mean too; here Z is of the
-      noise alone. As there, an anchor's own partner is the bank's entry, not the batch's embedding. An index outside the
-      bank cannot be seen under `jax.jit`, and no error says so.
+      noise alone. As there, an anchor's own partner is the bank's entry, not the batch's embedding. An index outside
+      the bank, also a negative one, makes the example's loss NaN.
 
     Reference:
       Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1.
@@ -206,6 +206,8 @@ def crd(
     _checks.same_batch("student", student, "indices", indices)
     _fitting(student, bank, negatives)
     bank = lax.stop_gradient(bank)
+    size = bank.student.shape[0]
+    in_bank = (indices >= 0) & (indices < size) & jnp.all((negatives >= 0) & (negatives < size), axis=1)
 
     values, estimates = [], []
     for anchors, memory, kept in (
@@ -214,7 +216,7 @@ def crd(
     ):
         own = _cosines(anchors, memory, indices[:, None], 1)[:, 0] / temperature
         others = _cosines(anchors, memory, negatives, chunk) / temperature
-        size, count = memory.shape[0], negatives.shape[1]
+        count = negatives.shape[1]
         estimate = lax.stop_gradient(jax.nn.logsumexp(others) + math.log(size / others.size))
         # What p must exceed for a partner to be likelier than noise: Z m/N, as a logarithm.
         threshold = jnp.where(bank.batches == 0, estimate, kept) + math.log(count / size)
@@ -224,7 +226,7 @@ def crd(
     # The mean of Z over the batches so far, in logarithms. After the warm-up the weight is 0, and its logarithm −∞.
     weight = jnp.where(bank.batches < warmup, 1.0 / (bank.batches + 1), 0.0)
     log_normalisers = jnp.logaddexp(bank.log_normalisers + jnp.log1p(-weight), jnp.stack(estimates) + jnp.log(weight))
-    return values[0] + values[1], Bank(
+    return jnp.where(in_bank, values[0] + values[1], jnp.nan), Bank(
         moved(bank.student, indices, lax.stop_gradient(student), momentum),
         moved(bank.teacher, indices, lax.stop_gradient(teacher), momentum),
         log_normalisers.astype(bank.log_normalisers.dtype),

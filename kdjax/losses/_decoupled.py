@@ -200,8 +200,8 @@ def normalized_kd(
       True
 
     Note:
-      The paper adds it to the cross-entropy with the labels; that is a term of its own. The factor T² is common code's,
-      not the paper's.
+      The paper adds it to the cross-entropy with the labels; that is a term of its own. The factor T² keeps
+      the gradient's size as T moves, as in `soft_target_kl`.
 
     Reference:
       Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, 2023, section 3. https://arxiv.org/abs/2303.13005
