@@ -1,0 +1,339 @@
+"""Ways to distil, each as a small function: a recipe of one training run becomes ``learn(seed, teachers) -> weights``.
+
+All train the same student from the same weights on the same batches, for as many epochs: what differs is who teaches it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from experiments._loop import Arrays
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdjax import (
+    Apply,
+    Objective,
+    TrainState,
+    Weights,
+    connectors,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    on_feature,
+    on_logits,
+    weighted_sum,
+)
+from kdjax.data import epoch_indices, make_views, mixup, take
+from kdjax.ensembles import by_confidence, ensemble, ensemble_weights
+from kdjax.freezing import freeze, train_only
+from kdjax.losses import attention_transfer, hint, rkd_distance, soft_target_kl
+from kdjax.online import make_following_step, make_mutual_step
+from kdjax.phases import Phase, bounds, make_planned_step, plan
+from kdjax.transfer import copy_matching
+from kdjax.views import augmented
+
+LABELS = weighted_sum(labels=(1.0, cross_entropy))
+Network = tuple[Callable[..., Weights], Apply]
+Learn = Callable[[int, list[Weights]], Weights]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all strategies have in common."""
+
+    train: Arrays
+    student: Network
+    assistant: Network
+    teacher: Network
+    epochs: int
+    teacher_epochs: int
+    batch_size: int
+    learning_rate: float
+    temperature: float
+    alpha: float
+
+    @property
+    def updates(self) -> int:
+        return len(self.train["labels"]) // self.batch_size
+
+    def optimizer(self, epochs: int) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, epochs * self.updates))
+
+    def fresh(self, network: Network, seed: int, number: int) -> Weights:
+        return network[0](jax.random.fold_in(jax.random.key(seed), number), self.train["inputs"][:1])
+
+    def objective(self, **more: Any) -> Objective:
+        soft = on_logits(soft_target_kl, temperature=self.temperature)
+        return weighted_sum(labels=(self.alpha, cross_entropy), soft=(1.0 - self.alpha, soft), **more)
+
+    def taught(self, apply: Apply, weights: Weights) -> Arrays:
+        """The data with what a teacher says of it, features and all: they are small here."""
+        return self.train | {"teacher": _said(apply, weights, self.train["inputs"])}
+
+    def batches(self, seed: int, epochs: int) -> Any:
+        for epoch in range(epochs):
+            yield from np.asarray(epoch_indices(len(self.train["labels"]), self.batch_size, seed=seed, epoch=epoch))
+
+
+@partial(jax.jit, static_argnums=0)
+def _said(apply: Apply, weights: Weights, inputs: jax.Array) -> Any:
+    return apply(*weights, inputs, train=False)[0]
+
+
+def one_run(
+    setting: Setting,
+    apply: Apply,
+    objective: Objective,
+    *,
+    epochs: int,
+    teacher_apply: Apply | None = None,
+    beside: dict[str, Any] | None = None,
+    wrapped: Callable[..., Any] = lambda step: step,
+) -> Callable[..., TrainState]:
+    """``learn(weights, arrays, seed, teacher=None) -> state``; compiled at its first call, once for all seeds."""
+    optimizer = setting.optimizer(epochs)
+    step = wrapped(make_train_step(apply, teacher_apply, optimizer, connectors=beside))
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(state, teacher, arrays, chosen):
+        return step(state, teacher, objective, take(arrays, chosen) | {"indices": chosen})[0]
+
+    def learn(weights: Weights, arrays: Arrays, seed: int, teacher: Weights | None = None) -> TrainState:
+        state = init_state(weights, optimizer, jax.random.key(seed))
+        for chosen in setting.batches(seed, epochs):
+            state = advance(state, teacher, arrays, chosen)
+        return state
+
+    return learn
+
+
+def teacher_of(setting: Setting) -> Callable[[int, int], Weights]:
+    """``train(seed, number)``: the seed's teachers, of one architecture and different initial weights."""
+    learn = one_run(setting, setting.teacher[1], LABELS, epochs=setting.teacher_epochs)
+    return lambda seed, number: _weights(learn(setting.fresh(setting.teacher, seed, 100 + number), setting.train, seed))
+
+
+def alone(setting: Setting) -> Learn:
+    learn = one_run(setting, setting.student[1], LABELS, epochs=setting.epochs)
+    return lambda seed, teachers: _weights(learn(setting.fresh(setting.student, seed, 0), setting.train, seed))
+
+
+def offline(setting: Setting, objective: Objective | None = None) -> Learn:
+    """From one frozen teacher, its outputs computed once."""
+    learn = one_run(setting, setting.student[1], objective or setting.objective(), epochs=setting.epochs)
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        arrays = setting.taught(setting.teacher[1], teachers[0])
+        return _weights(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
+
+    return run
+
+
+def unlabelled(setting: Setting) -> Learn:
+    return offline(setting, weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=setting.temperature))))
+
+
+def with_relations(setting: Setting) -> Learn:
+    return offline(setting, setting.objective(relations=(1.0, on_feature(rkd_distance, "embedding"))))
+
+
+def with_attention(setting: Setting) -> Learn:
+    return offline(setting, setting.objective(where=(10.0, on_feature(attention_transfer, "stage2"))))
+
+
+def several_teachers(setting: Setting, shares: Any = None) -> Learn:
+    """From the mean of three teachers' probabilities."""
+    together = ensemble(*[setting.teacher[1]] * 3, shares=shares)
+    learn = one_run(setting, setting.student[1], setting.objective(), epochs=setting.epochs)
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        arrays = setting.taught(together, ensemble_weights(*teachers[:3]))
+        return _weights(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
+
+    return run
+
+
+def by_each_ones_confidence(setting: Setting) -> Learn:
+    return several_teachers(setting, by_confidence)
+
+
+def through_an_assistant(setting: Setting) -> Learn:
+    """The teacher teaches a network of a size between, and that one the student (arXiv 1902.03393)."""
+    first = one_run(setting, setting.assistant[1], setting.objective(), epochs=setting.epochs)
+    then = one_run(setting, setting.student[1], setting.objective(), epochs=setting.epochs)
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        arrays = setting.taught(setting.teacher[1], teachers[0])
+        middle = _weights(first(setting.fresh(setting.assistant, seed, 50), arrays, seed))
+        return _weights(
+            then(setting.fresh(setting.student, seed, 0), setting.taught(setting.assistant[1], middle), seed)
+        )
+
+    return run
+
+
+def born_again(setting: Setting, generations: int = 2) -> Learn:
+    """The student alone teaches a student of its own size, that one the next (arXiv 1805.04770)."""
+    first = alone(setting)
+    next_one = one_run(setting, setting.student[1], setting.objective(), epochs=setting.epochs)
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        weights = first(seed, teachers)
+        for generation in range(1, generations + 1):
+            arrays = setting.taught(setting.student[1], weights)
+            weights = _weights(next_one(setting.fresh(setting.student, seed, generation), arrays, seed))
+        return weights
+
+    return run
+
+
+def mean_teacher(setting: Setting) -> Learn:
+    """The running average of the student teaches it; the average is what leaves."""
+    optimizer = setting.optimizer(setting.epochs)
+    step = make_following_step(make_train_step(setting.student[1], setting.student[1], optimizer), 0.99)
+    objective = setting.objective()
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def advance(state, teacher, arrays, chosen):
+        return step(state, teacher, objective, take(arrays, chosen))[:2]
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        weights = setting.fresh(setting.student, seed, 0)
+        state, average = init_state(weights, optimizer, jax.random.key(seed)), jax.tree.map(jnp.copy, weights)
+        for chosen in setting.batches(seed, setting.epochs):
+            state, average = advance(state, average, setting.train, chosen)
+        return average
+
+    return run
+
+
+def mutual(setting: Setting, peer: str = "student") -> Learn:
+    """Two networks learn from each other; the first leaves. The peer is a second student, or a fresh teacher."""
+    networks = (setting.student, getattr(setting, peer))
+    optimizers = [setting.optimizer(setting.epochs)] * 2
+    step = make_mutual_step([apply for _, apply in networks], optimizers)
+    objectives = [setting.objective()] * 2
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(states, arrays, chosen):
+        return step(states, objectives, take(arrays, chosen))[0]
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        states = tuple(
+            init_state(setting.fresh(network, seed, number), optimizer, jax.random.key(seed + 1000 * number))
+            for number, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True))
+        )
+        for chosen in setting.batches(seed, setting.epochs):
+            states = advance(states, setting.train, chosen)
+        return _weights(states[0])
+
+    return run
+
+
+def with_the_teacher(setting: Setting) -> Learn:
+    return mutual(setting, "teacher")
+
+
+def from_a_part(setting: Setting) -> Learn:
+    """The student starts with the teacher's largest channels instead of random ones."""
+    learn = one_run(setting, setting.student[1], setting.objective(), epochs=setting.epochs)
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        fresh = setting.fresh(setting.student, seed, 0)
+        weights, _ = copy_matching(
+            teachers[0], fresh, only=("stage1", "stage2"), channels="largest", order=("stage1", "stage2")
+        )
+        return _weights(learn(weights, setting.taught(setting.teacher[1], teachers[0]), seed))
+
+    return run
+
+
+def two_stages(setting: Setting) -> Learn:
+    """Features first, by a hint through a regressor, for half of the time; then the logits layer alone, then all."""
+    beside = {"hint": connectors.regressor("stage2")}
+    half, quarter = setting.epochs // 2 * setting.updates, setting.epochs // 4 * setting.updates
+    rest = setting.epochs * setting.updates - half - quarter
+
+    def adam(steps: int) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(setting.learning_rate, steps))
+
+    features = weighted_sum(hint=(1.0, on_feature(hint, "hint")))
+    phases = plan(
+        Phase("features", half, features, freeze(adam(half), "logits", "hidden")),
+        Phase("head", quarter, setting.objective(), train_only(adam(quarter), "logits", "hidden")),
+        Phase("all", rest, setting.objective(), adam(rest)),
+    )
+
+    def made(phase: Phase) -> Any:
+        step = make_train_step(setting.student[1], None, phase.optimizer, connectors=beside)
+
+        @partial(jax.jit, donate_argnums=0)
+        def advance(state, teacher, objective, batch):
+            return step(state, teacher, objective, take(batch["arrays"], batch["chosen"]))
+
+        return advance
+
+    step = make_planned_step(phases, made)
+
+    def run(seed: int, teachers: list[Weights]) -> Weights:
+        arrays = setting.taught(setting.teacher[1], teachers[0])
+        weights = connectors.init_beside(
+            beside,
+            jax.random.key(seed),
+            setting.student[1],
+            setting.fresh(setting.student, seed, 0),
+            setting.teacher[1],
+            teachers[0],
+            setting.train["inputs"][:1],
+        )
+        state = init_state(weights, phases[0].optimizer, jax.random.key(seed))
+        for number, chosen in zip(range(bounds(phases)[-1]), setting.batches(seed, setting.epochs), strict=True):
+            state, _ = step(number, state, None, {"arrays": arrays, "chosen": chosen})
+        return connectors.student_of(state)
+
+    return run
+
+
+def same_views(setting: Setting) -> Learn:
+    """Function matching: mixed images, the same for both networks, and no labels (arXiv 2106.05237)."""
+    objective = weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=setting.temperature)))
+    views = partial(augmented, augment=make_views(mix=mixup))
+    learn = one_run(
+        setting,
+        setting.student[1],
+        objective,
+        epochs=setting.epochs,
+        teacher_apply=setting.teacher[1],
+        wrapped=views,
+    )
+    return lambda seed, teachers: _weights(
+        learn(setting.fresh(setting.student, seed, 0), setting.train, seed, teachers[0])
+    )
+
+
+STRATEGIES: dict[str, Callable[[Setting], Learn]] = {
+    "alone": alone,
+    "offline: one frozen teacher": offline,
+    "offline, no labels": unlabelled,
+    "offline, and distances": with_relations,
+    "offline, and attention": with_attention,
+    "three teachers, mean": several_teachers,
+    "three teachers, by confidence": by_each_ones_confidence,
+    "through an assistant": through_an_assistant,
+    "online: two students": mutual,
+    "online: with the teacher": with_the_teacher,
+    "self: born again, twice": born_again,
+    "self: mean teacher": mean_teacher,
+    "from a part of the teacher": from_a_part,
+    "two stages, then all": two_stages,
+    "same mixed views, no labels": same_views,
+}
+
+
+def _weights(state: TrainState) -> Weights:
+    return Weights(state.params, state.model_state)

@@ -1,0 +1,159 @@
+"""Which way to distil? Fifteen of them with one small student, all else equal: the same weights, batches and epochs.
+
+    python experiments/strategies.py --seeds 16
+
+The student of digits.py (1,034 parameters) and its teacher (36,010).
+"""
+
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments._loop import EVALUATION_BATCH
+from experiments._strategies import STRATEGIES, Setting, teacher_of
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kdjax import Apply, Weights, make_eval_step
+from kdjax.adapters import from_linen
+from kdjax.data import evaluation_indices, load, on_device, take, unit_range
+from kdjax.metrics import Interval, mean_interval, paired_difference
+from kdjax.models import make_model
+from kdjax.records import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHERS = 3  # a seed
+
+
+@dataclass(frozen=True)
+class Strategies:
+    """One student, many ways to teach it."""
+
+    data: str = "digits"
+    """where the examples come from: digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    data_dir: Path | None = None
+    """folder with the original files of mnist or fashion_mnist, or with prepared TFDS data sets"""
+    seeds: int = 16
+    """how often everything is repeated, with seeds 0, 1, 2, …"""
+    epochs: int = 80
+    """passes over the training data, for each student"""
+    teacher_epochs: int = 20
+    """passes over the training data, for each of a seed's three teachers"""
+    batch_size: int = 32
+    """examples an update"""
+    learning_rate: float = 1e-2
+    """Adam's, per update, at the start; a cosine takes it to 0 at the end"""
+    temperature: float = 4.0
+    """T of the soft targets, in logits"""
+    alpha: float = 0.3
+    """weight of the labels; the soft targets weigh 1 − alpha"""
+    only: str = ""
+    """run only the strategies that have this text in their name, and the student alone"""
+    out: Path | None = None
+    """folder of results.json, which is overwritten; it is written after each seed"""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "teacher_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more; got {getattr(self, name)}.")
+        if self.only and not any(self.only in name for name in STRATEGIES):
+            raise ValueError(f"only must be part of a strategy's name: {', '.join(STRATEGIES)}; got {self.only!r}.")
+
+
+def main(settings: Strategies) -> None:
+    console = Console()
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
+    data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
+    train, test = (on_device(part, unit_range) for part in data)
+    classes = len(data[0].class_names)
+    shared = {name: getattr(settings, name) for name in (
+        "epochs", "teacher_epochs", "batch_size", "learning_rate", "temperature", "alpha")}  # fmt: skip
+    setting = Setting(
+        train,
+        student=from_linen(make_model("digits_student", classes=classes)),
+        assistant=from_linen(make_model("digits_student", classes=classes, widths=(12, 24), hidden=32)),
+        teacher=from_linen(make_model("digits_teacher", classes=classes)),
+        **shared,
+    )
+    chosen = {name: make for name, make in STRATEGIES.items() if settings.only in name or name == "alone"}
+    ways = {name: make(setting) for name, make in chosen.items()}
+    train_teacher = teacher_of(setting)
+    evaluate = {who: evaluator(network[1], test) for who, network in
+                (("teacher", setting.teacher), ("student", setting.student))}  # fmt: skip
+    out = (
+        settings.out
+        or ROOT / "checkpoints" / "runs" / f"strategies-{settings.data.replace(':', '-').replace('/', '-')}"
+    )
+    records: list[dict[str, Any]] = []
+    for seed in range(settings.seeds):
+        started = time.monotonic()
+        teachers = [train_teacher(seed, number) for number in range(TEACHERS)]
+        record = {"teacher": {"accuracy": evaluate["teacher"](teachers[0]), "seconds": time.monotonic() - started}}
+        for name, learn in ways.items():
+            begun = time.monotonic()
+            accuracy = evaluate["student"](learn(seed, teachers))
+            record[name] = {"accuracy": accuracy, "seconds": time.monotonic() - begun}
+        records.append(record)
+        console.print(f"seed {seed}: {time.monotonic() - started:.0f} s")
+        write_json(out / "results.json", {
+            "command": shlex.join(["python", *sys.argv]),
+            "config": asdict(settings),
+            "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+            "machine": platform.machine(),
+            "device": jax.devices()[0].platform,
+            "seeds": records,
+        })  # fmt: skip
+    show(records, console)
+    console.print(f"Results: {out / 'results.json'}", soft_wrap=True)
+
+
+def evaluator(apply: Apply, test: dict[str, jax.Array]) -> Any:
+    """``accuracy(weights)``: in %, of the whole test split."""
+    step = make_eval_step(apply)
+    batches = list(zip(*map(np.asarray, evaluation_indices(len(test["labels"]), EVALUATION_BATCH)), strict=True))
+
+    @jax.jit
+    def sums(weights: Weights, arrays: Any, chosen: Any, mask: Any) -> Any:
+        return step(weights, take(arrays, chosen) | {"mask": mask})
+
+    def accuracy(weights: Weights) -> float:
+        parts = [sums(weights, test, chosen, mask) for chosen, mask in batches]
+        return 100 * sum(float(part["correct"]) for part in parts) / len(test["labels"])
+
+    return accuracy
+
+
+def show(records: list[dict[str, Any]], console: Console) -> None:
+    """A row a strategy: accuracy, what it gains over the student alone and over the plain frozen teacher, seconds."""
+    table = Table(title="strategies", title_justify="left")
+    for header in ("strategy", "test accuracy, %", "− alone", "− offline", "seconds"):
+        table.add_column(header, no_wrap=True)
+    values = {name: [record[name]["accuracy"] for record in records] for name in records[0]}
+    offline = next((name for name in values if name.startswith("offline:")), None)
+    for name, own in values.items():
+        against = ["" if other in (None, name) or name == "teacher" else said(paired_difference(own, values[other]), "+")
+                   for other in ("alone", offline)]  # fmt: skip
+        # The median: the first seed compiles.
+        seconds = float(np.median([record[name]["seconds"] for record in records]))
+        table.add_row(name, said(mean_interval(own)), *against, f"{seconds:.1f}")
+    console.print(table)
+
+
+def said(interval: Interval, sign: str = "") -> str:
+    """Mean ± half of the 95 % interval; a difference that is clear of zero in bold."""
+    bold = sign and interval.excludes_zero
+    text = f"{interval.mean:{sign}.2f} ± {interval.half_width:.2f}"
+    return f"[bold]{text}[/bold]" if bold else text
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Strategies, description=__doc__))
