@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 
 import jax
 import jax.numpy as jnp
