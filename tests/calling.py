@@ -32,15 +32,22 @@ def bound(case, **keywords):
 
 
 def traceable(case, keywords):
-    """The hyper-parameters that may be traced, the defaults included, and the others: the default's type tells which."""
+    """The hyper-parameters that may be traced, the defaults included, and the others.
+
+    The default's type tells which: a float may. Of those without a default, arrays and tuples of floats may.
+    """
     parameters = inspect.signature(inspect.unwrap(case.function)).parameters.values()
     defaults = {p.name: p.default for p in parameters if isinstance(p.default, float)}
     numbers = {
-        name: np.asarray(value)
+        name: jax.tree.map(np.asarray, value)
         for name, value in {**defaults, **keywords}.items()
-        if name in defaults or isinstance(value, np.ndarray)
+        if name in defaults or isinstance(value, np.ndarray) or _floats(value)
     }
     return numbers, {name: value for name, value in keywords.items() if name not in numbers}
+
+
+def _floats(value):
+    return isinstance(value, tuple) and bool(value) and all(isinstance(number, float) for number in value)
 
 
 def jitted(case):
@@ -50,10 +57,27 @@ def jitted(case):
 
 @functools.cache
 def value_and_gradients(case, argnums):
-    """Per-example values, and the gradients of their mean."""
+    """Per-example values, and the gradients of their mean; hyper-parameters are constants of the program."""
+    return _value_and_gradients(bound(case), argnums)
 
-    def mean(*arrays):
-        values = bound(case)(*arrays)
+
+def value_and_gradients_at(case, argnums, keywords):
+    """The same at another setting: numbers are traced, so that settings which differ in them share a program."""
+    numbers, static = traceable(case, keywords)
+    return functools.partial(_traced(case, argnums, tuple(static.items())), numbers)
+
+
+@functools.cache
+def _traced(case, argnums, static):
+    def function(numbers, *arrays):
+        return case.function(*arrays, **numbers, **dict(static))
+
+    return _value_and_gradients(function, tuple(1 + position for position in argnums))
+
+
+def _value_and_gradients(function, argnums):
+    def mean(*arguments):
+        values = function(*arguments)
         return values.mean(), values
 
     return jax.jit(jax.value_and_grad(mean, argnums=argnums, has_aux=True))

@@ -1,5 +1,6 @@
 """What a row of the table of losses is made of. The rows: cases_*.py; their parts: inputs.py, changes.py, bad_calls.py."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,9 +32,9 @@ class Case(NamedTuple):
       ordered: is it coupled to its neighbours in the batch alone, so that only the reverse order changes nothing?
       shared: positions of arrays that belong to no example, such as a queue.
       keywords: hyper-parameters for all tests; away from the defaults, so that one that is ignored is noticed.
-      other_keywords: more settings to compare with the reference.
+      other_keywords: more settings to compare with the reference, and to be finite at. The defaults always are such.
       golden: the names of its golden cases.
-      invariances: changes of the input that must leave the value as it is.
+      invariances: changes of the input, as in changes.py, that must leave the value as it is.
       pairs: positions of (student's, teacher's) arrays that belong together.
       agree: replaces the teacher's arrays by what agrees with the student's, where that is not the student's own.
       zero_at_equality: is the value 0 where each pair is equal, or agrees?
@@ -53,7 +54,7 @@ class Case(NamedTuple):
     keywords: Mapping[str, Any] = {}
     other_keywords: tuple[Mapping[str, Any], ...] = ()
     golden: tuple[str, ...] = ()
-    invariances: tuple[Change, ...] = ()
+    invariances: tuple[Callable[..., Any], ...] = ()
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)
     agree: Change | None = None
     zero_at_equality: bool = True
@@ -73,6 +74,18 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def settings(self) -> tuple[dict[str, Any], ...]:
+        """All hyper-parameters at every setting that is tried: the row's own, the defaults, the others."""
+        parameters = inspect.signature(inspect.unwrap(self.function)).parameters
+        defaults = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        needed = {name: self.keywords[name] for name, default in defaults.items() if default is inspect.Parameter.empty}
+        found: dict[str, dict[str, Any]] = {}
+        for keywords in (self.keywords, {}, *self.other_keywords):
+            setting = {**defaults, **needed, **keywords}
+            found.setdefault(repr(setting), setting)
+        return tuple(found.values())
 
     def taken(self, arrays: Any, examples: Any) -> tuple[Any, ...]:
         """The chosen examples of every array that has examples."""

@@ -6,7 +6,7 @@ import reference
 import references
 from bad_calls import LOGITS_CALLS, TEMPERATURES, BadCall, wrong_rank
 from case import Case
-from changes import permuted_last_axis, rotated_together, scaled, scaled_each_example, scaled_far
+from changes import permuted_last_axis, rotated_all, rotated_together, scaled, scaled_each_example, scaled_far
 from inputs import embeddings_and_queue, equal_embeddings, places_in_a_bank
 
 from kdjax import losses
@@ -58,7 +58,7 @@ ROWS = (
         shared=(2,),
         keywords={"temperatures": (0.3, 0.2)},
         other_keywords=({"temperatures": (0.2, 0.01)}, {"temperatures": (1.0, 1.0)}),
-        invariances=(scaled, scaled_far, scaled_each_example, permuted_last_axis),
+        invariances=(scaled, scaled_far, scaled_each_example, rotated_all, permuted_last_axis),
         zero_at_equality=False,  # a cross-entropy: the teacher's entropy is left
         bad_calls=(
             *EMBEDDINGS_CALLS,

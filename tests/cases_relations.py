@@ -18,6 +18,13 @@ from inputs import embeddings, equal_maps, labelled_embeddings
 
 from kdjax import losses
 
+
+def renamed_labels(arrays):
+    """Permutation: the classes' names exchanged."""
+    student, teacher, labels = arrays
+    return student, teacher, labels.max() - labels
+
+
 ROWS = (
     Case(
         losses.rkd_distance,
@@ -97,7 +104,7 @@ ROWS = (
         couples_batch=True,
         keywords={"temperature": 0.3, "hardest": 2},
         other_keywords=({}, {"neighbours": 2}, {"neighbours": 1, "hardest": 1}, {"neighbours": 5, "hardest": 100}),
-        invariances=(scaled, scaled_far, scaled_each_example, rotated, permuted_own_last_axis),
+        invariances=(scaled, scaled_far, scaled_each_example, rotated, permuted_own_last_axis, renamed_labels),
         zero_at_equality=False,  # the contrastive part knows the labels and not the teacher
         bad_calls=(
             *RELATION_CALLS,

@@ -1,9 +1,10 @@
 """Changes of a row's arrays: the bad points of every loss, and the invariances that rows choose from.
 
-An invariance's docstring is its name on the certificate.
+An invariance's docstring is its name on the certificate. One that changes hyper-parameters too takes them as `keywords`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,12 @@ def rotated_together(arrays: Arrays) -> Arrays:
     return arrays[0] @ basis, arrays[1] @ basis, *arrays[2:]
 
 
+def rotated_all(arrays: Arrays) -> Arrays:
+    """Rotation: the same other basis for both networks and for what is kept of others."""
+    basis = np.linalg.qr(np.random.default_rng(7).standard_normal((arrays[0].shape[-1],) * 2))[0]
+    return floats(lambda a: a @ basis)(arrays)
+
+
 def translated(arrays: Arrays) -> Arrays:
     """Shift: another constant for each network."""
     return arrays[0] + 3.0, arrays[1] - 5.0, *arrays[2:]
@@ -107,6 +114,12 @@ def permuted_last_axis(arrays: Arrays) -> Arrays:
 def permuted_own_last_axis(arrays: Arrays) -> Arrays:
     """Permutation: the student's channels alone in another order."""
     return of_student(lambda a: a[..., ::-1])(arrays)
+
+
+def permuted_with_their_numbers(arrays: Arrays, keywords: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    """Permutation: channels in another order, the same for both networks, and each channel's hyper-parameter with it."""
+    turned = {name: value[::-1] if isinstance(value, np.ndarray) else value for name, value in keywords.items()}
+    return permuted_last_axis(arrays), turned
 
 
 def mirrored(arrays: Arrays) -> Arrays:

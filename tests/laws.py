@@ -1,6 +1,7 @@
 """What the numeric law of the losses measures, row by row: the tests assert on it and the certificate prints it."""
 
 import functools
+import inspect
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from calling import bound, converted, floating, jitted, made, reference_of, traceable, value_and_gradients
+from calling import (
+    bound,
+    converted,
+    floating,
+    jitted,
+    made,
+    reference_of,
+    traceable,
+    value_and_gradients,
+    value_and_gradients_at,
+)
 from jax.flatten_util import ravel_pytree
 
 from kdjax import losses
@@ -63,7 +74,7 @@ def agreement_with_reference(case, precision):
     """Values at every setting of the row."""
     compiled = functools.cache(lambda **static: jax.jit(functools.partial(case.function, **static)))
     errors = []
-    for seed, keywords in enumerate([case.keywords, *case.other_keywords]):
+    for seed, keywords in enumerate(case.settings):
         arrays = case.make(np.random.default_rng(seed), 6)
         numbers, static = traceable(case, keywords)
         with jax.enable_x64(precision is np.float64):
@@ -142,9 +153,15 @@ def numerical_gradient(case):
 
 def invariance(case, change):
     arrays = case.make(np.random.default_rng(5), 6)
-    changed = change(arrays)
-    assert any(not np.array_equal(before, after) for before, after in zip(arrays, changed, strict=True))
-    before, after = (jitted(case)(*converted(values, np.float32)) for values in (arrays, changed))
+    before = jitted(case)(*converted(arrays, np.float32))
+    if "keywords" in inspect.signature(change).parameters:
+        changed, keywords = change(arrays, case.keywords)
+        compiled = value_and_gradients_at(case, floating(converted(arrays, np.float32)), keywords)
+        after = compiled(*converted(changed, np.float32))[0][1]
+    else:
+        changed = change(arrays)
+        after = jitted(case)(*converted(changed, np.float32))
+    assert any(not np.array_equal(old, new) for old, new in zip(arrays, changed, strict=True))
     return Measured(relative_error(after, before, share=0.05), 2e-4)
 
 
@@ -158,17 +175,25 @@ def order_of_the_batch(case):
 
 
 def at_bad_points(case, dtype):
-    """What is wrong at each bad point; nothing should be."""
+    """What is wrong at each bad point and setting of hyper-parameters; nothing should be."""
     arrays = case.make(np.random.default_rng(6), 6)
     points = case.hard_inputs(arrays, largest=case.largest_in_float16 if dtype is jnp.float16 else 1e4)
-    return {point: _faults(case, converted(hard, dtype), dtype) for point, hard in points.items()}
+    which = floating(converted(arrays, dtype))
+    # The first setting is the row's own, in the program that other laws share; the others trace their numbers.
+    programs = [value_and_gradients(case, which)]
+    programs += [value_and_gradients_at(case, which, setting) for setting in case.settings[1:]]
+    return {
+        (point, number): _faults(program, converted(hard, dtype), dtype)
+        for number, program in enumerate(programs)
+        for point, hard in points.items()
+    }
 
 
-def _faults(case, inputs, dtype):
-    (_, values), gradients = value_and_gradients(case, floating(inputs))(*inputs)
+def _faults(program, inputs, dtype):
+    (_, values), gradients = program(*inputs)
     # Half-precision input is computed in float32: rounding it before, by hand, changes nothing.
     widened = converted([np.asarray(a, np.float32) if a.dtype == dtype else a for a in inputs], np.float32)
-    same = np.allclose(values, jitted(case)(*widened), 1e-4, 1e-5)
+    same = np.allclose(values, program(*widened)[0][1], 1e-4, 1e-5)
     found = {
         "a value is not finite": not np.isfinite(values).all(),
         "values are not float32": values.dtype != jnp.float32,
