@@ -19,6 +19,7 @@ import conftest  # noqa: F401
 import certificate_page
 import laws
 import laws_transformed
+import machine
 import numpy as np
 from case import NOT_LOSSES
 from cases import CASES
@@ -53,7 +54,7 @@ def measured(case):
     return found
 
 
-def wrong(rows, exports, record=None):
+def wrong(rows, exports, record):
     """What keeps the page from being written, in words; nothing should."""
     unknown = sorted({*exports} - {row.case.name for row in rows} - {*NOT_LOSSES})
     found = [
@@ -67,24 +68,51 @@ def wrong(rows, exports, record=None):
                 if not error.holds
             ]
         for dtype, points in row.bad_points.items():
-            found += [f"{row.case.name}: {dtype}: {point}: {'; '.join(f)}" for point, f in points.items() if f]
+            found += [
+                f"{row.case.name}: {dtype}: {point}: {certificate_page.said(row.case.settings[number])}: {'; '.join(f)}"
+                for (point, number), f in points.items()
+                if f
+            ]
         found += [
             f"{row.case.name}: nothing to say under {column!r}" for column, cell in row.cells().items() if not cell
         ]
-        examples = EXAMPLES if record is None else sum(n for (_, loss), n in record[1].items() if loss == row.case.name)
-        if examples < EXAMPLES:
-            found.append(
-                f"{row.case.name}: the record of properties has {examples:,} examples of at least {EXAMPLES:,}"
-            )
+        found += _wrong_in_record(row.case, record)
+    return found
+
+
+def _wrong_in_record(case, record):
+    """Of the run of the slow property tests: all of it there, of the loss as it is, and without a failure."""
+    lines = {law: line for (law, loss), line in record.items() if loss == case.name}
+    code = machine.fingerprint_of(case.name)
+    again = f"run test_losses_properties.py again with -k {case.name}"
+    found = [
+        f"{case.name}: the record of properties has no {law}; {again}"
+        for law in certificate_page.PROPERTIES
+        if law not in lines and (case.zero_at_equality or law != certificate_page.AT_EQUALITY)
+    ]
+    for law, line in lines.items():
+        if line["failed"]:
+            found.append(f"{case.name}: {law} failed in the recorded run")
+        if line["code"] != code:
+            found.append(f"{case.name}: the record's {law} is of other code than now; {again}")
+    examples = sum(line["examples"] for line in lines.values())
+    if examples < EXAMPLES:
+        found.append(f"{case.name}: the record of properties has {examples:,} examples of at least {EXAMPLES:,}")
     return found
 
 
 def main(arguments=None, cases=CASES, exports=losses.__all__):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the page to write, a Markdown file")
-    parser.add_argument("--properties", type=Path, help="the record of a run of test_losses_properties.py to report")
+    parser.add_argument(
+        "--properties", type=Path, required=True, help="the record of slow runs of test_losses_properties.py"
+    )
     options = parser.parse_args(arguments)
-    record = certificate_page.read_record(options.properties) if options.properties else None
+    record = certificate_page.read_record(options.properties) if options.properties.exists() else {}
+    if not record:
+        print(
+            f"There is no record of slow property tests in {options.properties}; the tests' file says how to make one."
+        )
 
     rows = []
     for case in sorted(cases, key=lambda case: case.name):

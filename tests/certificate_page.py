@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 import machine
+import numpy as np
 from case import NOT_LOSSES, Case
 from costs import BATCHES, shapes
 
@@ -17,6 +18,7 @@ PROPERTIES = {
     "test_order_of_the_batch_is_only_an_order": "the batch's order is only an order",
     "test_equal_inputs_are_a_minimum": "equal inputs are a minimum",
 }
+AT_EQUALITY = "test_equal_inputs_are_a_minimum"
 # The smallest power of ten that is told apart, so that another machine's rounding changes little on the page.
 SMALLEST = {"float64": -12, "gradient": -8, "float32": -6}
 
@@ -66,7 +68,7 @@ class Row:
     case: Case
     errors: dict = field(default_factory=dict)  # by law
     invariances: dict = field(default_factory=dict)  # by change
-    bad_points: dict = field(default_factory=dict)  # by dtype, then by point: what is wrong there
+    bad_points: dict = field(default_factory=dict)  # by dtype, then by point and setting: what is wrong there
     costs: dict = field(default_factory=dict)  # by batch
 
     def cells(self):
@@ -100,11 +102,12 @@ def page(rows, record):
         "every hyper-parameter that may be traced.\n",
         _table(["loss", *VALUES], cells),
         "\n## Finite everywhere\n",
-        "Value and gradient at each bad point: how many of how many passed. There the value is also that of the same input "
-        "in float32, and the gradient of its input's dtype. The points are listed below.\n",
+        "Value and gradient at each bad point and each setting of hyper-parameters, the defaults among them: how many of "
+        "how many passed. There the value is also that of the same input in float32, and the gradient of its input's dtype. "
+        "The points are listed below, the settings under each loss.\n",
         _table(["loss", *finite], cells),
         "\nThe points: "
-        + ", ".join(dict.fromkeys(p for row in rows for by in row.bad_points.values() for p in by))
+        + ", ".join(dict.fromkeys(point for row in rows for by in row.bad_points.values() for point, _ in by))
         + ".\n",
         "## Invariances, transformations, devices\n",
         "What may not change the value, by kind, and the largest change seen (each is named under its loss below). A batch "
@@ -139,9 +142,16 @@ def static_section(case):
             f"- Paper and common code: {docstring_section(text, 'Note')}",
             f"- Reference: {docstring_section(text, 'Reference')}",
             f"- Golden cases: {', '.join(f'`{name}`' for name in case.golden) or NO_GOLDEN}",
+            f"- Hyper-parameters tried: {'; '.join(map(said, case.settings))}",
             f"- Shapes under cost: {shapes(case)}",
         ]
     )
+
+
+def said(setting):
+    """Hyper-parameters in words."""
+    shown = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in setting.items()}
+    return f"`{', '.join(f'{name}={value}' for name, value in shown.items())}`" if shown else "it has none"
 
 
 def docstring_section(text, heading):
@@ -157,11 +167,14 @@ def name_of(change):
 
 
 def read_record(path):
-    """The record's head, and how many examples each property of each loss held on."""
-    head, *lines = map(json.loads, path.read_text().splitlines())
-    return {**head, "seconds": sum(line["seconds"] for line in lines)}, {
-        (line["law"], line["loss"]): line["examples"] for line in lines
-    }
+    """By property and loss, the last line on it, with the head of the run that it is of."""
+    found, head = {}, {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        if "law" in line:
+            found[line["law"], line["loss"]] = {**head, **line}
+        else:
+            head = line
+    return found
 
 
 def _invariances(row):
@@ -171,9 +184,10 @@ def _invariances(row):
 
 
 def _properties(record, cases):
-    if record is None:
-        return "No run was given to this page: `--properties` names its record.\n"
-    head, examples = record
+    of_page = {
+        (law, case.name): record[law, case.name] for case in cases for law in PROPERTIES if (law, case.name) in record
+    }
+    examples = {place: line["examples"] for place, line in of_page.items()}
     rows = {
         case.name: {
             **{said: f"{examples.get((law, case.name), 0):,}" for law, said in PROPERTIES.items()},
@@ -183,18 +197,25 @@ def _properties(record, cases):
     }
     for case in cases:
         if not case.zero_at_equality:
-            rows[case.name][PROPERTIES["test_equal_inputs_are_a_minimum"]] = "not 0 there"
-    code = head["machine"]["code"]
-    of_now = "the code of this page" if code == machine.fingerprint() else f"earlier code, `{code}`"
+            rows[case.name][PROPERTIES[AT_EQUALITY]] = "not 0 there"
+    minutes = math.ceil(sum(line["seconds"] for line in of_page.values()) / 60)
+    days, software, hardware = (
+        " and ".join(dict.fromkeys(of(line) for line in of_page.values()))
+        for of in (
+            lambda line: line["date"],
+            lambda line: line["machine"]["software"],
+            lambda line: line["machine"]["hardware"],
+        )
+    )
     return (
-        f"Run on {head['date']} with {of_now}: {sum(examples.values()):,} examples in "
-        f"{math.ceil(head['seconds'] / 60)} minutes, on a machine that did other work too.\n\n"
-        f"- Software: {head['machine']['software']}\n- Hardware: {head['machine']['hardware']}\n"
+        f"Run on {days} with the code of this page, each loss by its own fingerprint: {sum(examples.values()):,} "
+        f"examples in {minutes} minutes, on a machine that did other work too.\n\n"
+        f"- Software: {software}\n- Hardware: {hardware}\n"
         "- Command: `HYPOTHESIS_PROFILE=slow KDJAX_PROPERTY_RECORD=tests/property_run.jsonl python -m pytest "
-        "tests/test_losses_properties.py`\n\n"
+        "tests/test_losses_properties.py`; with `-k` and a loss's name it runs that one again\n\n"
         "Counted are the examples on which the property was asked and held; the tests count, not hypothesis. Floating-point "
-        "inputs are drawn: for the reference and the order from steps of 1/4, full of ties and zeros, for the others from "
-        "all float16 up to 1e4.\n\n" + _table(["loss", *PROPERTIES.values(), "all"], rows)
+        "inputs are drawn: for the reference, the order and gradients at equal inputs from steps of 1/4, full of ties and "
+        "zeros, for the others from all float16 up to 1e4.\n\n" + _table(["loss", *PROPERTIES.values(), "all"], rows)
     )
 
 

@@ -29,6 +29,55 @@ def fingerprint() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def fingerprint_of(loss: str) -> str:
+    """The same of one loss alone: its function, and all of kdjax.losses that it calls, by way of others too."""
+    folder = Path(losses.__file__).parent
+    trees = {file.stem: ast.parse(file.read_text()) for file in folder.glob("*.py")}
+    found: dict[tuple[str, str], str] = {}
+    pending = [("__init__", loss)]
+    while pending:
+        place = pending.pop()
+        if place in found:
+            continue
+        module, name = place
+        statements = [node for node in trees[module].body if name in _names_made(node)]
+        imported = [_source(node, name) for node in statements if isinstance(node, ast.ImportFrom)]
+        if imported:
+            pending += [place for place in imported if place is not None and place[0] in trees and place[1]]
+            continue
+        found[place] = " ".join(map(_bare, statements))
+        for node in (inner for statement in statements for inner in ast.walk(statement)):
+            if isinstance(node, ast.Name):
+                pending.append((module, node.id))
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in trees:
+                pending.append((node.value.id, node.attr))
+    text = "\n".join(f"{'.'.join(place)} {bare}" for place, bare in sorted(found.items()) if bare)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _names_made(statement: ast.stmt) -> set[str]:
+    """The names that a module's statement makes."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return {statement.name}
+    if isinstance(statement, ast.ImportFrom):
+        return {alias.asname or alias.name for alias in statement.names}
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        return {
+            node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+    return set()
+
+
+def _source(statement: ast.ImportFrom, name: str) -> tuple[str, str] | None:
+    """The module of kdjax.losses that a name is imported from, and its name there; of a whole module, no name."""
+    (original,) = (alias.name for alias in statement.names if (alias.asname or alias.name) == name)
+    if statement.module == "kdjax.losses":
+        return original, ""
+    if (statement.module or "").startswith("kdjax.losses."):
+        return str(statement.module).rpartition(".")[2], original
+    return None
+
+
 def _bare(node: object) -> str:
     if isinstance(node, list):
         return "[" + " ".join(map(_bare, node)) + "]"
