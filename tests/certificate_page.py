@@ -214,8 +214,9 @@ def _properties(record, cases):
         "- Command: `HYPOTHESIS_PROFILE=slow KDJAX_PROPERTY_RECORD=tests/property_run.jsonl python -m pytest "
         "tests/test_losses_properties.py`; with `-k` and a loss's name it runs that one again\n\n"
         "Counted are the examples on which the property was asked and held; the tests count, not hypothesis. Floating-point "
-        "inputs are drawn: for the reference, the order and gradients at equal inputs from steps of 1/4, full of ties and "
-        "zeros, for the others from all float16 up to 1e4.\n\n" + _table(["loss", *PROPERTIES.values(), "all"], rows)
+        "inputs are drawn: for the reference, the order, gradients at equal inputs and all of `top_k_kl` at equality from "
+        "steps of 1/4, full of ties and zeros, for the others from all float16 up to 1e4.\n\n"
+        + _table(["loss", *PROPERTIES.values(), "all"], rows)
     )
 
 
