@@ -2,7 +2,12 @@
 
     python experiments/strategies.py --seeds 16
 
-The student of digits.py (1,034 parameters) and its teacher (36,010).
+The student of digits.py (1,034 parameters) and its teacher (36,010), half a minute a seed. Test accuracy in %, mean ± 95 %
+interval over 16 seeds; the whole table is in the README:
+
+    alone                         96.41 ± 0.66      three teachers, by confidence   97.78 ± 0.36
+    offline: one frozen teacher   97.26 ± 0.37      from a part of the teacher      97.66 ± 0.45
+    offline, no labels            97.17 ± 0.55      online: two students            94.88 ± 0.93
 """
 
 import platform
@@ -71,6 +76,7 @@ class Strategies:
 
 def main(settings: Strategies) -> None:
     console = Console()
+    console.width = max(console.width, 100)  # the table is cut otherwise
     jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
     data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
     train, test = (on_device(part, unit_range) for part in data)
