@@ -4,31 +4,26 @@ All train the same student from the same weights on the same batches, for as man
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments._loop import Arrays
+from experiments._setting import LABELS, Setting, one_run, weights_of
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from kdjax import (
-    Apply,
     Objective,
-    TrainState,
     Weights,
     connectors,
-    cross_entropy,
     init_state,
     make_train_step,
     on_feature,
     on_logits,
     weighted_sum,
 )
-from kdjax.data import epoch_indices, make_views, mixup, take
+from kdjax.data import make_views, mixup, take
 from kdjax.ensembles import by_confidence, ensemble, ensemble_weights
 from kdjax.freezing import freeze, train_only
 from kdjax.losses import attention_transfer, hint, rkd_distance, soft_target_kl
@@ -37,90 +32,12 @@ from kdjax.phases import Phase, bounds, make_planned_step, plan
 from kdjax.transfer import copy_matching
 from kdjax.views import augmented
 
-LABELS = weighted_sum(labels=(1.0, cross_entropy))
-Network = tuple[Callable[..., Weights], Apply]
 Learn = Callable[[int, list[Weights]], Weights]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all strategies have in common."""
-
-    train: Arrays
-    student: Network
-    assistant: Network
-    teacher: Network
-    epochs: int
-    teacher_epochs: int
-    batch_size: int
-    learning_rate: float
-    temperature: float
-    alpha: float
-
-    @property
-    def updates(self) -> int:
-        return len(self.train["labels"]) // self.batch_size
-
-    def optimizer(self, epochs: int) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, epochs * self.updates))
-
-    def fresh(self, network: Network, seed: int, number: int) -> Weights:
-        return network[0](jax.random.fold_in(jax.random.key(seed), number), self.train["inputs"][:1])
-
-    def objective(self, **more: Any) -> Objective:
-        soft = on_logits(soft_target_kl, temperature=self.temperature)
-        return weighted_sum(labels=(self.alpha, cross_entropy), soft=(1.0 - self.alpha, soft), **more)
-
-    def taught(self, apply: Apply, weights: Weights) -> Arrays:
-        """The data with what a teacher says of it, features and all: they are small here."""
-        return self.train | {"teacher": _said(apply, weights, self.train["inputs"])}
-
-    def batches(self, seed: int, epochs: int) -> Any:
-        for epoch in range(epochs):
-            yield from np.asarray(epoch_indices(len(self.train["labels"]), self.batch_size, seed=seed, epoch=epoch))
-
-
-@partial(jax.jit, static_argnums=0)
-def _said(apply: Apply, weights: Weights, inputs: jax.Array) -> Any:
-    return apply(*weights, inputs, train=False)[0]
-
-
-def one_run(
-    setting: Setting,
-    apply: Apply,
-    objective: Objective,
-    *,
-    epochs: int,
-    teacher_apply: Apply | None = None,
-    beside: dict[str, Any] | None = None,
-    wrapped: Callable[..., Any] = lambda step: step,
-) -> Callable[..., TrainState]:
-    """``learn(weights, arrays, seed, teacher=None) -> state``; compiled at its first call, once for all seeds."""
-    optimizer = setting.optimizer(epochs)
-    step = wrapped(make_train_step(apply, teacher_apply, optimizer, connectors=beside))
-
-    @partial(jax.jit, donate_argnums=0)
-    def advance(state, teacher, arrays, chosen):
-        return step(state, teacher, objective, take(arrays, chosen) | {"indices": chosen})[0]
-
-    def learn(weights: Weights, arrays: Arrays, seed: int, teacher: Weights | None = None) -> TrainState:
-        state = init_state(weights, optimizer, jax.random.key(seed))
-        for chosen in setting.batches(seed, epochs):
-            state = advance(state, teacher, arrays, chosen)
-        return state
-
-    return learn
-
-
-def teacher_of(setting: Setting) -> Callable[[int, int], Weights]:
-    """``train(seed, number)``: the seed's teachers, of one architecture and different initial weights."""
-    learn = one_run(setting, setting.teacher[1], LABELS, epochs=setting.teacher_epochs)
-    return lambda seed, number: _weights(learn(setting.fresh(setting.teacher, seed, 100 + number), setting.train, seed))
 
 
 def alone(setting: Setting) -> Learn:
     learn = one_run(setting, setting.student[1], LABELS, epochs=setting.epochs)
-    return lambda seed, teachers: _weights(learn(setting.fresh(setting.student, seed, 0), setting.train, seed))
+    return lambda seed, teachers: weights_of(learn(setting.fresh(setting.student, seed, 0), setting.train, seed))
 
 
 def offline(setting: Setting, objective: Objective | None = None) -> Learn:
@@ -129,7 +46,7 @@ def offline(setting: Setting, objective: Objective | None = None) -> Learn:
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         arrays = setting.taught(setting.teacher[1], teachers[0])
-        return _weights(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
+        return weights_of(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
 
     return run
 
@@ -153,7 +70,7 @@ def several_teachers(setting: Setting, shares: Any = None) -> Learn:
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         arrays = setting.taught(together, ensemble_weights(*teachers[:3]))
-        return _weights(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
+        return weights_of(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
 
     return run
 
@@ -169,8 +86,8 @@ def through_an_assistant(setting: Setting) -> Learn:
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         arrays = setting.taught(setting.teacher[1], teachers[0])
-        middle = _weights(first(setting.fresh(setting.assistant, seed, 50), arrays, seed))
-        return _weights(
+        middle = weights_of(first(setting.fresh(setting.assistant, seed, 50), arrays, seed))
+        return weights_of(
             then(setting.fresh(setting.student, seed, 0), setting.taught(setting.assistant[1], middle), seed)
         )
 
@@ -186,7 +103,7 @@ def born_again(setting: Setting, generations: int = 2) -> Learn:
         weights = first(seed, teachers)
         for generation in range(1, generations + 1):
             arrays = setting.taught(setting.student[1], weights)
-            weights = _weights(next_one(setting.fresh(setting.student, seed, generation), arrays, seed))
+            weights = weights_of(next_one(setting.fresh(setting.student, seed, generation), arrays, seed))
         return weights
 
     return run
@@ -230,7 +147,7 @@ def mutual(setting: Setting, peer: str = "student") -> Learn:
         )
         for chosen in setting.batches(seed, setting.epochs):
             states = advance(states, setting.train, chosen)
-        return _weights(states[0])
+        return weights_of(states[0])
 
     return run
 
@@ -248,7 +165,7 @@ def from_a_part(setting: Setting) -> Learn:
         weights, _ = copy_matching(
             teachers[0], fresh, only=("stage1", "stage2"), channels="largest", order=("stage1", "stage2")
         )
-        return _weights(learn(weights, setting.taught(setting.teacher[1], teachers[0]), seed))
+        return weights_of(learn(weights, setting.taught(setting.teacher[1], teachers[0]), seed))
 
     return run
 
@@ -311,7 +228,7 @@ def same_views(setting: Setting) -> Learn:
         teacher_apply=setting.teacher[1],
         wrapped=views,
     )
-    return lambda seed, teachers: _weights(
+    return lambda seed, teachers: weights_of(
         learn(setting.fresh(setting.student, seed, 0), setting.train, seed, teachers[0])
     )
 
@@ -333,7 +250,3 @@ STRATEGIES: dict[str, Callable[[Setting], Learn]] = {
     "two stages, then all": two_stages,
     "same mixed views, no labels": same_views,
 }
-
-
-def _weights(state: TrainState) -> Weights:
-    return Weights(state.params, state.model_state)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments._loop import EVALUATION_BATCH
-from experiments._strategies import STRATEGIES, Setting, teacher_of
+from experiments._setting import Setting, teacher_of
+from experiments._strategies import STRATEGIES
 
 import jax
 import numpy as np

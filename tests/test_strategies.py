@@ -3,7 +3,7 @@
 import json
 
 import experiments  # noqa: F401  (before JAX)
-from experiments import _strategies, strategies
+from experiments import _setting, _strategies, strategies
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from kdjax.models import make_model
 
 @pytest.fixture(scope="module")
 def setting():
-    return _strategies.Setting(
+    return _setting.Setting(
         {name: array[:96] for name, array in on_device(load("digits", "train"), unit_range).items()},
         student=from_linen(make_model("digits_student")),
         assistant=from_linen(make_model("digits_student", widths=(6, 8), hidden=12)),
@@ -31,7 +31,7 @@ def setting():
 
 
 def test_a_run_is_a_function_of_its_seed_and_its_teacher(setting):
-    train_teacher = _strategies.teacher_of(setting)
+    train_teacher = _setting.teacher_of(setting)
     teachers = [train_teacher(0, number) for number in range(2)]
     learn = _strategies.offline(setting)
     first, again, other = learn(0, teachers), learn(0, teachers), learn(0, teachers[::-1])
@@ -40,7 +40,7 @@ def test_a_run_is_a_function_of_its_seed_and_its_teacher(setting):
 
 
 def test_two_stages_end_with_the_student_alone(setting):
-    teacher = _strategies.teacher_of(setting)(0, 0)
+    teacher = _setting.teacher_of(setting)(0, 0)
     weights = _strategies.two_stages(setting)(0, [teacher])
     fresh = setting.fresh(setting.student, 0, 0)
     assert jax.tree.structure(weights) == jax.tree.structure(fresh)
