@@ -174,8 +174,11 @@ def order_of_the_batch(case):
 # Is it finite everywhere, and in every dtype?
 
 
-def at_bad_points(case, dtype):
-    """What is wrong at each bad point and setting of hyper-parameters; nothing should be."""
+def at_bad_points(case, dtype, settings=None):
+    """What is wrong at each bad point and setting of hyper-parameters; nothing should be.
+
+    `settings` are the numbers of those to try, 0 being the row's own and 1 the defaults; None: all.
+    """
     arrays = case.make(np.random.default_rng(6), 6)
     points = case.hard_inputs(arrays, largest=case.largest_in_float16 if dtype is jnp.float16 else 1e4)
     which = floating(converted(arrays, dtype))
@@ -186,6 +189,7 @@ def at_bad_points(case, dtype):
         (point, number): _faults(program, converted(hard, dtype), dtype)
         for number, program in enumerate(programs)
         for point, hard in points.items()
+        if settings is None or number in settings
     }
 
 
