@@ -6,6 +6,7 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import laws
 import laws_transformed
 import numpy as np
