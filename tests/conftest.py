@@ -47,3 +47,10 @@ def cifar10_pictures() -> Path:
     if not archive.exists():
         pytest.skip(f"needs CIFAR-10 as JPEG pictures, and {archive} does not exist")
     return archive
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module_at_a_time():
+    """All compiled programs of all tests together are gigabytes, and every test after them is slower for it."""
+    yield
+    jax.clear_caches()

@@ -75,6 +75,7 @@ def numbers(result):
     return jax.device_get((state._replace(rng=jax.random.key_data(state.rng)), metrics))
 
 
+@pytest.mark.slow
 def test_a_split_batch_is_the_whole_one():
     """Batch normalisation, a bank, a queue and frozen arrays, in every way to run a step."""
     name = "together"

@@ -147,12 +147,14 @@ class Variants(chex.TestCase):
         close(self.variant(bound(case))(*arrays), jitted(case)(*arrays), 1e-4, 1e-6)
 
 
+@pytest.mark.slow
 @each_case
 def test_maps_over_batches_as_plain_calls_do(case):
     for measured in laws_transformed.transformed(case).values():
         holds(measured)
 
 
+@pytest.mark.slow
 @each_case
 def test_a_batch_split_over_devices_is_the_whole(case):
     for measured in laws_transformed.split_batch(case).values():
