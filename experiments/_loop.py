@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, *, examples: int, classes: int, teacher_apply: Apply
     def predict(weights, arrays, indices):
         return apply(*weights, take(arrays, indices)["inputs"], train=False)[0].logits
 
-    return Network(recipe, optimizer, init, apply, step, advance, _evaluator(apply), predict)
+    return Network(recipe, optimizer, init, apply, step, advance, evaluator(apply), predict)
 
 
 def fit(
@@ -156,7 +156,7 @@ def cached_logits(network: Network, weights: Weights, arrays: Arrays) -> Outputs
     return Outputs(jnp.concatenate(parts)[:examples], {})
 
 
-def _evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:
+def evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:
     step = make_eval_step(apply)
 
     @jax.jit

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments._loop import EVALUATION_BATCH
+from experiments._loop import evaluator
 from experiments._setting import Setting, teacher_of
 from experiments._strategies import STRATEGIES
 
@@ -29,9 +29,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kdjax import Apply, Weights, make_eval_step
 from kdjax.adapters import from_linen
-from kdjax.data import evaluation_indices, load, on_device, take, unit_range
+from kdjax.data import load, on_device, unit_range
 from kdjax.metrics import Interval, mean_interval, paired_difference
 from kdjax.models import make_model
 from kdjax.records import write_json
@@ -94,8 +93,8 @@ def main(settings: Strategies) -> None:
     chosen = {name: make for name, make in STRATEGIES.items() if settings.only in name or name == "alone"}
     ways = {name: make(setting) for name, make in chosen.items()}
     train_teacher = teacher_of(setting)
-    evaluate = {who: evaluator(network[1], test) for who, network in
-                (("teacher", setting.teacher), ("student", setting.student))}  # fmt: skip
+    networks = {"teacher": setting.teacher, "student": setting.student}
+    evaluate = {who: evaluator(apply) for who, (_, apply) in networks.items()}
     out = (
         settings.out
         or ROOT / "checkpoints" / "runs" / f"strategies-{settings.data.replace(':', '-').replace('/', '-')}"
@@ -104,10 +103,15 @@ def main(settings: Strategies) -> None:
     for seed in range(settings.seeds):
         started = time.monotonic()
         teachers = [train_teacher(seed, number) for number in range(TEACHERS)]
-        record = {"teacher": {"accuracy": evaluate["teacher"](teachers[0]), "seconds": time.monotonic() - started}}
+        record = {
+            "teacher": {
+                "accuracy": 100 * evaluate["teacher"](teachers[0], test)["accuracy"],
+                "seconds": time.monotonic() - started,
+            }
+        }
         for name, learn in ways.items():
             begun = time.monotonic()
-            accuracy = evaluate["student"](learn(seed, teachers))
+            accuracy = 100 * evaluate["student"](learn(seed, teachers), test)["accuracy"]
             record[name] = {"accuracy": accuracy, "seconds": time.monotonic() - begun}
         records.append(record)
         console.print(f"seed {seed}: {time.monotonic() - started:.0f} s")
@@ -121,22 +125,6 @@ def main(settings: Strategies) -> None:
         })  # fmt: skip
     show(records, console)
     console.print(f"Results: {out / 'results.json'}", soft_wrap=True)
-
-
-def evaluator(apply: Apply, test: dict[str, jax.Array]) -> Any:
-    """``accuracy(weights)``: in %, of the whole test split."""
-    step = make_eval_step(apply)
-    batches = list(zip(*map(np.asarray, evaluation_indices(len(test["labels"]), EVALUATION_BATCH)), strict=True))
-
-    @jax.jit
-    def sums(weights: Weights, arrays: Any, chosen: Any, mask: Any) -> Any:
-        return step(weights, take(arrays, chosen) | {"mask": mask})
-
-    def accuracy(weights: Weights) -> float:
-        parts = [sums(weights, test, chosen, mask) for chosen, mask in batches]
-        return 100 * sum(float(part["correct"]) for part in parts) / len(test["labels"])
-
-    return accuracy
 
 
 def show(records: list[dict[str, Any]], console: Console) -> None:

@@ -284,8 +284,7 @@ def _check_writable(folder: Path) -> None:
     """Makes the folder, and a file in it, since permissions alone do not tell of a read-only disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
