@@ -3,15 +3,17 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _machine import cores
 from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WAYS, WIDTHS, Batches, Step
 from torch import nn
 
 
-def steps(params: dict[str, dict], batches: Batches, way: str, *, pool_first: bool) -> dict[str, Step]:
+def steps(params: dict[str, dict], batches: Batches, way: str, pool_first: bool) -> dict[str, Step]:
     """The three pieces of work by name.
 
     `pool_first` pools before the ReLU, which gives the same values: kdjax's models do so, and PyTorch gets the same chance.
     """
+    torch.set_num_threads(cores())
     channels_last, compiled = WAYS[way]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     placed = [

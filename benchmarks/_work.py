@@ -22,10 +22,10 @@ Step = Callable[[int], float]
 """Makes so many updates, waits until they are done, and returns the last loss."""
 
 
-def random_batches(size: int, count: int = 8) -> Batches:
-    """Float32 images [size, 28, 28, 1] and labels [size]: the time of a step does not depend on what is in them."""
+def random_batches(size: int, count: int = 8, image: tuple[int, ...] = (28, 28, 1)) -> Batches:
+    """Float32 images [size, *image] and labels [size]: the time of a step does not depend on what is in them."""
     draw = np.random.default_rng(0)
     return [
-        (draw.normal(size=(size, 28, 28, 1)).astype(np.float32), draw.integers(0, 10, size).astype(np.int32))
+        (draw.normal(size=(size, *image)).astype(np.float32), draw.integers(0, 10, size).astype(np.int32))
         for _ in range(count)
     ]

@@ -18,10 +18,7 @@ import os
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-import math
-import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import quantiles
@@ -30,7 +27,8 @@ import _kdjax_side
 import _sides
 import jax
 import tyro
-from _machine import cores, environment, spread
+from _machine import environment, spread
+from _turns import PAUSE, Case, first_steps, rounds
 from _work import STUDENT, TEACHER, WAYS, Step, random_batches
 from rich.console import Console
 from rich.table import Table
@@ -41,10 +39,6 @@ WORK = ("teacher", "distillation", "student")
 TARGETS = {"teacher": 1.05, "distillation": 0.65, "student": 1.1}
 """Of PyTorch's best time, the most that kdjax's may be."""
 POOL_FIRST = ", pool first"
-WARM_UP = 3
-PAUSE = 0.3
-"""Seconds between two turns where the sides are apart: idle threads spin for a while before they sleep."""
-Case = tuple[str, str]  # who, and which work
 
 
 @dataclass(frozen=True)
@@ -74,8 +68,8 @@ def main(settings: Benchmark) -> None:
     console = Console()
     found = environment(console)
     cases = _cases(settings, console)
-    first = _first_steps(cases, console)
-    times = _rounds(
+    first = first_steps(cases, console)
+    times = rounds(
         cases,
         5 if settings.quick else settings.steps,
         3 if settings.quick else settings.rounds,
@@ -97,44 +91,19 @@ def main(settings: Benchmark) -> None:
 
 def _cases(settings: Benchmark, console: Console) -> dict[Case, Step]:
     params = {name: _kdjax_side.initial_params(name) for name in (TEACHER, STUDENT)}
-    make = partial(_sides.apart if settings.apart else _sides.here, params, random_batches(settings.batch), cores())
-    sides = {"kdjax": make(None, True)}
+    make = _sides.apart if settings.apart else _sides.here
+    given = (params, random_batches(settings.batch))
+    sides = {"kdjax": make("_kdjax_side", *given)}
     if find_spec("torch") is None:
         console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
     else:
         for pool_first in (False, True):
             for way, (_, compiled) in WAYS.items():
                 if not (settings.quick and compiled):
-                    sides[f"PyTorch {way}{POOL_FIRST if pool_first else ''}"] = make(way, pool_first)
+                    sides[f"PyTorch {way}{POOL_FIRST if pool_first else ''}"] = make(
+                        "_pytorch_side", *given, way, pool_first
+                    )
     return {(who, work): side[work] for who, side in sides.items() for work in WORK}
-
-
-def _first_steps(cases: dict[Case, Step], console: Console) -> dict[Case, float]:
-    """Seconds from the call to the end of the first step, compilation included; raises where two sides' losses differ."""
-    seconds: dict[Case, float] = {}
-    losses: dict[str, float] = {}
-    with console.status("first steps"):
-        for (who, work), step in cases.items():
-            started = time.perf_counter()
-            loss = step(1)
-            seconds[who, work] = time.perf_counter() - started
-            wanted = losses.setdefault(work, loss)
-            if not math.isclose(loss, wanted, rel_tol=1e-4):
-                raise RuntimeError(f"The {work} step of {who} has loss {loss}, and kdjax's has {wanted}.")
-    return seconds
-
-
-def _rounds(cases: dict[Case, Step], steps: int, rounds: int, pause: float) -> dict[Case, list[float]]:
-    """Milliseconds a step, one number a round. All cases take turns, so that a slow minute of the machine hits all alike."""
-    times: dict[Case, list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
-        for case, step in cases.items():
-            time.sleep(pause)
-            step(WARM_UP)
-            started = time.perf_counter()
-            step(steps)
-            times[case].append(1000 * (time.perf_counter() - started) / steps)
-    return times
 
 
 def _ratios(medians: dict[Case, float]) -> list[dict]:
