@@ -87,12 +87,14 @@ def make_train_step(
             (own, others), (own_state, others_state) = (
                 _parts(tree, connectors) for tree in (params, state.model_state)
             )
-            outputs, own_state = student_apply(own, own_state, batch["inputs"], train=True, rng=rng)
+            with jax.named_scope("student"):
+                outputs, own_state = student_apply(own, own_state, batch["inputs"], train=True, rng=rng)
             outputs, whole_taught, whole_batch = gather((outputs, taught, known), axis_name)
             outputs, whole_taught, others_state = connect(
                 connectors or {}, others, others_state, outputs, whole_taught, whole_batch, train=True, rng=rng
             )
-            loss, metrics = judge(objective, outputs, whole_taught, whole_batch, state.step, axis_name)
+            with jax.named_scope("loss"):
+                loss, metrics = judge(objective, outputs, whole_taught, whole_batch, state.step, axis_name)
             return loss, (own_state, others_state, metrics)
 
         (_, (model_state, others_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -100,7 +102,8 @@ def make_train_step(
         if connectors is not None:
             others_state = _agreed(axis_name, others_state, state.model_state["connectors"])
             model_state = {"student": model_state, "connectors": others_state}
-        return update(optimizer, state, gradients, model_state), metrics
+        with jax.named_scope("optimizer"):
+            return update(optimizer, state, gradients, model_state), metrics
 
     return step
 
@@ -175,7 +178,8 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[
         )
     # Also on the way in: then nothing of the teacher's backward pass is ever built.
     params, model_state = lax.stop_gradient(teacher)
-    outputs, _ = teacher_apply(params, model_state, batch["inputs"], train=False)
+    with jax.named_scope("teacher"):
+        outputs, _ = teacher_apply(params, model_state, batch["inputs"], train=False)
     return lax.stop_gradient(outputs)
 
 
