@@ -6,7 +6,7 @@
 
 from kdjax import connectors, losses, parallel, schedules
 from kdjax._types import Apply, Outputs, Term, TrainState, Weights
-from kdjax.objectives import Objective, weighted_sum
+from kdjax.objectives import Objective, scaled, weighted_sum
 from kdjax.terms import cross_entropy, on_feature, on_logits, on_outputs, on_student
 from kdjax.training import init_state, make_eval_step, make_train_step
 
@@ -28,6 +28,7 @@ __all__ = [
     "on_outputs",
     "on_student",
     "parallel",
+    "scaled",
     "schedules",
     "weighted_sum",
 ]

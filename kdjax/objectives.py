@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from kdjax import schedules
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.schedules import Schedule
-from kdjax.terms import leaf_of
+from kdjax.terms import is_place, leaf_of, read_place
 
 RESERVED = ("loss", "accuracy")
 
@@ -89,6 +89,55 @@ def weighted_sum(**terms: Any) -> Objective:
         weights[name] = leaf_of(f"the weight of {name}", pair[0])
         if jnp.ndim(schedules.at(weights[name], 0)):
             raise ValueError(f"the weight of {name} must be one number; got shape {jnp.shape(pair[0])}.")
-        # A plain function is no pytree; Partial makes it one, with no leaves. Terms that are pytrees stay as they are.
-        functions[name] = jax.tree_util.Partial(pair[1]) if jax.tree_util.all_leaves([pair[1]]) else pair[1]
+        functions[name] = _as_tree(pair[1])
     return Objective(weights, functions)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("term",), meta_fields=("place",))
+@dataclass(frozen=True)
+class Scaled:
+    """A term times what stands at a place. Made by `scaled`."""
+
+    term: Any
+    place: str
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+        factor = read_place(self.term, student, teacher, batch, self.place)
+        value: Array = self.term(student, teacher, batch)
+        if jnp.shape(factor) not in ((), value.shape):
+            raise ValueError(
+                f"{self.place} must be one number or one per example, shape {value.shape}; got shape {jnp.shape(factor)}."
+            )
+        return factor * value
+
+
+def scaled(term: Term, *, by: str) -> Scaled:
+    """A term whose weight is no number of the objective but stands among the arrays: the step's, or each example's own.
+
+    Args:
+      term: made by `on_logits` and the like, or any function ``(student, teacher, batch) -> [batch]``.
+      by: the weight's place, such as ``"student.control_weight"`` of a connector or ``"batch.confidence"``: one number, or
+        one per example, [batch].
+
+    Returns:
+      A term. The step reports its mean with that weight in it.
+
+    Raises:
+      ValueError: `by` is no place; later, if nothing stands there or it has another shape.
+
+    Example:
+      >>> twice = scaled(lambda student, teacher, batch: batch["x"], by="batch.how_much")
+      >>> outputs = Outputs(jnp.zeros((2, 3)), {})
+      >>> twice(outputs, None, {"x": jnp.array([1.0, 2.0]), "how_much": jnp.array([1.0, 0.5])}).tolist()
+      [1.0, 1.0]
+    """
+    if not callable(term):
+        raise ValueError(f"term must be a function (student, teacher, batch) -> [batch]; got {term!r}.")
+    if not is_place(by):
+        raise ValueError(f'by must be a place, "student.NAME", "teacher.NAME" or "batch.NAME"; got {by!r}.')
+    return Scaled(_as_tree(term), by)
+
+
+def _as_tree(term: Term) -> Any:
+    # A plain function is no pytree; Partial makes it one, with no leaves. Terms that are pytrees stay as they are.
+    return jax.tree_util.Partial(term) if jax.tree_util.all_leaves([term]) else term

@@ -58,17 +58,7 @@ class Match:
     settings: tuple[tuple[str, Any], ...]
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-        def read(place: str) -> Any:
-            who, name = place.split(".", 1)
-            if who == "batch":
-                return _in_batch(batch, name)
-            if who == "teacher" and teacher is None:
-                raise ValueError(
-                    f"{_name(self.loss)} compares the student with a teacher, and this step has none: "
-                    'give make_train_step a teacher_apply, or the batch a "teacher".'
-                )
-            return _in_outputs(who, student if who == "student" or teacher is None else teacher, name)
-
+        read = partial(read_place, self.loss, student, teacher, batch)
         arrays = [read(place) for place in self.places]
         keywords = dict(self.numbers) | dict(self.settings) | {name: read(place) for name, place in self.named_places}
         if _wants_labels(self.loss, self.places, keywords):
@@ -139,7 +129,7 @@ def on_outputs(loss: Callable[..., Float[Array, " batch"]], *places: str, **hype
     if not places:
         raise ValueError('on_outputs needs the places of its arrays, such as "student.stage1"; got none.')
     for place in places:
-        if not _is_place(place):
+        if not is_place(place):
             raise ValueError(
                 f'A place must be "student.NAME", "teacher.NAME" or "batch.NAME"; got {place!r} for {_name(loss)}.'
             )
@@ -179,7 +169,7 @@ def _match(loss: Callable, places: tuple[str, ...], hyper_parameters: Mapping[st
     for name, value in hyper_parameters.items():
         _checks.one_of(f"A hyper-parameter of {_name(loss)}", name, known)
         default = parameters[name].default
-        if _is_place(value):
+        if is_place(value):
             named_places[name] = value
         elif default is inspect.Parameter.empty and isinstance(value, tuple):
             leaves[name] = tuple(leaf_of(f"{name}[{place}]", one) for place, one in enumerate(value))
@@ -207,7 +197,8 @@ def _fill_all_arguments(loss: Callable, places: tuple[str, ...], keywords: Mappi
         raise ValueError(f"{_name(loss)} needs {wanted}; got the arrays {', '.join(places)}: {error}.") from None
 
 
-def _is_place(value: Any) -> bool:
+def is_place(value: Any) -> bool:
+    """Whether it says whose array it is and which, as in ``"student.stage2"``."""
     who, dot, name = value.partition(".") if isinstance(value, str) else ("", "", "")
     return who in ("student", "teacher", "batch") and bool(dot and name)
 
@@ -268,6 +259,19 @@ def _is_schedule(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     """A single number as Python's own, which error messages show best; tracers and larger arrays as they are."""
     return value if isinstance(value, jax.core.Tracer) or np.size(value) != 1 else np.asarray(value).item()
+
+
+def read_place(reader: Callable, student: Outputs, teacher: Outputs | None, batch: Batch, place: str) -> Any:
+    """What stands at a place such as ``"student.stage2"``, or the error that says why `reader` cannot have it."""
+    who, name = place.split(".", 1)
+    if who == "batch":
+        return _in_batch(batch, name)
+    if who == "teacher" and teacher is None:
+        raise ValueError(
+            f"{_name(reader)} compares the student with a teacher, and this step has none: "
+            'give make_train_step a teacher_apply, or the batch a "teacher".'
+        )
+    return _in_outputs(who, student if who == "student" or teacher is None else teacher, name)
 
 
 def _in_outputs(who: str, outputs: Outputs, name: str) -> Any:

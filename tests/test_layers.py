@@ -29,6 +29,7 @@ FLOORS = {
     "online": 3,
     "transfer": 3,
     "freezing": 3,
+    "clipping": 3,
     "phases": 3,
     "views": 3,
     "layers": 3,

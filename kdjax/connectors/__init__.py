@@ -15,6 +15,8 @@ from kdjax.connectors._connector import init_beside as init_beside
 from kdjax.connectors._connector import no_student as no_student
 from kdjax.connectors._connector import student_of as student_of
 from kdjax.connectors._connector import through as through
+from kdjax.connectors._control import controlled as controlled
+from kdjax.connectors._control import observe as observe
 from kdjax.connectors._embeddings import contrast as contrast
 from kdjax.connectors._embeddings import embeddings as embeddings
 from kdjax.connectors._embeddings import queue as queue
@@ -23,6 +25,7 @@ from kdjax.connectors._factors import translator as translator
 from kdjax.connectors._regressors import regressor as regressor
 from kdjax.connectors._regressors import variational as variational
 from kdjax.connectors._review import review as review
+from kdjax.connectors._temperature import learnt_temperature as learnt_temperature
 
 __all__ = [
     "Connector",
@@ -31,9 +34,12 @@ __all__ = [
     "connect",
     "connector_of",
     "contrast",
+    "controlled",
     "embeddings",
     "init_beside",
+    "learnt_temperature",
     "no_student",
+    "observe",
     "paraphraser",
     "projector",
     "queue",
