@@ -1,0 +1,83 @@
+"""Noise of adapted networks: a function of the key, each device's own where the axis is named, each stream's own."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from frameworks import INPUTS, differ, every_framework, same
+
+from kdjax.adapters import from_equinox, from_linen, from_nnx
+
+
+@every_framework
+def test_noise_is_a_function_of_the_key_and_only_while_training(make_student):
+    weights, apply = make_student()
+    first, other = jax.random.key(3), jax.random.key(4)
+    same(apply(*weights, INPUTS, train=True, rng=first), apply(*weights, INPUTS, train=True, rng=first))
+    assert differ(
+        apply(*weights, INPUTS, train=True, rng=first)[0].logits,
+        apply(*weights, INPUTS, train=True, rng=other)[0].logits,
+    )
+    quiet = apply(*weights, INPUTS, train=False)
+    same(quiet, apply(*weights, INPUTS, train=False, rng=first))
+    same(quiet[1], weights.model_state)
+
+
+class LinenNoise(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class EquinoxNoise(eqx.Module):
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, *, key):
+        return self.dropout(x, key=key)
+
+
+class NnxNoise(nnx.Module):
+    """Two layers with a stream each, and two more stacked into one, whose stream's keys have shape [2]."""
+
+    def __init__(self):
+        stack = nnx.split_rngs(splits=2)(nnx.vmap(lambda rngs: nnx.Dropout(0.5, rngs=rngs)))
+        self.stacked = stack(nnx.Rngs(0))
+        self.first, self.second = nnx.Dropout(0.5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        stacked = nnx.vmap(lambda dropout, x: dropout(x), in_axes=(0, None))(self.stacked, x)
+        return stacked.sum(axis=0), {"single": self.first(x) + self.second(x)}
+
+
+def noise(framework, axis_name):
+    if framework == "linen":
+        apply = from_linen(LinenNoise(), axis_name=axis_name)[1]
+    elif framework == "nnx":
+        apply = from_nnx(NnxNoise(), axis_name=axis_name)[1]
+    else:
+        apply = from_equinox(EquinoxNoise(eqx.nn.Dropout(0.5)), axis_name=axis_name)[1]
+    model_state = () if framework == "equinox" else {}
+    params = EquinoxNoise(eqx.nn.Dropout(None)) if framework == "equinox" else {}
+    return lambda x: apply(params, model_state, x, train=True, rng=jax.random.key(5))[0].logits
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx", "equinox"])
+def test_devices_draw_their_own_noise_where_the_axis_is_named(framework):
+    ones = jnp.ones((2, 4, 32))
+    first, second = jax.vmap(noise(framework, None))(ones)
+    same(first, second)
+    first, second = jax.vmap(noise(framework, "data"), axis_name="data")(ones)
+    assert differ(first, second)
+    if framework == "equinox":  # keyed per example: two devices draw what one would
+        same(jnp.concatenate([first, second]), noise(framework, None)(ones.reshape(8, 32)))
+
+
+def test_nnx_streams_of_one_model_draw_differently():
+    apply = from_nnx(NnxNoise())[1]
+    outputs, _ = apply({}, {}, jnp.ones((4, 64)), train=True, rng=jax.random.PRNGKey(0))  # raw keys do as well
+    # 2.0: dropped by one of the two layers and kept by the other
+    assert set(np.unique(outputs.logits)) == {0.0, 2.0, 4.0}
+    assert set(np.unique(outputs.features["single"])) == {0.0, 2.0, 4.0}
