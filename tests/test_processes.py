@@ -13,7 +13,7 @@ import numpy as np
 import processes
 import pytest
 from processes import EXAMPLES, HALF
-from test_checkpoints import spoil
+from saved import spoil
 
 from kdjax import Weights, connectors
 from kdjax.checkpoints import load_weights, open_run, save_state
