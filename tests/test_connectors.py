@@ -1,7 +1,6 @@
-"""What connectors compute, against slow forms in NumPy written from the papers, and what they refuse."""
+"""What connectors compute, against slow forms in NumPy written from the papers."""
 
 import inspect
-import math
 from functools import partial
 
 import chex
@@ -9,65 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from connected import head, network, paraphrased, student, teacher
+from by_hand import by_hand, close, made, outputs, relu, run
+from connected import head, network, student, teacher
 
-from kdjax import Outputs, Weights, connectors, losses, on_outputs
-
-
-def outputs(seed, **shapes):
-    """Random features of these shapes, after a ReLU's manner, and logits of three classes."""
-    keys = jax.random.split(jax.random.key(seed), len(shapes) + 1)
-    features = {
-        name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys[1:], shapes.items(), strict=True)
-    }
-    return Outputs(jax.random.normal(keys[0], (next(iter(shapes.values()))[0], 3)), features)
-
-
-def made(connector, own, others, seed=0):
-    """Weights made from shapes alone, then moved, so that no bias is 0 and no scale 1."""
-    shapes = jax.eval_shape(lambda one, other: (one, other), own, others)
-    weights = jax.jit(lambda key: connector.init(key, *shapes))(jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(weights.params)
-    random = np.random.default_rng(seed)
-    moved = [leaf + np.float32(0.3 * random.normal(size=leaf.shape)) for leaf in map(np.asarray, leaves)]
-    return Weights(jax.tree.unflatten(structure, moved), weights.model_state)
-
-
-def run(connector, weights, own, others, *, train=True, batch=None):
-    apply = jax.jit(connector.apply, static_argnames="train")
-    result = apply(*weights, own, others, batch or {}, train=train, rng=jax.random.key(3))
-    return jax.tree.map(lambda array: np.asarray(array, np.float64), result)
-
-
-def by_hand(layer, x, *, state=None, strides=(1, 1), same=False):
-    """One layer, position by position: product or convolution, then the batch's statistics, or the state's, or a bias."""
-    layer = {name: np.asarray(value, np.float64) for name, value in layer.items()}
-    x, kernel = np.asarray(x, np.float64), layer["kernel"]
-    if kernel.ndim == 4:
-        if same:
-            x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        high, wide = kernel.shape[:2]
-        rows = range(0, x.shape[1] - high + 1, strides[0])
-        columns = range(0, x.shape[2] - wide + 1, strides[1])
-        x = np.stack(
-            [np.stack([np.tensordot(x[:, r : r + high, c : c + wide], kernel, 3) for c in columns], 1) for r in rows],
-            1,
-        )
-    else:
-        x = x @ kernel
-    if "scale" in layer:
-        flat = x.reshape(-1, x.shape[-1])
-        mean, variance = (flat.mean(0), flat.var(0)) if state is None else (state["mean"], state["variance"])
-        x = (x - mean) / np.sqrt(np.asarray(variance) + 1e-5) * layer["scale"]
-    return x + layer["bias"]
-
-
-def relu(x):
-    return np.maximum(x, 0)
-
-
-def close(got, expected):
-    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5)
+from kdjax import Weights, connectors, losses, on_outputs
 
 
 @pytest.mark.parametrize(
@@ -146,74 +90,6 @@ def test_variational_predicts_a_mean_and_starts_at_a_variance():
     )
     joined = connectors.connect({"vid": connector}, *({"vid": tree} for tree in weights), *pair, {}, train=True)
     assert term(*joined[:2], {}).shape == (2,)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_embeddings_are_linear_in_both_networks_flattened_features(normalize):
-    connector = connectors.embeddings("f", "g", dim=4, normalize=normalize)
-    pair = outputs(0, f=(3, 2, 2, 3)), outputs(1, g=(3, 5))
-    weights = made(connector, *pair)
-    results = run(connector, weights, *pair)[:2]
-    for got, who, feature in zip(
-        results, ("student", "teacher"), (pair[0].features["f"], pair[1].features["g"]), strict=True
-    ):
-        expected = by_hand(weights.params[who], np.asarray(feature).reshape(3, -1))
-        close(got[""], expected / np.linalg.norm(expected, axis=1, keepdims=True) if normalize else expected)
-
-
-def test_contrast_is_crd_of_its_embeddings_and_its_own_draws():
-    labels = np.arange(20) % 4
-    connector = connectors.contrast("f", size=20, dim=4, negatives=7, labels=labels, temperature=0.3, momentum=0.25)
-    pair = outputs(0, f=(3, 6)), outputs(1, f=(3, 5))
-    batch = {"indices": jnp.array([4, 19, 7])}
-    weights = made(connector, *pair)
-    of_student, of_teacher, state = run(connector, weights, *pair, batch=batch)
-    assert of_student[""].shape == (3,)
-    assert of_teacher == {}
-    bank = weights.model_state["bank"]
-    drawn = losses.draw_negatives(jax.random.key(3), batch["indices"], 7, 20, labels=jnp.asarray(labels))
-    total = np.zeros(3)
-    embedded = []
-    for who, one in zip(("student", "teacher"), pair, strict=True):
-        x = by_hand(weights.params[who], one.features["f"])
-        embedded.append(x / np.linalg.norm(x, axis=1, keepdims=True))
-    for anchors, memory in ((embedded[0], bank.teacher), (embedded[1], bank.student)):
-        memory = np.asarray(memory, np.float64)
-        p = np.exp(anchors @ memory.T / 0.3)
-        z = 20 * np.mean([p[i, j] for i in range(3) for j in np.asarray(drawn)[i]])
-        noise = 7 / 20
-        for i in range(3):
-            own = p[i, batch["indices"][i]] / z
-            total[i] -= math.log(own / (own + noise))
-            for j in np.asarray(drawn)[i]:
-                total[i] -= math.log(noise / (p[i, j] / z + noise))
-    close(of_student[""], total)
-    entry = 0.25 * np.asarray(bank.student, np.float64)[19] + 0.75 * embedded[0][1]
-    close(state["bank"].student[19], entry / np.linalg.norm(entry))
-    untouched = [i for i in range(20) if i not in (4, 19, 7)]
-    np.testing.assert_array_equal(state["bank"].student[untouched], np.asarray(bank.student, np.float64)[untouched])
-    chex.assert_trees_all_equal(
-        run(connector, weights, *pair, batch=batch, train=False)[2]["bank"], jax.tree.map(np.float64, bank)
-    )
-
-
-@pytest.mark.parametrize("size", [3, 5, 8])
-def test_a_queue_is_first_in_first_out_whatever_the_batch(size):
-    connector = connectors.queue("f", size=size)
-    one = outputs(0, f=(4, 2, 3))
-    _, model_state = made(connector, one, one)
-    close(np.linalg.norm(model_state["queue"], axis=1), np.ones(size))
-    memory = [np.asarray(row, np.float64) for row in model_state["queue"]]  # oldest first
-    for number in range(5):
-        one = outputs(number, f=(4, 2, 3))
-        _, of_teacher, model_state = connector.apply({}, model_state, one, one, {}, train=True, rng=None)
-        got = np.asarray(of_teacher["queue"], np.float64)
-        expected = np.stack(memory)
-        close(got[np.lexsort(got.T)], expected[np.lexsort(expected.T)])
-        rows = np.asarray(one.features["f"], np.float64).reshape(4, 6)
-        memory = [*memory, *(rows / np.linalg.norm(rows, axis=1, keepdims=True))][-size:]
-    _, of_teacher, same = connector.apply({}, model_state, one, one, {}, train=False, rng=None)
-    chex.assert_trees_all_equal((of_teacher["queue"], same), (model_state["queue"], model_state))
 
 
 def leaky(x):
@@ -359,105 +235,16 @@ def test_nothing_is_run_to_make_weights():
     chex.assert_trees_all_equal(alone.params["connectors"]["hint"], made_of_arrays.params["connectors"]["hint"])
 
 
-PAIR = (outputs(0, f=(2, 4, 4, 3), g=(2, 5)), outputs(1, f=(2, 2, 2, 7), g=(2, 5)))
-
-
-@pytest.mark.parametrize(
-    ("connector", "words"),
-    [
-        (lambda: connectors.regressor("h"), r"The student has no feature 'h'; it has \['f', 'g'\]"),
-        (lambda: connectors.regressor("f", "h"), "The teacher has no feature 'h'"),
-        (lambda: connectors.regressor("f", "g"), r"student.f must be a map .* got shapes \(2, 4, 4, 3\) and \(2, 5\)"),
-        (lambda: connectors.regressor("f", depth=0), "depth must be a whole number of 1 or more; got 0"),
-        (lambda: connectors.variational("f", start_variance=-1.0), "start_variance must be a finite number greater"),
-        (lambda: connectors.variational("f", "g"), "student.f must be a map"),
-        (lambda: connectors.embeddings("f", dim=0), "dim must be a whole number of 1 or more; got 0"),
-        (lambda: connectors.contrast("f", size=1), "size must be a whole number of 2 or more; got 1"),
-        (
-            lambda: connectors.contrast("f", size=4, labels=[0, 1]),
-            r"labels must be whole class numbers of shape \(4,\)",
-        ),
-        (lambda: connectors.contrast("f", size=2, labels=[1, 1]), "labels must be of two classes at least"),
-        (lambda: connectors.queue("h", size=3), "The teacher has no feature 'h'"),
-        (lambda: connectors.queue("f", size=0), "size must be a whole number of 1 or more; got 0"),
-        (lambda: connectors.paraphraser("g"), r"teacher.g must have 4 axes"),
-        (lambda: connectors.paraphraser("f", rate=0.0), "rate must be a finite number greater than 0"),
-        (
-            lambda: connectors.translator("f", paraphraser=paraphrased()),
-            "the 8 channels that the paraphraser was trained",
-        ),
-        (
-            lambda: connectors.translator("f", paraphraser=Weights(head(), {})),
-            "paraphraser must be the Weights of a trained",
-        ),
-        (lambda: connectors.review(()), "students must name one feature at least"),
-        (lambda: connectors.review(("f", "g"), ("f",)), r"teachers must name one feature for each of students, 2"),
-        (
-            lambda: connectors.projector("f", classifier_weights={"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3)}),
-            r"classifier must turn the teacher's feature of shape \(2, 2, 2, 7\) into its logits, and cannot",
-        ),
-        (
-            lambda: connectors.shared_classifier(
-                "f", classifier_weights={"kernel": jnp.ones((7, 4)), "bias": jnp.ones(4)}
-            ),
-            r"into logits of shape \(2, 3\); got shape \(2, 4\)",
-        ),
-    ],
-)
-def test_what_cannot_be_connected_is_a_named_error(connector, words):
-    with pytest.raises(ValueError, match=words):
-        connector().init(jax.random.key(0), *PAIR)
-
-
-def test_a_name_that_is_taken_and_a_batch_without_indices_are_named_errors():
-    data = jnp.ones((2, 4, 4, 2))
-    rest = (jax.random.key(0), network, student(), network, teacher(), data)
-    with pytest.raises(ValueError, match="The connector 'stage1' would add 'stage1' to the student's features"):
-        connectors.init_beside({"stage1": connectors.regressor("stage1")}, *rest)
-    clash = {"a": connectors.variational("f"), "a_raw_variance": connectors.regressor("f")}
-    weights = {name: made(connector, *PAIR) for name, connector in clash.items()}
-    trees = [{name: one[part] for name, one in weights.items()} for part in (0, 1)]
-    with pytest.raises(ValueError, match="The connector 'a_raw_variance' would add 'a_raw_variance'"):
-        connectors.connect(clash, *trees, *PAIR, {}, train=True)
-    contrast = connectors.contrast("g", size=5, dim=2, negatives=2)
-    with pytest.raises(ValueError, match='batch must have "indices"'):
-        run(contrast, made(contrast, *PAIR), *PAIR)
-    with pytest.raises(ValueError, match="rng must be a key"):
-        contrast.apply(*made(contrast, *PAIR), *PAIR, {"indices": jnp.arange(2)}, train=True, rng=None)
-    with pytest.raises(ValueError, match="A connector reads the teacher's feature 'f', and there is no teacher"):
-        run(connectors.regressor("f"), made(connectors.regressor("f"), *PAIR), PAIR[0], None)
-    with pytest.raises(ValueError, match="teacher must be cached Outputs where teacher_apply is None; got Weights"):
-        connectors.init_beside({}, jax.random.key(0), network, student(), None, teacher(), data)
-
-
-def test_only_what_stands_beside_connectors_can_be_left_alone():
-    with pytest.raises(ValueError, match=r"The params must be a student's and connectors'.*got \['bias'"):
-        connectors.student_of(student())
-    beside = connectors.init_beside(
-        {"hint": connectors.regressor("stage1")},
-        jax.random.key(0),
-        network,
-        student(),
-        network,
-        teacher(),
-        jnp.ones((2, 4, 4, 2)),
-    )
-    with pytest.raises(ValueError, match=r"name must be one of hint; got 'hnt'\. Did you mean 'hint'"):
-        connectors.connector_of(beside, "hnt")
-    with pytest.raises(ValueError, match="A connector reads the teacher's feature"):
-        connectors.through(network, {"hint": connectors.regressor("stage1")}, "hint")(
-            *beside, jnp.ones((2, 4, 4, 2)), train=False
-        )
-
-
 def test_every_export_cites_or_is_plumbing():
     plumbing = {
         "Connector",
         "average_and_dense",
         "connect",
         "connector_of",
+        "controlled",  # a rule of thumb
         "init_beside",
         "no_student",
+        "observe",
         "student_of",
         "through",
     }
