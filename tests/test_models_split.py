@@ -1,0 +1,67 @@
+"""Networks on a split batch: dropout's masks and one step of training are those of the whole batch."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from kdjax import TrainState, cross_entropy, make_train_step, weighted_sum
+from kdjax.adapters import from_linen
+from kdjax.models import Dropout, make_model
+from kdjax.parallel import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
+
+KEY = jax.random.key(0)
+
+
+def test_dropout_keeps_the_stated_share_scales_it_and_gives_each_example_its_own_mask():
+    ones = jnp.ones((64, 500))
+    out = Dropout(0.25).apply({}, ones, train=True, rngs={"dropout": KEY})
+    chex.assert_trees_all_close(jnp.unique(out), jnp.array([0.0, 4 / 3]), atol=1e-6)
+    assert abs(float((out > 0).mean()) - 0.75) < 0.01
+    assert len(np.unique(np.asarray(out), axis=0)) == 64
+    chex.assert_trees_all_equal(Dropout(0.25).apply({}, ones, train=False), ones)
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map", "vmap"])
+def test_a_split_batch_draws_the_masks_of_the_whole(how):
+    def drop(inputs, axis_name=None):
+        return Dropout(0.5, axis_name).apply({}, inputs, train=True, rngs={"dropout": KEY})
+
+    def split(inputs):
+        return drop(inputs, "data")
+
+    ones = jnp.ones((8, 20))
+    if how == "shard_map":
+        spec = PartitionSpec("data")
+        parts = jax.shard_map(split, mesh=data_mesh(), in_specs=spec, out_specs=spec)(ones)
+    else:
+        parts = {"pmap": jax.pmap, "vmap": jax.vmap}[how](split, axis_name="data")(ones.reshape(4, 2, 20))
+    np.testing.assert_array_equal(np.asarray(parts).reshape(8, 20), drop(ones))
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_one_step_of_a_normalised_network_is_the_same_on_four_devices(how, monkeypatch):
+    monkeypatch.setattr("kdjax.models._layers.WIDE", 0)  # the hand-written gradient must be summed over devices too
+    optimizer, inputs = optax.sgd(0.1), jax.random.normal(KEY, (8, 8, 8, 1))
+    batch = {"inputs": inputs, "labels": jnp.arange(8)}
+    objective = weighted_sum(labels=(1.0, cross_entropy))
+    init, _ = from_linen(make_model("digits_teacher"))
+
+    def fresh():
+        weights = jax.jit(init)(KEY, inputs)
+        return TrainState(jnp.zeros((), jnp.int32), *weights, optimizer.init(weights.params), jax.random.key(1))
+
+    def step(axis_name):
+        _, apply = from_linen(make_model("digits_teacher", axis_name=axis_name))
+        return make_train_step(apply, None, optimizer, axis_name=axis_name)
+
+    whole, _ = jit_step(step(None))(fresh(), None, objective, batch)
+    if how == "pmap":
+        parts, _ = pmap_step(step("data"))(fresh(), None, objective, split_batch(batch, 4))
+    else:
+        parts, _ = shard_map_step(step("data"), data_mesh())(fresh(), None, objective, batch)
+    chex.assert_trees_all_close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(parts.model_state, whole.model_state, rtol=1e-5, atol=1e-6)
