@@ -1,7 +1,5 @@
 """Many students in one program: as if each had trained alone, one pass of the teacher, and nothing compiled twice."""
 
-import re
-import time
 from functools import cache
 from typing import NamedTuple
 
@@ -13,21 +11,10 @@ import optax
 import pytest
 from networks import batch, objective, student, teacher, teacher_weights
 
-from kdjax import (
-    Outputs,
-    Weights,
-    cross_entropy,
-    init_state,
-    make_train_step,
-    on_feature,
-    on_logits,
-    schedules,
-    sweeps,
-    weighted_sum,
-)
+from kdjax import cross_entropy, init_state, make_train_step, on_feature, on_logits, schedules, weighted_sum
 from kdjax.losses import rkd_angle, rkd_distance, soft_target_kl
 from kdjax.parallel import jit_step
-from kdjax.sweeps import WAYS, choose_way, make_sweep_step, stack, unstack
+from kdjax.sweeps import WAYS, make_sweep_step, stack, unstack
 
 OPTIMIZER = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
 STEPS = 4
@@ -42,8 +29,6 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (Setting(), Setting(seed=1), Setting(2, 1.5, 0.1, 1.0, 0.02))
-
-
 WEIGHTS = cache(teacher_weights)
 
 
@@ -64,21 +49,6 @@ def objective_of(setting):
 
 def stacked(settings=SETTINGS):
     return stack([state_of(setting) for setting in settings]), stack([objective_of(setting) for setting in settings])
-
-
-def linear(params, model_state, inputs, *, train, rng=None):
-    """A network that compiles at once, where what it learns does not matter."""
-    return Outputs(inputs.reshape(len(inputs), -1) @ params["kernel"], {}), model_state
-
-
-LINEAR_TEACHER = Weights({"kernel": jnp.linspace(-1, 1, 640).reshape(64, 10)}, {})
-SOFT = weighted_sum(labels=(0.5, cross_entropy), soft=(0.5, on_logits(soft_target_kl, temperature=4.0)))
-
-
-def linear_students(count=3):
-    kernels = [jnp.full((64, 10), 0.01 * number) for number in range(count)]
-    states = [init_state(Weights({"kernel": kernel}, {}), OPTIMIZER, jax.random.key(0)) for kernel in kernels]
-    return stack(states), stack([SOFT] * count)
 
 
 class Count:
@@ -165,24 +135,6 @@ def test_one_pass_of_the_teacher_and_one_compilation_serve_all_students(trained)
     assert counts["compiled"] == [{"vmap": 1, "one by one": 3}[way]] + [0] * (STEPS - 1)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_traced_program_holds_the_teacher_once_whatever_the_number_of_students(way):
-    @jax.jit
-    def the_teacher(params, inputs):
-        return linear(params, {}, inputs, train=False)[0]
-
-    def apply(params, model_state, inputs, *, train, rng=None):
-        return the_teacher(params, inputs), model_state
-
-    sweep = make_sweep_step(make_train_step(linear, None, OPTIMIZER), apply, way=way)
-    for count in (1, 5):
-        states, objectives = linear_students(count)
-        program = str(jax.make_jaxpr(sweep)(states, LINEAR_TEACHER, objectives, batch()))
-        assert program.count("name=the_teacher") == 1
-        # Nor does it see copies of the batch: 16 rows of 10 logits.
-        assert re.search(r"f32\[16,10\] = p?jit\[", program)
-
-
 def test_a_search_over_ten_values_of_everything_compiles_nothing(trained):
     _, sweep, _, _, counts = trained
     searched = [
@@ -198,48 +150,6 @@ def test_a_search_over_ten_values_of_everything_compiles_nothing(trained):
     assert COMPILATIONS.count == before
     assert sum(counts["compiled"]) > 0  # else JAX reports compilations by another name, and nothing was counted
     assert len({float(loss[0]) for loss in losses}) == 10
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_outputs_that_the_batch_brings_take_the_teachers_place(way):
-    step, never = make_train_step(linear, None, OPTIMIZER), Count(linear)
-    outputs, _ = linear(*LINEAR_TEACHER, batch()["inputs"], train=False)
-    states, objectives = linear_students()
-    cached = make_sweep_step(step, never, way=way)(states, None, objectives, batch() | {"teacher": outputs})
-    states, objectives = linear_students()
-    online = make_sweep_step(step, linear, way=way)(states, LINEAR_TEACHER, objectives, batch())
-    mine, expected = ([one.params for one in unstack(states)] for states, _ in (cached, online))
-    chex.assert_trees_all_close(mine, expected, rtol=1e-6, atol=1e-7)
-    assert float(online[1]["soft"][0]) > 0.01
-    assert never.traced == 0
-
-
-@pytest.mark.parametrize("faster", WAYS)
-def test_the_choice_is_the_measured_one_and_takes_no_state_away(faster, monkeypatch):
-    def pretended(step, teacher_apply, *, way):
-        def sweep(states, teacher, objectives, data):
-            time.sleep(0.0 if way == faster else 0.05)
-            return jax.jit(lambda states: states, donate_argnums=0)(states), {}
-
-        return sweep
-
-    monkeypatch.setattr(sweeps, "make_sweep_step", pretended)
-    states, objectives = linear_students()
-    choice = choose_way(lambda *_: None, None, states, None, objectives, batch(), rounds=3)
-    assert choice.way == faster
-    assert choice.milliseconds[faster] == min(choice.milliseconds.values())
-    assert max(choice.milliseconds.values()) >= 50
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(states))
-
-
-def test_the_chosen_step_trains():
-    states, objectives = linear_students()
-    step = make_train_step(linear, None, OPTIMIZER)
-    choice = choose_way(step, linear, states, LINEAR_TEACHER, objectives, batch(), rounds=1)
-    after, metrics = choice.step(states, LINEAR_TEACHER, objectives, batch())
-    assert [int(state.step) for state in unstack(after)] == [1, 1, 1]
-    assert metrics["loss"].shape == (3,)
-    assert choice.milliseconds.keys() == set(WAYS)
 
 
 def test_stack_and_unstack_are_each_others_undoing():
@@ -278,29 +188,3 @@ def different(**changes):
 def test_students_that_differ_in_more_than_numbers_are_refused(other, said):
     with pytest.raises(ValueError, match=rf"trees must differ in numbers only; number 1 differs .*{said}"):
         stack([objective(), other])
-
-
-def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="trees must hold one pytree a student, and one student at least; got none"):
-        stack([])
-    step = make_train_step(linear, None, OPTIMIZER)
-    with pytest.raises(ValueError, match=r"way must be one of vmap, one by one; got 'vmpa'. Did you mean 'vmap'"):
-        make_sweep_step(step, linear, way="vmpa")
-    states, objectives = linear_students()
-    with pytest.raises(ValueError, match="rounds must be at least 1; got 0"):
-        choose_way(step, None, states, None, objectives, batch(), rounds=0)
-    one = stack([SOFT] * 2)
-    for way in WAYS:
-        sweep = make_sweep_step(step, linear, way=way)
-        with pytest.raises(
-            ValueError, match=r"objectives must be stacked for 3 students.*\['labels'\] has shape \(2,\)"
-        ):
-            sweep(states, LINEAR_TEACHER, one, batch())
-        with pytest.raises(ValueError, match=r"objectives must be stacked for 3 students.*\['labels'\] has shape \(\)"):
-            sweep(states, LINEAR_TEACHER, SOFT, batch())
-        with pytest.raises(ValueError, match=r"states must be stacked.*their step has shape \(\)"):
-            sweep(unstack(states)[0], LINEAR_TEACHER, objectives, batch())
-        with pytest.raises(ValueError, match=r"belong together, the function and its Weights; got no teacher\."):
-            sweep(states, None, objectives, batch())
-        with pytest.raises(ValueError, match="got no teacher_apply"):
-            make_sweep_step(step, None, way=way)(states, LINEAR_TEACHER, objectives, batch())
