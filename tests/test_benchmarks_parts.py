@@ -1,0 +1,127 @@
+"""What the benchmarks compute beside measuring: operations by arithmetic, and where a trace's time belongs."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_computation (a: f32[4], b: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %b = f32[4]{0} parameter(1)
+  ROOT %c = f32[4]{0} convolution(%a, %b), dim_labels=b01f_01io->b01f
+}
+
+%fused_computation.1 (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %t = f32[4]{0} transpose(%p), dimensions={0}
+}
+
+ENTRY %main (x: f32[4], w: f32[4], v: f32[4]) -> (f32[4], f32[4]) {
+  %x = f32[4]{0} parameter(0), metadata={op_name="batch['inputs']"}
+  %w = f32[4]{0} parameter(1), metadata={op_name="state.params"}
+  %v = f32[4]{0} parameter(2), metadata={op_name="teacher.params"}
+  %copy.1 = f32[4]{0} copy(%w)
+  %conv.1 = f32[4]{0} fusion(%x, %v), calls=%fused_computation, metadata={op_name="jit(step)/teacher/CNN/conv"}
+  %dot.2 = f32[4]{0} dot(%x, %copy.1), metadata={op_name="jit(step)/jvp(student)/CNN/dot_general"}
+  %gemm.3 = (f32[4]{0}, s8[64]{0}) custom-call(%x, %dot.2), custom_call_target="__cublas$gemm", \
+metadata={op_name="jit(step)/transpose(jvp(student))/CNN/dot_general"}
+  %exp.4 = f32[4]{0} exponential(%dot.2), metadata={op_name="jit(step)/transpose(jvp(loss))/exp"}
+  %moved = f32[4]{0} fusion(%exp.4), calls=%fused_computation.1
+  %kernel.5 = f32[4]{0} fusion(%moved, %x), calls=%fused_computation
+  %add.6 = f32[4]{0} add(%kernel.5, %w), metadata={op_name="jit(step)/optimizer/add"}
+  ROOT %out = (f32[4]{0}, f32[4]{0}) tuple(%add.6, %conv.1)
+}
+"""
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_operations_are_placed_by_the_programs_own_names():
+    import _profile
+
+    places = _profile.places(PROGRAM)
+    assert places["conv.1"] == ("teacher forward", "convolution")
+    assert places["dot.2"] == ("student forward", "matrix product")
+    assert places["gemm.3"] == ("student backward", "matrix product")
+    assert places["exp.4"] == ("loss", "other arithmetic")
+    assert places["add.6"] == ("optimizer", "other arithmetic")
+    assert places["copy.1"] == ("student forward", "copy")  # who reads it
+    assert places["kernel.5"] == ("student backward", "convolution")  # the optimizer reads it, and has no convolutions
+    assert places["moved"] == ("student backward", "copy")
+
+
+@pytest.mark.parametrize(
+    ("scope", "part"),
+    [
+        ("jit(step)/shard_map/jvp(student)/CNN/student/mul", "student forward"),
+        ("jit(step)/transpose(jvp(student))/loss/mul", "student backward"),
+        ("jit(step)/jvp(loss)/log", "loss"),
+        ("jit(step)/vmap(teachers)/log", "other operations"),
+        ("", "other operations"),
+    ],
+)
+def test_the_outermost_scope_counts(scope, part):
+    import _profile
+
+    assert _profile.part_of(scope) == part
+
+
+def test_operations_at_once_share_the_moment_and_all_sums_to_the_wall_time():
+    from _profile import Span, breakdown, shares
+
+    spans = [Span("a", 0, 10), Span("b", 4, 8), Span("c", 6, 8), Span("a", 20, 21), Span("d", 30, 30)]
+    # 0–4 a; 4–6 a, b; 6–8 a, b, c; 8–10 a; 20–21 a.
+    assert shares(spans) == pytest.approx({"a": 4 + 1 + 2 / 3 + 2 + 1, "b": 1 + 2 / 3, "c": 2 / 3})
+    where = {"a": ("loss", "copy"), "b": ("optimizer", "other arithmetic")}
+    result = breakdown(spans, where, 40.0)
+    assert result["dispatch and host", "none running"] == pytest.approx(40 - 11)
+    assert sum(result.values()) == pytest.approx(40)
+    assert result["other operations", "other arithmetic"] == pytest.approx(2 / 3)  # c stands in no program
+
+
+def test_the_step_names_its_parts():
+    """The scopes that the profile reads are those of `kdjax.training`, in the program that XLA compiles."""
+    import _cases
+    import _profile
+    from _work import random_batches
+
+    from kdjax.models import CNN
+
+    case = _cases.make(CNN(widths=(2,)), CNN(widths=(3,)), random_batches(2, 1))
+    found = set(_profile.places(case.compiled().as_text()).values())
+    assert {part for part, _ in found} >= set(_profile.PARTS[:5])
+    assert ("teacher forward", "convolution") in found
+    assert ("optimizer", "convolution") not in found
+
+
+def test_operations_by_arithmetic():
+    from _arithmetic import distillation_flops, forward_flops, mlp_update_flops, update_flops
+
+    # By hand: 28 × 28 × 9 × 1 × 64, 14 × 14 × 9 × 64 × 256, 7 × 7 × 256 × 10, each twice and for 32 images.
+    assert forward_flops((64, 256), 32) == [28_901_376, 1_849_688_064, 8_028_160]
+    assert update_flops((64, 256), 32) == 2 * 28_901_376 + 3 * (1_849_688_064 + 8_028_160)
+    assert distillation_flops((8, 16), None, 32) == update_flops((8, 16), 32)
+    assert distillation_flops((8, 16), (64, 256), 32) - update_flops((8, 16), 32) == sum(forward_flops((64, 256), 32))
+
+    def mlp(params, images):
+        return jnp.sum(jax.nn.relu(images @ params[0]) @ params[1])
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((784, 64), (64, 10))]
+    images = jax.ShapeDtypeStruct((32, 784), jnp.float32)
+    counted = jax.jit(jax.grad(mlp)).lower(shapes, images).compile().cost_analysis()["flops"]
+    # The sum's gradient is a constant: of the logits' three products XLA needs the gradients' two.
+    assert mlp_update_flops(64, 32) == pytest.approx(counted + 2 * 32 * 64 * 10, rel=0.02)
