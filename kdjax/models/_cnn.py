@@ -2,7 +2,6 @@
 # mypy: disable-error-code="misc, untyped-decorator"
 # (Flax's types are not read: a Module is Any to mypy.)
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -133,8 +132,3 @@ class CNN(nn.Module):
                 f"inputs must be at least {smallest} pixels high and wide for {len(self.widths)} stages with "
                 f"{self.padding} padding; got shape {tuple(inputs.shape)}."
             )
-
-
-def settings() -> list[str]:
-    """The names of a CNN's settings, without those that Flax adds to every module."""
-    return [field.name for field in dataclasses.fields(CNN) if field.name not in ("parent", "name")]

@@ -1,0 +1,145 @@
+"""Wide residual networks, for images of 32 × 32 pixels or so: the usual teacher and student of the literature on CIFAR."""
+# mypy: disable-error-code="misc, untyped-decorator"
+# (Flax's types are not read: a Module is Any to mypy.)
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from kdjax import _checks
+from kdjax._types import Outputs
+from kdjax.models._layers import convolve
+
+STEM = 16
+"""Channels before the first stage; stage n has 16 · 2ⁿ⁻¹ · width."""
+STAGES = 3
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+Images = Float[Array, "batch height width channels"]
+Halved = Float[Array, "batch height_out width_out channels_out"]
+
+
+class Convolution(nn.Module):
+    """Without bias. With stride 2 it reads a pixel beyond each border, as with stride 1, so that both see the same edges."""
+
+    width: int
+    size: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Images) -> Halved:
+        kernel = self.param("kernel", HE, (self.size, self.size, inputs.shape[-1], self.width)).astype(self.dtype)
+        inputs = inputs.astype(self.dtype)
+        if self.stride == 1:
+            return convolve(inputs, kernel, "SAME")
+        border = (self.size // 2, self.size // 2)
+        return lax.conv_general_dilated(
+            inputs, kernel, (self.stride,) * 2, (border, border), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class Block(nn.Module):
+    """Twice normalisation, ReLU and convolution 3 × 3, added to the inputs.
+
+    Where the shape changes, the inputs go through a convolution 1 × 1 instead, after the first ReLU.
+    """
+
+    width: int
+    stride: int
+    axis_name: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Images, *, train: bool) -> Halved:
+        x = activated(inputs, "norm1", train, self.axis_name, self.dtype)
+        beside = inputs
+        if inputs.shape[-1] != self.width or self.stride != 1:
+            beside = Convolution(self.width, 1, self.stride, self.dtype, name="shortcut")(x)
+        x = Convolution(self.width, 3, self.stride, self.dtype, name="conv1")(x)
+        x = activated(x, "norm2", train, self.axis_name, self.dtype)
+        return beside + Convolution(self.width, 3, 1, self.dtype, name="conv2")(x)
+
+
+def activated(x: Images, name: str, train: bool, axis_name: str | None, dtype: Any) -> Images:
+    """Normalised and cut off at zero. The new submodule, called `name`, belongs to whoever calls."""
+    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name, dtype=dtype, name=name)
+    return nn.relu(norm(x))
+
+
+class WideResNet(nn.Module):
+    """A residual network that is wide rather than deep: WRN-`depth`-`width`.
+
+    A convolution 3 × 3 to 16 channels, three stages of (depth − 4) / 6 blocks with 16, 32 and 64 times `width` channels, the
+    second and third at half the height and width of the one before; then normalisation, ReLU, the mean over all positions,
+    and the logits. Each block normalises before it convolves.
+
+    Attributes:
+      depth: 6n + 4 for n blocks a stage, such as 16, 28 or 40. It counts all convolutions, the three of 1 × 1 among them.
+      width: how many times wider than a plain residual network.
+      classes: the number of logits.
+      axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where the
+        network sees the whole batch, as under `jax.jit` with a sharded batch.
+      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+
+    Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], the sums that the stages end with, which may be
+    negative, and ``"embedding"`` [batch, 64 · width], what the logits are read from.
+
+    Raises:
+      ValueError: at construction, if a setting is out of its range; when called, if the inputs are not floating-point
+        [batch, height, width, channels].
+
+    Note:
+      The initial weights are normal with variance 2 / fan-in, the biases zero. The paper's dropout between a block's
+      convolutions is left out, as work on distillation does.
+
+    Example:
+      >>> import jax
+      >>> from kdjax.adapters import from_linen
+      >>> init, apply = from_linen(WideResNet(depth=10, width=1, classes=100))
+      >>> images = jnp.ones((2, 32, 32, 3))
+      >>> outputs, _ = jax.eval_shape(lambda: apply(*init(jax.random.key(0), images), images, train=False))
+      >>> {name: feature.shape for name, feature in outputs.features.items()}
+      {'stage1': (2, 32, 32, 16), 'stage2': (2, 16, 16, 32), 'stage3': (2, 8, 8, 64), 'embedding': (2, 64)}
+
+    Reference:
+      Zagoruyko and Komodakis, "Wide Residual Networks", 2016, table 1. https://arxiv.org/abs/1605.07146
+    """
+
+    depth: int
+    width: int
+    classes: int = 10
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(
+                f"depth must be 6n + 4 with at least one block a stage: 10, 16, 22, …; got {self.depth!r}."
+            )
+        for name in ("width", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number greater than 0; got {getattr(self, name)!r}.")
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool) -> Outputs:
+        _checks.rank("inputs", inputs, 4, "[batch, height, width, channels]")
+        _checks.floating("inputs", inputs)
+        features: dict[str, Array] = {}
+        x = Convolution(STEM, 3, 1, self.dtype, name="stem")(inputs)
+        for stage in range(STAGES):
+            for number in range((self.depth - 4) // 6):
+                stride = 2 if stage > 0 and number == 0 else 1
+                name = f"stage{stage + 1}_block{number + 1}"
+                channels = STEM * 2**stage * self.width
+                x = Block(channels, stride, self.axis_name, self.dtype, name=name)(x, train=train)
+            features[f"stage{stage + 1}"] = x
+        x = jnp.mean(activated(x, "norm", train, self.axis_name, self.dtype), axis=(1, 2))
+        features["embedding"] = x
+        variance = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=variance, name="logits")(x)
+        return Outputs(logits.astype(jnp.float32), features)
