@@ -103,7 +103,7 @@ class WideResNet(nn.Module):
       >>> images = jnp.ones((2, 32, 32, 3))
       >>> outputs, _ = jax.eval_shape(lambda: apply(*init(jax.random.key(0), images), images, train=False))
       >>> {name: feature.shape for name, feature in outputs.features.items()}
-      {'stage1': (2, 32, 32, 16), 'stage2': (2, 16, 16, 32), 'stage3': (2, 8, 8, 64), 'embedding': (2, 64)}
+      {'embedding': (2, 64), 'stage1': (2, 32, 32, 16), 'stage2': (2, 16, 16, 32), 'stage3': (2, 8, 8, 64)}
 
     Reference:
       Zagoruyko and Komodakis, "Wide Residual Networks", 2016, table 1. https://arxiv.org/abs/1605.07146
