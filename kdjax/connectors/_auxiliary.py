@@ -6,11 +6,9 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, read
+from kdjax.connectors._connector import Connector, Features, Rng, read
 from kdjax.connectors._layers import apply_layer, averaged, init_layer
 from kdjax.losses._bank import whole
-
-Rng = PRNGKeyArray | None
 
 
 def auxiliary(student: str, *, width: int | None = None) -> Connector:

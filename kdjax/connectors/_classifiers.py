@@ -9,12 +9,11 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, read, read_pair
+from kdjax.connectors._connector import Connector, Features, Rng, read, read_pair
 from kdjax.connectors._layers import apply_chain, averaged, init_chain, widened
 from kdjax.losses import _math
 from kdjax.losses._bank import whole
 
-Rng = PRNGKeyArray | None
 Classifier = Callable[[Tree, Array], Array]
 
 

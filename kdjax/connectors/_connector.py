@@ -12,6 +12,7 @@ from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Batch, Outputs, TrainState, Tree, Weights
 
 Features = dict[str, Any]
+Rng = PRNGKeyArray | None
 
 
 class Connector(NamedTuple):

@@ -9,12 +9,10 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax._types import Batch, Number, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, channels_of, flat, key_of, read, read_pair
+from kdjax.connectors._connector import Connector, Features, Rng, channels_of, flat, key_of, read, read_pair
 from kdjax.connectors._layers import apply_layer, init_layer, widened
 from kdjax.losses import _math, crd, draw_negatives, init_bank
 from kdjax.losses._bank import whole
-
-Rng = PRNGKeyArray | None
 
 
 def embeddings(student: str, teacher: str | None = None, *, dim: int = 128, normalize: bool = True) -> Connector:

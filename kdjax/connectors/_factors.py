@@ -7,10 +7,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, read
+from kdjax.connectors._connector import Connector, Features, Rng, read
 from kdjax.connectors._layers import apply_chain, init_chain, leaky_relu
-
-Rng = PRNGKeyArray | None
 
 
 def paraphraser(teacher: str, *, rate: float = 0.5) -> Connector:

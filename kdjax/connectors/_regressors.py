@@ -9,11 +9,9 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, channels_of, read_pair
+from kdjax.connectors._connector import Connector, Features, Rng, channels_of, read_pair
 from kdjax.connectors._layers import apply_chain, init_chain
 from kdjax.losses import _math
-
-Rng = PRNGKeyArray | None
 
 
 def regressor(

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, read_pair
+from kdjax.connectors._connector import Connector, Features, Rng, read_pair
 from kdjax.connectors._layers import apply_layer, init_layer
 from kdjax.losses._bank import whole
-
-Rng = PRNGKeyArray | None
 
 
 def review(
