@@ -1,0 +1,194 @@
+"""How long does a distillation step of WRN-40-2 to WRN-16-2 take on 32 × 32 images, in kdjax and in PyTorch?
+
+python benchmarks/wrn.py --out wrn.json
+python benchmarks/wrn.py --platform cuda --batch 128 --steps 40 --out wrn-gpu.json
+
+The teacher's forward pass and the student's update, SGD with momentum, batch statistics and all. On a CPU both sides
+compute in float32; on a GPU in TF32 and in bfloat16, kdjax also with many steps a call, PyTorch also with CUDA graphs. Every
+case has a process of its own, and all take turns. Both sides start from the same weights and see the same batches; their
+losses are compared after the first step.
+
+Beside the times stands the share of the machine's peak: the step's convolutions, counted by arithmetic, over a large matrix
+product's rate in the same run, or over the rate that the GPU's maker states.
+"""
+
+import os
+
+# A cold start for both: PyTorch keeps compiled code on disk otherwise, and JAX where an experiment's cache is named.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import quantiles
+from typing import Any, Literal
+
+import _sides
+import _wrn_kdjax
+import jax
+import tyro
+from _machine import environment, spread
+from _turns import PAUSE, Case, first_steps, rounds
+from _work import Step, random_batches
+from _wrn_work import (
+    BFLOAT16,
+    IMAGE,
+    KDJAX,
+    ON_CPU,
+    ON_GPU,
+    PRODUCT,
+    PYTORCH,
+    STEP,
+    Way,
+    flops_of_a_step,
+)
+from rich.console import Console
+from rich.table import Table
+
+from kdjax.records import write_json
+
+TARGETS = {"cpu": 1.5, "cuda": 1.2}
+"""How many times faster than PyTorch's best form kdjax is to be."""
+TOLERANCE = {"cpu": 1e-3, "cuda": 3e-2}
+"""By how much first losses may differ: on a GPU bfloat16 stands beside TF32."""
+SIZES = {"cpu": 2048, "cuda": 8192}
+"""Rows of the matrices whose product tells the peak."""
+STATED = {"H200": (494.5, 989.0), "H100": (494.5, 989.0), "A100": (156.0, 312.0)}
+"""TFLOP/s of TF32 and of bfloat16 by the data sheets of the SXM forms, without sparsity."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A distillation step of two wide residual networks."""
+
+    platform: Literal["cpu", "cuda"] = "cpu"
+    """what both sides compute on"""
+    batch: int = 64
+    """images a step"""
+    steps: int = 4
+    """steps timed together, in each round; on a GPU a multiple of 8, some dozens"""
+    rounds: int = 9
+    """how often every case has its turn"""
+    out: Path | None = None
+    """JSON file for the results"""
+    quick: bool = False
+    """a trial: batch 8, 1 step, 3 rounds, nothing compiled by PyTorch"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("rounds", 3), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+
+
+def main(settings: Benchmark) -> None:
+    console = Console()
+    found = environment(console) | {"gpu": _gpu() if settings.platform == "cuda" else None}
+    batch = 8 if settings.quick else settings.batch
+    batches = random_batches(batch, image=IMAGE)
+    weights = _wrn_kdjax.initial_weights(batches[0][0])
+    ways = {way.name: way for way in _ways(settings, console)}
+    cases: dict[Case, Step] = {}
+    for name, way in ways.items():
+        plain = {model: tuple(given) for model, given in weights.items()}
+        side = _sides.apart(way.side, plain, batches, SIZES[settings.platform], way, platform=settings.platform)
+        cases |= {(name, work): side[work] for work in (STEP, PRODUCT)}
+    first = first_steps(_only(cases, STEP), console, TOLERANCE[settings.platform])
+    with console.status("rounds"):
+        times = rounds(cases, 1 if settings.quick else settings.steps, 3 if settings.quick else settings.rounds, PAUSE)
+    flops = flops_of_a_step({model: given.params for model, given in weights.items()}, batch)
+    rows = _rows(ways, times, first, flops, batch, SIZES[settings.platform], found["gpu"])
+    comparison = _compared(rows, TARGETS[settings.platform])
+    _print(console, settings, rows, comparison)
+    if settings.out is not None:
+        config = asdict(settings) | {"out": str(settings.out), "batch": batch}
+        results = {"gflop_a_step": flops / 1e9, "rows": rows, "comparison": comparison}
+        write_json(settings.out, {**found, "config": config, **results})
+        console.print(f"Written to {settings.out}")
+
+
+def _ways(settings: Benchmark, console: Console) -> list[Way]:
+    ways = ON_CPU if settings.platform == "cpu" else ON_GPU
+    if find_spec("torch") is None:
+        console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
+    missing = find_spec("torch") is None
+    return [way for way in ways if way.side == KDJAX or not (missing or (settings.quick and way.compiled is not None))]
+
+
+def _only(cases: dict[Case, Step], work: str) -> dict[Case, Step]:
+    return {case: step for case, step in cases.items() if case[1] == work}
+
+
+def _rows(
+    ways: dict[str, Way],
+    times: dict[Case, list[float]],
+    first: dict[Case, float],
+    flops: float,
+    batch: int,
+    size: int,
+    gpu: str | None,
+) -> list[dict[str, Any]]:
+    """One a way. The peak of a precision is the fastest matrix product of any side and round in it."""
+    fastest = {}
+    for name, way in ways.items():
+        fastest[way.precision] = min(fastest.get(way.precision, float("inf")), *times[name, PRODUCT])
+    rows = []
+    for name, way in ways.items():
+        quartiles = quantiles(times[name, STEP], n=4, method="inclusive")
+        rate = flops / quartiles[1] / 1e9  # TFLOP/s
+        stated = next((peaks[way.precision == BFLOAT16] for chip, peaks in STATED.items() if chip in (gpu or "")), None)
+        rows.append(
+            {
+                "who": name, **asdict(way), "quartiles_ms": quartiles, "rounds_ms": times[name, STEP],
+                "images_per_second": 1000 * batch / quartiles[1], "first_step_s": first[name, STEP],
+                "tflops": rate, "peak_measured_tflops": 2 * size**3 / fastest[way.precision] / 1e9,
+                "share_of_measured_peak": rate / (2 * size**3 / fastest[way.precision] / 1e9),
+                "peak_stated_tflops": stated, "share_of_stated_peak": None if stated is None else rate / stated,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _compared(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]:
+    """PyTorch's best time over kdjax's best, in each precision; the quartiles are of the rounds' own ratios."""
+    compared = []
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        best = {
+            side: min(sided, key=lambda row: row["quartiles_ms"][1])
+            for side in (KDJAX, PYTORCH)
+            if (sided := [row for row in rows if row["precision"] == precision and row["side"] == side])
+        }
+        if len(best) == 2:
+            ours, theirs = best[KDJAX]["rounds_ms"], best[PYTORCH]["rounds_ms"]
+            ratios = quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4, method="inclusive")
+            names = {"kdjax": best[KDJAX]["who"], "pytorch": best[PYTORCH]["who"]}
+            is_met = {"faster": ratios[1], "quartiles": ratios, "target": target, "met": ratios[1] >= target}
+            compared.append({"precision": precision, **names, **is_met})
+    return compared
+
+
+def _gpu() -> str:
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()[0].strip()
+
+
+def _print(console: Console, settings: Benchmark, rows: list[dict[str, Any]], comparison: list[dict[str, Any]]) -> None:
+    peak = "of the peak" if settings.platform == "cuda" else "of a product's rate"
+    table = Table("", "ms a step (quartiles)", "images/s", "first step, s", "GFLOP/s", peak)
+    for row in rows:
+        share = row["share_of_stated_peak"] or row["share_of_measured_peak"]
+        speed = (f"{row['images_per_second']:,.0f}", f"{row['first_step_s']:.2f}", f"{1000 * row['tflops']:,.0f}")
+        table.add_row(row["who"], spread(row["quartiles_ms"]), *speed, f"{share:.0%}")
+    console.print(table)
+    for row in comparison:
+        console.print(
+            f"{row['kdjax']} is {spread(row['quartiles'])} times as fast as {row['pytorch']}; target ≥ {row['target']}: "
+            f"{'met' if row['met'] else 'missed'}",
+            soft_wrap=True,
+        )
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main(tyro.cli(Benchmark, description=__doc__))
