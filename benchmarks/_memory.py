@@ -51,7 +51,7 @@ def _resident(name: str) -> float:
     return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", STATUS.read_text())[1]) / 1e6
 
 
-def _free() -> float:
+def free_mb() -> float:
     """MB that a process can get; without limit where the system does not say."""
     information = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s*(\d+) kB", information.read_text()) if information.exists() else None
@@ -62,7 +62,7 @@ def measured(name: str) -> dict[str, Any]:
     case = MEMORY[name]
     compiled = case.work.compiled(case.batch)
     result: dict[str, Any] = {**by_xla(compiled), "process_mb": None, "seconds": None}
-    if result["temporary_mb"] < 0.5 * _free():
+    if result["temporary_mb"] < 0.5 * free_mb():
         jax.block_until_ready(case.work.compiled(SMALL)(*case.work.arrays(SMALL)))
         arrays = jax.block_until_ready(case.work.arrays(case.batch))
         result["process_mb"] = by_process(compiled, arrays)

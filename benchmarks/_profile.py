@@ -106,7 +106,7 @@ def places(program: str) -> dict[str, Place]:
 
 
 def shares(spans: Iterable[Span]) -> dict[str, float]:
-    """Nanoseconds by operation. Where several run at once, each gets its part of the moment: the sum is that of all moments."""
+    """Nanoseconds by operation. Where several run at once, each gets its part of the moment."""
     spans = [span for span in spans if span.end > span.start]
     edges = [(span.start, number) for number, span in enumerate(spans)]
     edges += [(span.end, number) for number, span in enumerate(spans)]

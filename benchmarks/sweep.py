@@ -4,17 +4,21 @@ python benchmarks/sweep.py --out sweep.json
 
 Article C's student, a CNN of 9,098 parameters, and an MLP of 50,890, at batch 32 with Adam; their temperatures and learning
 rates all differ. The teacher is article C's: "online", it runs once a step for all of them; "cached", its logits come with
-the batch. All cases of one row take turns, so that a slow minute of the machine hits all alike. Runs on JAX's default
-backend; which way is faster depends on it.
+the batch. All cases of a network and a teacher take turns, so that a slow minute of the machine hits all alike. Runs on
+JAX's default backend; which way is faster depends on it. `choose_way` is asked too, and its choice stands beside what the
+rounds say.
+
+On a GPU the target is that 32 students cost at most three times what one costs, by the faster way of each.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import quantiles
+from typing import Any, TypeVar
 
 import _machine
 import jax
@@ -31,13 +35,17 @@ from kdjax.adapters import from_linen
 from kdjax.losses import soft_target_kl
 from kdjax.models import make_model
 from kdjax.records import write_json
-from kdjax.sweeps import WAYS, make_sweep_step, stack
+from kdjax.sweeps import WAYS, choose_way, make_sweep_step, stack
 
 STUDENTS = (1, 4, 16, 32)
 NETWORKS = ("CNN", "MLP")
 TEACHERS = ("cached", "online")
 IMAGE = np.zeros((1, 28, 28, 1), np.float32)
+HIDDEN = 64
+TARGET = 32, 3.0
+"""So many students cost at most so many times one student's step, on a GPU."""
 Row = tuple[str, str, str]  # network, teacher, way
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -72,29 +80,54 @@ def main(settings: Benchmark) -> None:
     rounds, seconds = (3, 0.0) if settings.quick else (settings.rounds, settings.seconds)
     rows: list[Row] = list(product(NETWORKS, TEACHERS, WAYS))
     times: dict[Row, dict[int, list[float]]] = {}
-    for row in rows:
-        with console.status(", ".join(row)):
-            cases = {count: case(*row, count, settings.batch) for count in students}
-            times[row] = in_turns(cases, seconds, rounds)
+    for network, teacher in product(NETWORKS, TEACHERS):
+        with console.status(f"{network}, {teacher}"):
+            cases = {
+                (way, count): case(network, teacher, way, count, settings.batch)
+                for way, count in product(WAYS, students)
+            }
+            measured = in_turns(cases, seconds, rounds)
+            for way in WAYS:
+                times[network, teacher, way] = {count: measured[way, count] for count in students}
     summary = {
         row: {count: quantiles(values, n=4, method="inclusive") for count, values in of_row.items()}
         for row, of_row in times.items()
     }
+    verdicts = []
+    for network, teacher in product(NETWORKS, TEACHERS):
+        with console.status(f"{network}, {teacher}: choose_way"):
+            chosen = choose_way(*made(network, teacher, max(students), settings.batch)[:-1]).way
+        by_way = {way: summary[network, teacher, way] for way in WAYS}
+        verdicts.append({"network": network, "teacher": teacher, **verdict(by_way, chosen, jax.default_backend())})
     console.print(table(summary, students))
+    console.print(verdict_table(verdicts))
     if settings.out is not None:
         records = [
             {"network": row[0], "teacher": row[1], "way": row[2], "students": count,
              "quartiles_ms": summary[row][count], "rounds_ms": times[row][count]}
             for row in rows for count in students
         ]  # fmt: skip
-        write_json(
-            settings.out, environment | {"config": asdict(settings) | {"out": str(settings.out)}, "rows": records}
-        )
+        config = asdict(settings) | {"out": str(settings.out)}
+        write_json(settings.out, environment | {"config": config, "rows": records, "verdicts": verdicts})
         console.print(f"Written to {settings.out}")
 
 
 def case(network: str, teacher: str, way: str, students: int, size: int) -> Callable[[int], None]:
     """Makes so many updates of all students and waits until they are done. The arrays lie on the device before."""
+    step, teacher_apply, together, taught, goals, _, batches = made(network, teacher, students, size)
+    sweep = make_sweep_step(step, teacher_apply, way=way)
+
+    def run(count: int) -> None:
+        nonlocal together
+        for number in range(count):
+            together, metrics = sweep(together, taught, goals, batches[number % len(batches)])
+        jax.block_until_ready((together, metrics))
+
+    return run
+
+
+def made(network: str, teacher: str, students: int, size: int) -> tuple:
+    """What `choose_way` is given, and all batches."""
     init, apply = student(network)
     taught, teacher_apply = fresh_teacher()
     batches = jax.device_put([{"inputs": inputs, "labels": labels} for inputs, labels in random_batches(size)])
@@ -109,16 +142,8 @@ def case(network: str, teacher: str, way: str, students: int, size: int) -> Call
         states.append(state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate)))
         soft = on_logits(soft_target_kl, temperature=4.0 + number / 2)
         objectives.append(weighted_sum(labels=(ALPHA, cross_entropy), soft=(1.0 - ALPHA, soft)))
-    sweep = make_sweep_step(make_train_step(apply, None, optimizer), teacher_apply, way=way)
-    together, goals = stack(states), stack(objectives)
-
-    def run(count: int) -> None:
-        nonlocal together
-        for number in range(count):
-            together, metrics = sweep(together, taught, goals, batches[number % len(batches)])
-        jax.block_until_ready((together, metrics))
-
-    return run
+    step = make_train_step(apply, None, optimizer)
+    return step, teacher_apply, stack(states), taught, stack(objectives), batches[0], batches
 
 
 @cache
@@ -134,21 +159,24 @@ def fresh_teacher() -> tuple[Weights, Apply]:
     return jax.jit(init)(jax.random.key(0), IMAGE), apply
 
 
-def in_turns(cases: dict[int, Callable[[int], None]], seconds: float, rounds: int) -> dict[int, list[float]]:
-    """Milliseconds a step, one number a round, of every case."""
+def in_turns(
+    cases: dict[Key, Callable[[int], None]], seconds: float, rounds: int, *, pause: float = 0.0
+) -> dict[Key, list[float]]:
+    """Milliseconds a step, one number a round, of every case; `pause` seconds before each turn."""
     steps = {}
-    for count, run in cases.items():
+    for key, run in cases.items():
         run(2)  # the first compiles
         started = time.perf_counter()
         run(1)
-        steps[count] = max(1, round(seconds / (time.perf_counter() - started)))
-    times: dict[int, list[float]] = {count: [] for count in cases}
+        steps[key] = max(1, round(seconds / (time.perf_counter() - started)))
+    times: dict[Key, list[float]] = {key: [] for key in cases}
     for _ in range(rounds):
-        for count, run in cases.items():
+        for key, run in cases.items():
+            time.sleep(pause)
             run(1)
             started = time.perf_counter()
-            run(steps[count])
-            times[count].append(1000 * (time.perf_counter() - started) / steps[count])
+            run(steps[key])
+            times[key].append(1000 * (time.perf_counter() - started) / steps[key])
     return times
 
 
@@ -157,9 +185,9 @@ def init_mlp(rng: jax.Array, images: jax.Array) -> Weights:
     size = images[0].size
     return Weights(
         {
-            "hidden": jax.random.normal(first, (size, 64)) * (2 / size) ** 0.5,
-            "bias": jnp.zeros(64),
-            "logits": jax.random.normal(second, (64, 10)) / 8,
+            "hidden": jax.random.normal(first, (size, HIDDEN)) * (2 / size) ** 0.5,
+            "bias": jnp.zeros(HIDDEN),
+            "logits": jax.random.normal(second, (HIDDEN, 10)) / HIDDEN**0.5,
             "offset": jnp.zeros(10),
         },
         {},
@@ -180,6 +208,35 @@ def table(summary: dict[Row, dict[int, list[float]]], students: tuple[int, ...])
     for row, cells in summary.items():
         ratio = f"{cells[most][1] / cells[least][1]:.1f}"
         shown.add_row(*row, *(_machine.spread(cells[count]) for count in students), ratio)
+    return shown
+
+
+def verdict(by_way: dict[str, dict[int, list[float]]], chosen: str, backend: str) -> dict[str, Any]:
+    """Which way the rounds call faster for most students, and what those cost of one student's step."""
+    most, least = max(by_way[chosen]), min(by_way[chosen])
+    fastest = {count: min((by_way[way][count][1], way) for way in by_way) for count in (most, least)}
+    ratio = fastest[most][0] / fastest[least][0]
+    result: dict[str, Any] = {
+        "students": most,
+        "faster": fastest[most][1],
+        "chosen": chosen,
+        "chosen_over_faster": by_way[chosen][most][1] / fastest[most][0],
+        "over_one": ratio if least == 1 else None,
+        "limit": None,
+    }
+    if backend == "gpu" and (most, least) == (TARGET[0], 1):
+        result |= {"limit": TARGET[1], "met": ratio <= TARGET[1]}
+    return result
+
+
+def verdict_table(verdicts: list[dict[str, Any]]) -> Table:
+    names = ("network", "teacher", "students", "faster", "chosen", "chosen / faster", "all / one", "target")
+    shown = Table(*names, title="The faster way by the rounds, and the one that choose_way chose", title_justify="left")
+    for row in verdicts:
+        target = "" if row["limit"] is None else f"≤ {row['limit']:g}, {'met' if row['met'] else 'missed'}"
+        over_one = "" if row["over_one"] is None else f"{row['over_one']:.1f}"
+        cells = (row["network"], row["teacher"], str(row["students"]), row["faster"], row["chosen"])
+        shown.add_row(*cells, f"{row['chosen_over_faster']:.2f}", over_one, target)
     return shown
 
 

@@ -61,3 +61,29 @@ def test_a_quick_trial_measures_both_ways_to_train_many_students(tmp_path):
     # The teacher's forward pass is most of an MLP student's step.
     assert cases["MLP", "online", "vmap", 1][1] > cases["MLP", "cached", "vmap", 1][1]
     assert result["device"]
+    assert {(row["network"], row["teacher"]) for row in result["verdicts"]} == {(case[0], case[1]) for case in cases}
+    for row in result["verdicts"]:
+        assert row["chosen_over_faster"] >= 1.0
+
+
+@pytest.mark.slow
+def test_a_quick_trial_measures_all_axes(tmp_path):
+    result = quick_trial("scaling.py", tmp_path / "scaling.json", "--figures", str(tmp_path))
+    for axis, sizes in {"batch": {32, 64}, "students": {1, 2}, "devices": {1, 2}, "teacher": {0.25, 0.5}}.items():
+        assert {row["at"] for row in result["axes"][axis]} == sizes
+        for row in result["axes"][axis]:
+            assert 0 < row["limit_ms"] < row["quartiles_ms"][1]  # nothing is faster than its arithmetic
+        assert (tmp_path / f"scaling-{axis}-cpu.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_profile_sums_to_the_step(tmp_path):
+    result = quick_trial("profile_step.py", tmp_path / "profile.json", "--figure", str(tmp_path / "profile.png"))
+    assert [row["work"] for row in result["rows"]] == ["teacher", "distillation", "student"]
+    for row in result["rows"]:
+        parts = {(entry["part"], entry["kind"]): entry["ms"] for entry in row["parts"]}
+        assert sum(parts.values()) == pytest.approx(row["traced_ms"][1])
+        assert all(time > 0 for (part, _), time in parts.items() if part != "dispatch and host")
+        assert (("teacher forward", "convolution") in parts) == (row["work"] == "distillation")
+        assert parts["student backward", "convolution"] > 0
+    assert (tmp_path / "profile.png").stat().st_size > 10_000
