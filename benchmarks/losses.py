@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, Literal
 
 # The memory's child processes must compile too, whatever the shell says.
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -44,6 +44,8 @@ class Benchmark:
 
     rounds: int = 9
     """how often every case has its turn"""
+    platform: Literal["cpu", "cuda"] = "cpu"
+    """what computes; memory is measured on a CPU only"""
     out: Path | None = None
     """JSON file for the results"""
     quick: bool = False
@@ -55,11 +57,13 @@ class Benchmark:
 
 
 def main(settings: Benchmark) -> None:
+    jax.config.update("jax_platforms", settings.platform)
     console = Console()
-    found = environment(console)
+    found = environment(console) | {"device": jax.devices()[0].device_kind}
     rounds = 3 if settings.quick else settings.rounds
     with console.status("memory"):
-        memory = [_memory(name) for name in (QUICK_MEMORY if settings.quick else MEMORY)]
+        names = QUICK_MEMORY if settings.quick else MEMORY
+        memory = [_memory(name) for name in names] if settings.platform == "cpu" else []
     with console.status("time"):
         at_64 = _times({(name, 64): work for name, work in AT_64.items()}, rounds)
         costs = _times(
@@ -173,5 +177,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")
     main(tyro.cli(Benchmark, description=__doc__))

@@ -125,3 +125,45 @@ def test_operations_by_arithmetic():
     counted = jax.jit(jax.grad(mlp)).lower(shapes, images).compile().cost_analysis()["flops"]
     # The sum's gradient is a constant: of the logits' three products XLA needs the gradients' two.
     assert mlp_update_flops(64, 32) == pytest.approx(counted + 2 * 32 * 64 * 10, rel=0.02)
+
+
+@pytest.mark.parametrize(("backend", "met"), [("gpu", False), ("cpu", None)])
+def test_what_many_students_cost_is_judged_by_the_faster_way_of_each(backend, met):
+    from sweep import verdict
+
+    by_way = {
+        "vmap": {1: [2.0, 2.5, 3.0], 32: [6.0, 6.5, 7.0]},
+        "one by one": {1: [1.0, 2.0, 3.0], 32: [60.0, 64.0, 70.0]},
+    }
+    result = verdict(by_way, "one by one", backend)
+    assert result["faster"] == "vmap"
+    assert result["chosen_over_faster"] == pytest.approx(64 / 6.5)
+    assert result["over_one"] == pytest.approx(6.5 / 2.0)
+    assert result.get("met") == met
+
+
+def test_a_piece_that_fails_or_lasts_stops_no_other(tmp_path):
+    import everything
+
+    for name, code, minutes, how in (
+        ("good", "print('well')", 1, "done"),
+        ("bad", "raise SystemExit(3)", 1, "failed with 3"),
+        ("long", "import time; print('begun', flush=True); time.sleep(60)", 0.03, "stopped after 0.03 minutes"),
+    ):
+        result = everything.run(name, ["-c", code], everything.Piece(minutes, "", "", {}), {}, tmp_path)
+        assert result["ended"] == how
+    assert (tmp_path / "good.txt").read_text() == "well\n"
+    assert (tmp_path / "long.txt").read_text() == "begun\n"
+
+
+def test_the_pieces_name_files_that_exist():
+    import everything
+
+    root = BENCHMARKS.parent
+    for name in everything.TESTS.split():
+        assert (root / "tests" / f"test_{name}.py").exists()
+    for piece in everything.PIECES.values():
+        for command in (piece.command, piece.quick):
+            script = command.split()[0]
+            assert script in ("-c", "-m") or (root / script).exists()
+        assert piece.minutes <= 9
