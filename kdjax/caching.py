@@ -1,35 +1,26 @@
 """A frozen teacher's outputs, computed once and kept: in memory, or in a folder that is proved to be its own.
 
 Where the teacher meets the same inputs in every epoch, a distillation step then costs what the student's step costs.
+`kdjax.cached_views` does the same where the inputs are augmented.
 """
 
-import contextlib
-import json
-import math
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import _checks, _leaves, records
+from kdjax import _checks, _kept
+from kdjax._kept import StaleError as StaleError
 from kdjax._types import AnyArray, Apply, Outputs, Weights
+from kdjax.objectives import Objective, Scaled
+from kdjax.terms import Given, Match
 
-_RECORD = "record.json"
-_ROWS = 1000  # read at a time for a digest, which does not depend on it
 _DTYPES = ("float32", "bfloat16", "float16")
-
-
-class StaleError(ValueError):
-    """The cache on disk is of another teacher, of other inputs, or holds other things than are wanted."""
 
 
 def cache_teacher(
@@ -49,7 +40,7 @@ def cache_teacher(
       apply: the teacher's `Apply`.
       teacher: its weights.
       inputs: [examples, …], preprocessed, as the step would give them to the teacher.
-      features: names of the features to keep beside the logits, those that the objective reads.
+      features: names of the features to keep beside the logits: those that the objective reads, which `features_of` tells.
       top_k: keep only the k largest log-probabilities and their classes, for `losses.top_k_kl`; no logits, no features.
       dtype: what the numbers are kept in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Half the space, three or two
         digits.
@@ -75,82 +66,133 @@ def cache_teacher(
       ((7, 3), [2.0, 2.0, 2.0])
 
     Note:
-      A cache is right only where training shows the teacher the same inputs. For augmented ones, make the views a
-      function of the epoch, cache some epochs of views, and train on those.
+      A cache is right only where training shows the teacher the same inputs. For augmented ones there is
+      `kdjax.cached_views`.
 
       What makes a folder this teacher's own: a digest of the weights, of the inputs, and (under the same JAX version) of
       the traced program, so that a network with the same weights and another padding is another teacher.
     """
-    _checks.one_of("dtype", dtype, _DTYPES)
-    for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} must be a whole number greater than 0; got {value!r}.")
-    if top_k is not None and features:
-        raise ValueError(f"features must be empty with top_k, which keeps predictions alone; got {list(features)}.")
+    check_wish(features, top_k, dtype)
+    _count("batch_size", batch_size)
     if np.ndim(inputs) < 1 or len(inputs) == 0:
         raise ValueError(f"inputs must hold one example at least, [examples, …]; got shape {np.shape(inputs)}.")
+    wish: dict[str, Any] = {"apply": apply, "features": tuple(features), "top_k": top_k, "dtype": dtype}
+    some = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
+    layout = layout_of(jax.eval_shape(partial(_said, **wish), teacher, some), len(inputs))
+    size = min(batch_size, len(inputs))
 
-    def outputs(weights: Weights, batch: jax.Array) -> dict[str, jax.Array]:
-        said, _ = apply(weights.params, weights.model_state, batch, train=False)
-        return _kept(said, features, top_k, jnp.dtype(dtype))
-
-    def of(examples: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((examples, *inputs.shape[1:]), inputs.dtype)
-
-    layout = jax.eval_shape(outputs, teacher, of(2))
-    layout = {name: jax.ShapeDtypeStruct((len(inputs), *one.shape[1:]), one.dtype) for name, one in layout.items()}
-
-    def fill(arrays: Mapping[str, np.ndarray]) -> None:
-        _fill(arrays, jax.jit(outputs), teacher, inputs, batch_size)
+    def write(arrays: Mapping[str, np.ndarray]) -> None:
+        # All batches have one size, so that one program computes them: the last begins early and repeats some examples.
+        starts = [min(start, len(inputs) - size) for start in range(0, len(inputs), size)]
+        fill(
+            arrays,
+            ((start, _said_once(teacher, jnp.asarray(inputs[start : start + size]), **wish)) for start in starts),
+        )
 
     if path is None:
-        arrays = {name: np.empty(one.shape, one.dtype) for name, one in layout.items()}
-        fill(arrays)
-        return jax.device_put(_entries(arrays))
-    identity = {
-        "teacher": _digest_of_weights(teacher),
-        "inputs": _digest_of_rows(inputs),
-        "program": _digest_of_program(outputs, teacher, of(2)),
-        "jax": jax.__version__,
-        "arrays": {name: {"shape": list(one.shape), "dtype": str(one.dtype)} for name, one in layout.items()},
-    }
-    return _entries(_in_folder(Path(path).absolute(), identity, layout, fill))
+        return entries(jax.device_put(in_memory(layout, write)))
+    digest = _kept.digest_of_rows(inputs)
+    identity = _kept.identity(teacher, digest, partial(_said, **wish), (teacher, some), layout)
+    return entries(_kept.in_folder(Path(path).absolute(), identity, layout, write))
 
 
-def _in_folder(
-    folder: Path,
-    identity: Mapping[str, Any],
-    layout: Mapping[str, jax.ShapeDtypeStruct],
-    fill: Callable[[Mapping[str, np.ndarray]], None],
-) -> dict[str, np.memmap]:
-    """The arrays that `folder` holds, if they are the wanted ones; or those that it holds from now on."""
+def features_of(objective: Objective) -> list[str]:
+    """The teacher's features that an objective reads: what `cache_teacher` has to keep beside the logits for it.
 
-    def opened(where: Path, mode: Any) -> dict[str, np.memmap]:
-        # Plain bytes: NumPy's own format does not know bfloat16. Shapes and dtypes stand in the record.
-        return {name: np.memmap(_file(where, name), one.dtype, mode, shape=one.shape) for name, one in layout.items()}
+    They are read off the places of its terms, as `on_feature` and `on_outputs` give them. **What a plain function reads
+    cannot be seen**: a term of your own that reads features needs them named beside these. `cross_entropy` reads none.
 
-    if folder.exists():
-        record = _checked_record(folder, identity)
-        for name, array in opened(folder, "r").items():
-            if record["digests"].get(name) != _digest_of_rows(array):
-                raise StaleError(f"path must hold what was written; {_file(folder, name)} has changed since.")
-        return opened(folder, "r")
-    with _made_whole(folder) as unfinished:
-        written = opened(unfinished, "w+")
-        fill(written)
-        for array in written.values():
-            array.flush()
-        digests = {name: _digest_of_rows(array) for name, array in written.items()}
-        records.write_json(unfinished / _RECORD, {**identity, "digests": digests})
-    return opened(folder, "r")
+    Args:
+      objective: from `weighted_sum`.
+
+    Returns:
+      Names, sorted, each once. One that a connector makes is among them, and is none of the teacher's: `cache_teacher`
+      refuses it and lists the teacher's own.
+
+    Raises:
+      ValueError: if a term is made by `on_student`: its connector reads the teacher, and the objective does not show what.
+
+    Example:
+      >>> from kdjax import cross_entropy, losses, on_feature, on_logits, weighted_sum
+      >>> objective = weighted_sum(
+      ...     labels=(0.5, cross_entropy),
+      ...     soft=(0.5, on_logits(losses.soft_target_kl)),
+      ...     attention=(1.0, on_feature(losses.attention_transfer, "stage1", teacher="stage2")),
+      ... )
+      >>> features_of(objective)
+      ['stage2']
+    """
+    places = [place for name, term in objective.terms.items() for place in _places_of(name, term)]
+    names = {place.partition(".")[2] for place in places if place.startswith("teacher.")}
+    return sorted(names - {"logits"})
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{quote(name, safe='')}.bin"
+def choose_place(size: int, *, memory: int, disk: int) -> str:
+    """Where to keep a teacher's outputs: in memory, where they are fastest, as long as they leave room for the training.
+
+    Args:
+      size: bytes to be kept.
+      memory: bytes free where arrays lie, `free_memory`.
+      disk: bytes free where the folder would be, such as ``shutil.disk_usage(folder).free``.
+
+    Returns:
+      ``"memory"``, if they take a quarter of what is free there, or less; else ``"disk"``, if they take half of what is
+      free there, or less; else ``"off"``: run the teacher in every step.
+
+    Raises:
+      ValueError: if a number is negative.
+
+    Example:
+      >>> [choose_place(size, memory=4_000, disk=10_000) for size in (1_000, 1_001, 5_000, 5_001)]
+      ['memory', 'disk', 'disk', 'off']
+    """
+    for name, value in (("size", size), ("memory", memory), ("disk", disk)):
+        if value < 0:
+            raise ValueError(f"{name} must be a number of bytes, 0 or greater; got {value!r}.")
+    if 4 * size <= memory:
+        return "memory"
+    return "disk" if 2 * size <= disk else "off"
 
 
-def _kept(said: Outputs, features: Sequence[str], top_k: int | None, dtype: Any) -> dict[str, jax.Array]:
+def free_memory() -> int:
+    """Bytes free where arrays lie by default: on the device, or on CPU what the system has left."""
+    device = jax.local_devices()[0].memory_stats()
+    if device and "bytes_limit" in device:
+        return int(device["bytes_limit"] - device["bytes_in_use"])
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _places_of(name: str, term: Any) -> list[str]:
+    if isinstance(term, Given):
+        raise ValueError(
+            f"objective must show what it reads; the term {name!r} is worked out by a connector, which reads the teacher "
+            "itself. Name the features that the connector was made with."
+        )
+    if isinstance(term, Scaled):
+        return [term.place, *_places_of(name, term.term)]
+    if isinstance(term, Match):
+        return [*term.places, *(place for _, place in term.named_places)]
+    return []
+
+
+def check_wish(features: Sequence[str], top_k: int | None, dtype: str) -> None:
+    """A ValueError where no such outputs can be kept, whoever the teacher."""
+    _checks.one_of("dtype", dtype, _DTYPES)
+    if top_k is not None:
+        _count("top_k", top_k)
+        if features:
+            raise ValueError(f"features must be empty with top_k, which keeps predictions alone; got {list(features)}.")
+
+
+def _count(name: str, value: Any) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be a whole number greater than 0; got {value!r}.")
+
+
+def wanted(said: Outputs, features: Sequence[str], top_k: int | None, kept_as: str) -> dict[str, jax.Array]:
     """What is kept of a batch, flat and by name."""
+    dtype = jnp.dtype(kept_as)
     if top_k is not None:
         classes = said.logits.shape[-1]
         if top_k > classes:
@@ -165,87 +207,47 @@ def _kept(said: Outputs, features: Sequence[str], top_k: int | None, dtype: Any)
     }
 
 
-def _entries(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _said(
+    teacher: Weights, inputs: jax.Array, *, apply: Apply, features: Sequence[str], top_k: int | None, dtype: str
+) -> dict[str, jax.Array]:
+    said, _ = apply(teacher.params, teacher.model_state, inputs, train=False)
+    return wanted(said, features, top_k, dtype)
+
+
+# Compiled once for all teachers of one Apply, such as those of several seeds.
+_said_once = jax.jit(_said, static_argnames=("apply", "features", "top_k", "dtype"))
+
+
+def layout_of(shapes: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of a batch's arrays, those of as many rows."""
+    return {name: jax.ShapeDtypeStruct((rows, *one.shape[1:]), one.dtype) for name, one in shapes.items()}
+
+
+def in_memory(layout: _kept.Layout, write: Any) -> dict[str, np.ndarray]:
+    """The arrays, made and written."""
+    arrays = {name: np.empty(one.shape, one.dtype) for name, one in layout.items()}
+    write(arrays)
+    return arrays
+
+
+def fill(
+    arrays: Mapping[str, np.ndarray], parts: Iterable[tuple[int, Mapping[str, jax.Array]]], rows_are: str = "examples"
+) -> None:
+    """Writes each part from its first row on; refuses what is not finite."""
+    for start, values in parts:
+        for name, value in values.items():
+            rows = np.asarray(value)
+            if not np.isfinite(rows.astype(np.float32)).all():
+                raise FloatingPointError(
+                    f"The teacher's {name} are not all finite as {rows.dtype}, for {rows_are} {start} to "
+                    f"{start + len(rows) - 1}."
+                )
+            arrays[name][start : start + len(rows)] = rows
+
+
+def entries(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch's entries, out of arrays by flat names."""
     if "logits" not in arrays:
         return dict(arrays)
     features = {name.partition(".")[2]: array for name, array in arrays.items() if name != "logits"}
     return {"teacher": Outputs(arrays["logits"], features)}
-
-
-def _fill(arrays: Mapping[str, np.ndarray], outputs: Any, teacher: Weights, inputs: AnyArray, batch_size: int) -> None:
-    """All batches have one size, so that one program computes them: the last begins early and repeats some examples."""
-    examples = len(inputs)
-    size = min(batch_size, examples)
-    for start in range(0, examples, size):
-        start = min(start, examples - size)
-        for name, values in outputs(teacher, jnp.asarray(inputs[start : start + size])).items():
-            rows = np.asarray(values)
-            if not np.isfinite(rows.astype(np.float32)).all():
-                raise FloatingPointError(
-                    f"The teacher's {name} are not all finite as {rows.dtype}, for examples {start} to {start + size - 1}."
-                )
-            arrays[name][start : start + size] = rows
-
-
-@contextlib.contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that becomes it when all went well, and is gone when not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        os.replace(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        kept: dict[str, Any] = json.loads((folder / _RECORD).read_text())
-    except (OSError, ValueError):
-        raise FileExistsError(f"path must be free, or hold a teacher's cache; {folder} holds something else.") from None
-    same_jax = kept.get("jax") == identity["jax"]
-    names = [name for name in ("teacher", "inputs", "program", "arrays") if name != "program" or same_jax]
-    if changed := [name for name in names if kept.get(name) != identity[name]]:
-        raise StaleError(
-            f"path must hold the outputs of this teacher for these inputs; in {folder} {_listed(changed)}. "
-            "Remove the folder, or give another path."
-        )
-    for name, array in identity["arrays"].items():
-        wanted = math.prod(array["shape"]) * jnp.dtype(array["dtype"]).itemsize
-        file = _file(folder, name)
-        found = file.stat().st_size if file.exists() else 0
-        if found != wanted:
-            raise StaleError(f"path must hold whole arrays; {file} has {found} bytes, and {wanted} are wanted.")
-    return kept
-
-
-def _listed(names: Sequence[str]) -> str:
-    said = {
-        "teacher": "the teacher's weights are others",
-        "inputs": "the inputs are others",
-        "program": "the teacher's program is another",
-        "arrays": "other arrays are kept (features, top_k or dtype)",
-    }
-    return ", ".join(said[name] for name in names)
-
-
-def _digest_of_weights(weights: Weights) -> str:
-    digests = {name: _leaves.digest(_leaves.on_host(leaf)) for name, leaf in _leaves.by_path(weights).items()}
-    return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()
-
-
-def _digest_of_rows(array: AnyArray) -> str:
-    """Piece by piece: the array may be larger than memory."""
-    digest = blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-    for start in range(0, len(array), _ROWS):
-        digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
-    return digest.hexdigest()
-
-
-def _digest_of_program(function: Any, *shapes: Any) -> str:
-    """Of the traced program's text; it names functions by their address in memory, which says nothing."""
-    text = re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*shapes)))
-    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -33,7 +33,8 @@ def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) 
       part by part, all parts with the same key: each example's noise must come from its own index, as `make_views` does it.
 
     Raises:
-      ValueError: later, if the batch holds a teacher's cached outputs, which are of other inputs.
+      ValueError: later, if the batch holds a teacher's cached outputs, which are of other inputs. Where they are of the
+        same views, the step is to be made by `kdjax.cached_views.on_views`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,7 +68,8 @@ def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) 
         if stale := [name for name in CACHED if name in batch]:
             raise ValueError(
                 f"batch must not hold a teacher's cached outputs where the inputs are augmented: they are of other views; "
-                f"got {', '.join(stale)}. Run the teacher in the step, or cache epochs of views and train on those."
+                f"got {', '.join(stale)}. Run the teacher in the step, or cache epochs of views and train on those, by "
+                "kdjax.cached_views."
             )
         key = jax.random.fold_in(jax.random.fold_in(state.rng, _OF_VIEWS), state.step)
         return step(state, teacher, objective, augment(key, batch))

@@ -1,17 +1,20 @@
 """A teacher's cached outputs: the same numbers as the teacher's own, and never those of another."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
 
-from kdjax import Outputs, Weights, make_train_step, on_outputs, weighted_sum
+from kdjax import Outputs, Weights, cross_entropy, make_train_step, on_feature, on_outputs, on_student, weighted_sum
 from kdjax.adapters import from_linen
-from kdjax.caching import StaleError, cache_teacher
+from kdjax.caching import StaleError, cache_teacher, choose_place, features_of, free_memory
 from kdjax.data import epoch_indices, take
-from kdjax.losses import top_k_kl
+from kdjax.losses import attention_transfer, fsp, rkd_distance, top_k_kl
 from kdjax.models import make_model
+from kdjax.objectives import scaled
 
 _, APPLY = networks.teacher()
 TEACHER = networks.teacher_weights()
@@ -154,3 +157,53 @@ def test_what_is_wrong_is_said(keywords, message):
 def test_no_examples_are_refused():
     with pytest.raises(ValueError, match="inputs must hold one example at least"):
         cache_teacher(APPLY, TEACHER, INPUTS[:0])
+
+
+def test_what_an_objective_reads_of_the_teacher_is_what_has_to_be_kept():
+    def own(student, teacher, batch):
+        return teacher.features["unseen"].sum(axis=1)
+
+    objective = weighted_sum(
+        labels=(1.0, cross_entropy),
+        own=(1.0, own),
+        maps=(1.0, on_feature(attention_transfer, "stage1", teacher="stage2")),
+        flow=(1.0, on_outputs(fsp, "student.stage1", "student.stage2", "teacher.stage1", "teacher.stage3")),
+        sure=(1.0, scaled(on_feature(rkd_distance, "embedding"), by="teacher.confidence")),
+        soft=(1.0, on_outputs(top_k_kl, "student.logits", "batch.top_values", "batch.top_indices")),
+    )
+    assert features_of(objective) == ["confidence", "embedding", "stage1", "stage2", "stage3"]
+    assert features_of(networks.objective()) == ["embedding"]
+    kept = cache_teacher(APPLY, TEACHER, INPUTS, features=features_of(networks.objective()))
+    step = make_train_step(networks.student()[1], None, networks.optimizer())
+    batch = networks.batch(size=40, seed=3)
+    _, metrics = jax.eval_shape(step, networks.fresh_state(), None, networks.objective(), batch | kept)
+    assert "relations" in metrics
+
+
+def test_what_a_connector_reads_is_for_its_maker_to_say():
+    with pytest.raises(ValueError, match=r"the term 'crd' is worked out by a connector.* Name the features"):
+        features_of(weighted_sum(labels=(1.0, cross_entropy), crd=(1.0, on_student("crd"))))
+    made = features_of(weighted_sum(hint=(1.0, on_feature(rkd_distance, "hint"))))
+    with pytest.raises(ValueError, match=r"features must be among the teacher's, \[.*'stage1'.*\]; got 'hint'"):
+        cache_teacher(APPLY, TEACHER, INPUTS, features=made)
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "disk", "place"),
+    [
+        (0, 0, 0, "memory"),
+        (250, 1_000, 0, "memory"),
+        (251, 1_000, 502, "disk"),
+        (251, 1_000, 501, "off"),
+        (10**12, 10**11, 10**13, "disk"),
+    ],
+)
+def test_the_place_is_chosen_by_what_is_free(size, memory, disk, place):
+    assert choose_place(size, memory=memory, disk=disk) == place
+
+
+def test_free_memory_is_what_the_machine_says():
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < free_memory() < total
+    with pytest.raises(ValueError, match="disk must be a number of bytes, 0 or greater; got -1"):
+        choose_place(1, memory=1, disk=-1)

@@ -36,7 +36,9 @@ FLOORS = {
     "projections": 3,
     "checkpoints": 4,
     "records": 4,
+    "_kept": 4,
     "caching": 4,
+    "cached_views": 4,
     "data": 4,
     "models": 4,
     "metrics": 4,
@@ -58,7 +60,11 @@ NEIGHBOURS = {
     ("report", "metrics"),
     ("report", "records"),
     ("checkpoints", "records"),
-    ("caching", "records"),
+    ("_kept", "records"),
+    ("caching", "_kept"),
+    ("cached_views", "_kept"),
+    ("cached_views", "caching"),
+    ("cached_views", "data"),
 }
 HEAVY = {
     "flax": {"models", "adapters"},

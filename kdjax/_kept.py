@@ -1,0 +1,150 @@
+"""Arrays kept in a folder that is made whole or not at all, and is proved to hold what is wanted."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import _leaves, records
+from kdjax._types import AnyArray, Weights
+
+_RECORD = "record.json"
+_ROWS = 1000  # read at a time for a digest, which does not depend on it
+_SAID = {
+    "teacher": "the teacher's weights are others",
+    "inputs": "the inputs are others",
+    "views": "the views are others (seed, epochs, batch_size or JAX's version)",
+    "program": "the teacher's program is another",
+    "arrays": "other arrays are kept (features, top_k or dtype)",
+}
+
+Layout = Mapping[str, jax.ShapeDtypeStruct]  # of each array, whose first axis is of rows
+
+
+class StaleError(ValueError):
+    """The cache on disk is of another teacher, of other inputs, or holds other things than are wanted."""
+
+
+def identity(teacher: Weights, inputs: str, program: Callable[..., Any], shapes: Sequence[Any], layout: Layout) -> dict:
+    """What a folder must be of, as JSON.
+
+    Args:
+      teacher: its weights.
+      inputs: their digest.
+      program: the pure function that gives the outputs.
+      shapes: what it is traced on.
+      layout: of the arrays that are kept.
+    """
+    return {
+        "teacher": _digest_of_weights(teacher),
+        "inputs": inputs,
+        "program": _digest_of_program(program, *shapes),
+        "jax": jax.__version__,
+        "arrays": {name: {"shape": list(one.shape), "dtype": str(one.dtype)} for name, one in layout.items()},
+    }
+
+
+def in_folder(
+    folder: Path, identity: Mapping[str, Any], layout: Layout, fill: Callable[[Mapping[str, np.ndarray]], None]
+) -> dict[str, np.memmap]:
+    """The arrays that `folder` holds, if they are the wanted ones; or those that it holds from now on."""
+
+    def opened(where: Path, mode: Any) -> dict[str, np.memmap]:
+        # Plain bytes: NumPy's own format does not know bfloat16. Shapes and dtypes stand in the record.
+        return {name: np.memmap(_file(where, name), one.dtype, mode, shape=one.shape) for name, one in layout.items()}
+
+    if folder.exists():
+        record = _checked_record(folder, identity)
+        for name, array in opened(folder, "r").items():
+            if record["digests"].get(name) != digest_of_rows(array):
+                raise StaleError(f"path must hold what was written; {_file(folder, name)} has changed since.")
+        return opened(folder, "r")
+    with _made_whole(folder) as unfinished:
+        written = opened(unfinished, "w+")
+        fill(written)
+        for array in written.values():
+            array.flush()
+        digests = {name: digest_of_rows(array) for name, array in written.items()}
+        records.write_json(unfinished / _RECORD, {**identity, "digests": digests})
+    return opened(folder, "r")
+
+
+def digest_of_rows(array: AnyArray) -> str:
+    """Piece by piece: the array may be larger than memory."""
+    digest = blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
+    for start in range(0, len(array), _ROWS):
+        digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
+    return digest.hexdigest()
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{quote(name, safe='')}.bin"
+
+
+@contextlib.contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that becomes it when all went well, and is gone when not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        os.replace(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError):
+        raise FileExistsError(f"path must be free, or hold a teacher's cache; {folder} holds something else.") from None
+    # Another JAX writes the same program in other words.
+    same_jax = kept.get("jax") == identity["jax"]
+    changed = [
+        words
+        for name, words in _SAID.items()
+        if kept.get(name) != identity.get(name) and (name != "program" or same_jax)
+    ]
+    if changed:
+        raise StaleError(
+            f"path must hold the outputs of this teacher for these inputs; in {folder} {', '.join(changed)}. "
+            "Remove the folder, or give another path."
+        )
+    for name, array in identity["arrays"].items():
+        wanted = math.prod(array["shape"]) * jnp.dtype(array["dtype"]).itemsize
+        file = _file(folder, name)
+        found = file.stat().st_size if file.exists() else 0
+        if found != wanted:
+            raise StaleError(f"path must hold whole arrays; {file} has {found} bytes, and {wanted} are wanted.")
+    return kept
+
+
+def _digest_of_weights(weights: Weights) -> str:
+    digests = {name: _leaves.digest(_leaves.on_host(leaf)) for name, leaf in _leaves.by_path(weights).items()}
+    return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of_program(function: Callable[..., Any], *shapes: Any) -> str:
+    """Of the traced program's text, and of the arrays that it has from elsewhere than its arguments.
+
+    The text names functions by their address in memory, which says nothing.
+    """
+    program = jax.make_jaxpr(function)(*shapes)
+    digest = blake2b(re.sub(r"0x[0-9a-f]+", "", str(program)).encode(), digest_size=16)
+    for constant in program.consts:
+        digest.update(_leaves.digest(_leaves.on_host(jnp.asarray(constant))).encode())
+    return digest.hexdigest()

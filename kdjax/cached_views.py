@@ -1,0 +1,195 @@
+"""A teacher's outputs for augmented inputs, computed once for some epochs of views, which training then goes through again.
+
+A view is a pure function of (seed, epoch, example), and so is the order of an epoch. Outputs that were kept for a batch are
+therefore those that the teacher would give in the step: also where examples are mixed with their neighbours.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import _kept, _leaves
+from kdjax._types import Apply, Batch, TrainState, Weights
+from kdjax.caching import check_wish, entries, fill, in_memory, layout_of, wanted
+from kdjax.data import epoch_indices, take, view_key
+from kdjax.data.mixing import Augment
+from kdjax.objectives import Objective
+from kdjax.training import Metrics, TrainStep
+from kdjax.views import CACHED
+
+
+def cache_views(
+    apply: Apply,
+    teacher: Weights,
+    augment: Augment,
+    arrays: Mapping[str, Any],
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    features: Sequence[str] = (),
+    top_k: int | None = None,
+    dtype: str = "float32",
+    path: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Runs the teacher over the views of some epochs, batch by batch in the order of training, and keeps what it says.
+
+    Batch s of epoch e are the examples ``epoch_indices(examples, batch_size, seed=seed, epoch=e)[s]``, changed by
+    ``augment(view_key(seed, e), batch)``.
+
+    Args:
+      apply: the teacher's `Apply`.
+      teacher: its weights.
+      augment: ``augment(key, batch) -> batch``, a pure function, such as `kdjax.data.make_views` builds.
+      arrays: the training data, by name [examples, …]: ``"inputs"``, and what else `augment` reads.
+      batch_size: examples a batch, as in training.
+      seed: of the views and of their order.
+      epochs: how many epochs of views. Training sees no others: few epochs of views are a smaller data set.
+      features: as in `kdjax.caching.cache_teacher`.
+      top_k: likewise.
+      dtype: likewise.
+      path: likewise; a folder is of these views alone, and of this version of JAX, which draws them.
+
+    Returns:
+      ``{"indices": …, "epoch": …, "teacher": Outputs}``, arrays [epochs, steps, batch, …]: which examples make the batch,
+      whose views they are, and what the teacher says of them; with `top_k`, ``"top_values"`` and ``"top_indices"`` in the
+      teacher's place. `view_batch` makes batches of it.
+
+    Raises:
+      ValueError: if the teacher has no such feature, or an argument is out of its range.
+      StaleError: a ValueError that says what differs, if `path` holds the outputs of something else. The folder stays.
+      FloatingPointError: if the teacher gives NaN or an infinity, or a number that `dtype` cannot hold.
+
+    Example:
+      Three epochs of training on two epochs of views; the teacher is run for 4 batches, not for 6.
+
+      >>> import optax
+      >>> from kdjax import Outputs, init_state, make_train_step, on_logits, weighted_sum
+      >>> from kdjax.data import horizontal_flip, make_views, mixup
+      >>> from kdjax.losses import soft_target_kl
+      >>> def network(params, model_state, inputs, *, train, rng=None):
+      ...     return Outputs(inputs.reshape(len(inputs), -1) @ params, {}), model_state
+      >>> train = {"inputs": jax.random.normal(jax.random.key(0), (8, 2, 2, 1)), "labels": jnp.arange(8) % 3}
+      >>> augment = make_views(horizontal_flip, mix=mixup)
+      >>> teacher = Weights(jnp.ones((4, 3)), {})
+      >>> kept = cache_views(network, teacher, augment, train, batch_size=4, seed=0, epochs=2)
+      >>> kept["teacher"].logits.shape
+      (2, 2, 4, 3)
+      >>> step = jax.jit(on_views(make_train_step(network, None, optax.sgd(0.1)), augment, seed=0))
+      >>> state = init_state(Weights(jnp.zeros((4, 3)), {}), optax.sgd(0.1), jax.random.key(1))
+      >>> objective = weighted_sum(soft=(1.0, on_logits(soft_target_kl)))
+      >>> for number in range(3 * 2):
+      ...     state, metrics = step(state, None, objective, view_batch(kept, train, number))
+
+    Note:
+      Space: epochs · examples · (classes + features) numbers. `kdjax.caching.choose_place` says where there is room.
+    """
+    check_wish(features, top_k, dtype)
+    if not (isinstance(epochs, int) and epochs >= 1):
+        raise ValueError(f"epochs must be a whole number greater than 0; got {epochs!r}.")
+    order = _order(len(arrays["inputs"]), batch_size, seed, epochs)
+
+    def said(teacher: Weights, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        seen = augment(key, batch)
+        outputs, _ = apply(teacher.params, teacher.model_state, seen["inputs"], train=False)
+        return wanted(outputs, features, top_k, dtype)
+
+    some = (teacher, view_key(seed, 0), _chosen(arrays, order["indices"][0, 0]))
+    layout = layout_of(jax.eval_shape(said, *some), order["indices"].size)
+    compiled = jax.jit(said)
+
+    def parts() -> Iterator[tuple[int, dict[str, jax.Array]]]:
+        for number, chosen in enumerate(order["indices"].reshape(-1, batch_size)):
+            key = view_key(seed, number // order["indices"].shape[1])
+            yield number * batch_size, compiled(teacher, key, _chosen(arrays, chosen))
+
+    def write(kept: Mapping[str, np.ndarray]) -> None:
+        fill(kept, parts(), rows_are="views")
+
+    if path is None:
+        kept: Mapping[str, Any] = in_memory(layout, write)
+    else:
+        # Under another JAX the same keys may draw other views.
+        views = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "jax": jax.__version__}
+        identity = _kept.identity(teacher, _digest(arrays), said, some, layout) | {"views": views}
+        kept = _kept.in_folder(Path(path).absolute(), identity, layout, write)
+    whole = order | entries({name: one.reshape(*order["indices"].shape, *one.shape[1:]) for name, one in kept.items()})
+    return jax.device_put(whole) if path is None else whole
+
+
+def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Batch number `number` of a training on the views of `cache_views`: after their last epoch comes their first again.
+
+    Args:
+      kept: from `cache_views`.
+      arrays: the training data that it was given.
+      number: how many updates there were before, such as the state's step.
+
+    Returns:
+      The examples as they are, not augmented yet, their places in the data ``"indices"``, the ``"epoch"`` of their views,
+      and the teacher's outputs for those. For `on_views`.
+
+    Raises:
+      ValueError: if number is negative.
+    """
+    if isinstance(number, int) and number < 0:
+        raise ValueError(f"number must be 0 or greater; got {number}.")
+    epochs, steps, _ = kept["indices"].shape
+    epoch, step = divmod(number, steps)
+    rows = jax.tree.map(lambda array: array[epoch % epochs, step], dict(kept))
+    return take(arrays, rows["indices"]) | rows
+
+
+def on_views(step: TrainStep, augment: Augment, *, seed: int) -> TrainStep:
+    """Turns a step into one that changes the batch first, to the views of the epoch that the batch names.
+
+    It is what `kdjax.views.augmented` is where nothing is cached, and lets the teacher's outputs stand in the batch, since
+    those of `view_batch` are of the very same views. A batch without them is right too: the step's own teacher is run.
+
+    Args:
+      step: from `make_train_step`.
+      augment: the function that `cache_views` was given.
+      seed: the seed that it was given.
+
+    Returns:
+      A step like the one given, to be compiled, sharded and scanned in the same ways. **Examples that are mixed** see
+      their neighbour in the whole batch, as `cache_views` did, under `kdjax.parallel`'s ``jit_step``; under `jax.pmap` and
+      `jax.shard_map` they see that in the device's part, and the outputs are then of other views.
+
+    Raises:
+      ValueError: later, if the batch does not say whose epoch's views it wants, or as `augment` does.
+    """
+
+    def stepped(
+        state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        if "epoch" not in batch:
+            raise ValueError(f'batch must have "epoch", as view_batch adds it; it has {sorted(batch)}.')
+        outputs = {name: batch[name] for name in CACHED if name in batch}
+        plain = {name: value for name, value in batch.items() if name not in (*outputs, "epoch")}
+        seen = augment(view_key(seed, batch["epoch"][0]), plain)
+        return step(state, teacher, objective, {**seen, **outputs})
+
+    return stepped
+
+
+def _order(examples: int, batch_size: int, seed: int, epochs: int) -> dict[str, np.ndarray]:
+    """Whose example stands where, and in which epoch: int32 [epochs, steps, batch]."""
+    indices = np.stack([epoch_indices(examples, batch_size, seed=seed, epoch=epoch) for epoch in range(epochs)])
+    epoch = np.broadcast_to(np.arange(epochs, dtype=np.int32)[:, None, None], indices.shape)
+    return {"indices": indices, "epoch": np.ascontiguousarray(epoch)}
+
+
+def _chosen(arrays: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any]:
+    return take(arrays, indices) | {"indices": jnp.asarray(indices)}
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    digests = {name: _kept.digest_of_rows(array) for name, array in _leaves.by_path(dict(arrays)).items()}
+    return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()
