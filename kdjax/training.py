@@ -73,7 +73,9 @@ def make_train_step(
       Several devices: the mean over `axis_name` is taken of the loss inside the differentiated function and of the
       gradients outside it. Under `jax.shard_map`, gradients of replicated params arrive summed, so the common
       "differentiate, then average" gives n times too much; under `jax.pmap`, the inner mean alone is wrong. Both
-      together are right everywhere (tests/test_parallel.py, with the wrong forms as controls).
+      together are right everywhere (tests/test_parallel.py, with the wrong forms as controls). Where `jax.shard_map`'s
+      types say that the gradients are the same on all devices already, the outer mean would change nothing, and is left
+      out: they travel once.
     """
 
     def step(
@@ -191,12 +193,24 @@ def gather(tree: Tree, axis_name: str | None) -> Tree:
 
 
 def mean_over(axis_name: str | None, tree: Tree) -> Tree:
-    """Averages floating-point leaves over the device axis; counters and keys are the same on all devices and stay."""
+    """Averages floating-point leaves over the device axis; what is the same on all devices by its type stays."""
     if axis_name is None:
         return tree
-    return jax.tree.map(
-        lambda leaf: lax.pmean(leaf, axis_name) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-    )
+    # Only where types tell: elsewhere no array varies by its type, not even a device's own number.
+    typed = _varies(lax.axis_index(axis_name), axis_name)
+
+    def mean(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or (typed and not _varies(leaf, axis_name)):
+            return leaf
+        averaged: Array = lax.pmean(leaf, axis_name)
+        return averaged
+
+    return jax.tree.map(mean, tree)
+
+
+def _varies(leaf: Array, axis_name: str) -> bool:
+    """Whether an array's type says that it differs between devices. A JAX whose types are others says so of none."""
+    return axis_name in getattr(getattr(jax.typeof(leaf), "manual_axis_type", None), "varying", ())
 
 
 def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree, Tree]:
