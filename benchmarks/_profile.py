@@ -148,9 +148,12 @@ def read_spans(folder: Path, module: str) -> list[Span]:
 
 def breakdown(spans: Iterable[Span], where: Mapping[str, Place], wall: float) -> dict[Place, float]:
     """Nanoseconds by part and kind; what no operation accounts for of the `wall` time is dispatch and host."""
+    # In a CUDA graph a kernel has no more than its own name, which is the instruction's without dots and dashes.
+    kernels = {re.sub(r"[.\-]", "_", name): place for name, place in where.items()}
     result: dict[Place, float] = defaultdict(float)
     for name, time in shares(spans).items():
-        result[where.get(name, ("other operations", "copy" if "Memcpy" in name else "other arithmetic"))] += time
+        unknown = "other operations", "copy" if "Memcpy" in name else "other arithmetic"
+        result[where.get(name) or kernels.get(name, unknown)] += time
     result["dispatch and host", "none running"] = wall - sum(result.values())
     return dict(result)
 

@@ -44,9 +44,14 @@ class Piece(NamedTuple):
     environment: dict[str, str]
 
 
-def _benchmark(script: str, minutes: float, options: str = "", **environment: str) -> Piece:
-    command = f"benchmarks/{script}.py {options} --out {{out}}/{script}.json"
+def _benchmark(script: str, minutes: float, options: str = "", *, name: str = "", **environment: str) -> Piece:
+    command = f"benchmarks/{script}.py {options} --out {{out}}/{name or script}.json"
     return Piece(minutes, command, f"{command} --quick", environment)
+
+
+def _profile(name: str, **environment: str) -> Piece:
+    options = f"--figure {{out}}/{name}-{{backend}}.png --traces {{out}}/{name}-traces"
+    return _benchmark("profile_step", 4, options, name=name, **environment)
 
 
 def _experiment(name: str, minutes: float, options: str) -> Piece:
@@ -74,7 +79,9 @@ platform.python_version(), "packages": packages}, indent=1))
 # The most wanted first. The measuring pieces hold the machine alone; nothing here runs beside another.
 PIECES: dict[str, Piece] = {
     "machine": Piece(1, f"-c {shlex.quote(MACHINE)}", f"-c {shlex.quote(MACHINE)}", {}),
-    "profile": _benchmark("profile_step", 4, "--figure {out}/profile-{backend}.png --traces {out}/traces"),
+    "profile": _profile("profile"),
+    # In CUDA graphs the profiler may not know which operation a library's kernel belongs to.
+    "profile-no-graphs": _profile("profile-no-graphs", XLA_FLAGS="--xla_gpu_enable_command_buffer="),
     "wrn": _benchmark("wrn", 9, "--platform {platform} --batch 128 --steps 40"),
     "article": _benchmark("article", 9, "--platform {platform} --data npz:{mnist}"),
     "sweep": _benchmark("sweep", 6),
@@ -111,7 +118,8 @@ def main() -> None:
     ended: dict[str, Any] = json.loads(summary.read_text()) if summary.exists() else {}
     wanted = given.only or [name for name in PIECES if name not in ended]
     paths = [str(ROOT), *([str(given.carried.resolve())] if given.carried else []), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    # Tables as wide as they want to be.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "COLUMNS": "180"}
     filled = _filled(given, environment)
     stop = time.monotonic() + 60 * given.minutes
     for number, name in enumerate(wanted):

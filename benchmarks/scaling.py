@@ -7,7 +7,7 @@ and products, over the rate of a large matrix product on the same machine in the
 
     batch      32 to 4096 images, the teacher run in the step, its logits cached, or no teacher
     students   1 to 64 in one sweep step, CNNs and MLPs, cached teacher, both ways of `kdjax.sweeps`
-    devices    1 to 4 fake devices that share the CPU's cores: what splitting costs, not what more chips would gain
+    devices    1 to 4 fake devices that share the CPU's cores: splitting on them, not what more chips would give
     teacher    a quarter of the teacher's channels to four times as many
 """
 

@@ -83,13 +83,14 @@ def test_the_outermost_scope_counts(scope, part):
 def test_operations_at_once_share_the_moment_and_all_sums_to_the_wall_time():
     from _profile import Span, breakdown, shares
 
-    spans = [Span("a", 0, 10), Span("b", 4, 8), Span("c", 6, 8), Span("a", 20, 21), Span("d", 30, 30)]
+    spans = [Span("a", 0, 10), Span("b_1", 4, 8), Span("c", 6, 8), Span("a", 20, 21), Span("d", 30, 30)]
     # 0–4 a; 4–6 a, b; 6–8 a, b, c; 8–10 a; 20–21 a.
-    assert shares(spans) == pytest.approx({"a": 4 + 1 + 2 / 3 + 2 + 1, "b": 1 + 2 / 3, "c": 2 / 3})
-    where = {"a": ("loss", "copy"), "b": ("optimizer", "other arithmetic")}
+    assert shares(spans) == pytest.approx({"a": 4 + 1 + 2 / 3 + 2 + 1, "b_1": 1 + 2 / 3, "c": 2 / 3})
+    where = {"a": ("loss", "copy"), "b.1": ("optimizer", "other arithmetic")}
     result = breakdown(spans, where, 40.0)
     assert result["dispatch and host", "none running"] == pytest.approx(40 - 11)
     assert sum(result.values()) == pytest.approx(40)
+    assert result["optimizer", "other arithmetic"] == pytest.approx(1 + 2 / 3)  # a kernel's name has no dots
     assert result["other operations", "other arithmetic"] == pytest.approx(2 / 3)  # c stands in no program
 
 
