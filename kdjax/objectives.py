@@ -102,7 +102,7 @@ class Scaled:
     place: str
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-        factor = read_place(self.term, student, teacher, batch, self.place)
+        factor = read_place(scaled, student, teacher, batch, self.place)
         value: Array = self.term(student, teacher, batch)
         if jnp.shape(factor) not in ((), value.shape):
             raise ValueError(

@@ -8,10 +8,8 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import Batch, Number, Outputs, TrainState, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, connector_of
+from kdjax.connectors._connector import Connector, Features, Rng, connector_of
 from kdjax.losses._bank import whole
-
-Rng = PRNGKeyArray | None
 
 
 def controlled(

@@ -11,9 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import Batch, Number, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features
-
-Rng = PRNGKeyArray | None
+from kdjax.connectors._connector import Connector, Features, Rng
 
 
 def learnt_temperature(
