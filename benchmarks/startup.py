@@ -1,0 +1,109 @@
+"""How long until kdjax works: its import, an experiment's --help, the first distillation step, cold and from JAX's cache.
+
+python benchmarks/startup.py --out startup.json
+
+Each figure is from Python processes of its own, all kinds in turns. The files lie in the system's memory and are compiled to
+bytecode, as after an installation. `import kdjax` counts what it adds once jax and optax are imported. The first step is
+article C's: both networks are made, the step is compiled or read from JAX's compilation cache, and one update is done; once
+counted from there, and once from the start of Python. Medians over rounds with quartiles, on the CPU. Targets are checked
+and printed; a miss raises nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+
+import tyro
+from _machine import environment, spread
+from rich.console import Console
+from rich.table import Table
+
+from kdjax.records import write_json
+
+HERE = Path(__file__).parent
+TARGETS = {"import kdjax adds": 0.1, "experiment --help": 1.5, "first step, cold": 6.0, "first step, cached": 2.0}
+"""Seconds, at most."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a start costs."""
+
+    rounds: int = 9
+    """how often every case has its turn"""
+    out: Path | None = None
+    """JSON file for the results"""
+    quick: bool = False
+    """a trial: 3 rounds"""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 3:
+            raise ValueError(f"rounds must be at least 3; got {self.rounds}.")
+
+
+def main(settings: Benchmark) -> None:
+    console = Console()
+    found = environment(console)
+    seconds: dict[str, list[float]] = {}
+    with TemporaryDirectory() as caches, console.status("starts"):
+        _round(Path(caches))  # reads all files once, and fills the caches
+        for _ in range(3 if settings.quick else settings.rounds):
+            for name, value in _round(Path(caches)).items():
+                seconds.setdefault(name, []).append(value)
+    rows = []
+    for name, values in seconds.items():
+        quartiles, target = quantiles(values, n=4, method="inclusive"), TARGETS.get(name)
+        met = None if target is None else quartiles[1] <= target
+        rows.append({"what": name, "quartiles_s": quartiles, "rounds_s": values, "target": target, "met": met})
+    table = Table("s, median over the rounds (quartiles)", "", "target", "")
+    for row in rows:
+        verdict = ("", "") if row["target"] is None else (f"≤ {row['target']}", "met" if row["met"] else "missed")
+        table.add_row(row["what"], spread(row["quartiles_s"]), *verdict)
+    console.print(table)
+    if settings.out is not None:
+        write_json(settings.out, {**found, "config": asdict(settings) | {"out": str(settings.out)}, "rows": rows})
+        console.print(f"Written to {settings.out}")
+
+
+def _round(caches: Path) -> dict[str, float]:
+    """Seconds of one start of each kind, by its name. Bytecode and compiled steps are kept in two folders of `caches`."""
+    plain = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE")
+    }
+    plain |= {"JAX_PLATFORMS": "cpu", "PYTHONPYCACHEPREFIX": str(caches / "bytecode")}
+    # The experiments keep what took as long to compile.
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(caches / "steps"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    _, imports = _run("_startup.py", "import", variables=plain)
+    whole_help, _ = _run("../experiments/compression.py", "--help", variables=plain)
+    whole_cold, cold = _run("_startup.py", "step", variables=plain)
+    whole_cached, cached = _run("_startup.py", "step", variables=plain | kept)
+    others, added = json.loads(imports)
+    return {
+        "import jax and optax": others,
+        "import kdjax adds": added,
+        "experiment --help": whole_help,
+        "first step, cold": json.loads(cold),
+        "first step, cold, from the start of Python": whole_cold,
+        "first step, cached": json.loads(cached),
+        "first step, cached, from the start of Python": whole_cached,
+    }
+
+
+def _run(script: str, argument: str, *, variables: dict[str, str]) -> tuple[float, str]:
+    """Seconds of the whole process, and what it printed."""
+    started = time.perf_counter()
+    command = [sys.executable, str(HERE / script), argument]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
+    return time.perf_counter() - started, done.stdout
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))
