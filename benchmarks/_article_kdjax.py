@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from experiments._loop import Recipe, cached_logits, fit, prepare
+from experiments._loop import EVALUATION_BATCH, Recipe, fit, prepare
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from _kdjax_side import LABELS_ONLY, WITH_TEACHER
 from _work import LEARNING_RATE, STUDENT, TEACHER, Batches
 from rich.console import Console
 
+from kdjax.caching import cache_teacher
 from kdjax.data import unit_range
 
 
@@ -33,7 +34,8 @@ def steps(splits: Batches, classes: int, epochs: int, batch: int) -> dict[str, A
             kept["train"], kept["test"] = (_on_device(images, labels) for images, labels in splits)
         train = kept["train"]
         if name == "distilled":
-            train = train | {"teacher": cached_logits(*kept["teacher"], train)}
+            network, teacher = kept["teacher"]
+            train = train | cache_teacher(network.apply, teacher, train["inputs"], batch_size=EVALUATION_BATCH)
         recipe = Recipe(
             TEACHER if name == "teacher" else STUDENT,
             WITH_TEACHER if name == "distilled" else LABELS_ONLY,

@@ -21,7 +21,7 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdjax import Apply, Objective, Outputs, Weights, init_state, make_eval_step, make_train_step
+from kdjax import Apply, Objective, Weights, init_state, make_eval_step, make_train_step
 from kdjax.adapters import from_linen
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.data import epoch_indices, evaluation_indices, take
@@ -56,7 +56,6 @@ class Network(NamedTuple):
     step: Callable[..., Any]
     advance: Callable[..., Any]
     evaluate: Callable[..., dict[str, float]]
-    predict: Callable[..., jax.Array]
 
 
 def prepare(recipe: Recipe, *, examples: int, classes: int, teacher_apply: Apply | None = None) -> Network:
@@ -66,23 +65,20 @@ def prepare(recipe: Recipe, *, examples: int, classes: int, teacher_apply: Apply
     step = make_train_step(apply, teacher_apply, optimizer)
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def advance(state, totals, teacher, objective, arrays, indices):
-        def one(carry, chosen):
-            state, metrics = step(carry[0], teacher, objective, take(arrays, chosen))
+    def advance(state, totals, teacher, objective, arrays, indices, rows=None):
+        def one(carry, batch):
+            chosen, own = batch
+            state, metrics = step(carry[0], teacher, objective, take(arrays, chosen) | (own or {}))
             return (state, jax.tree.map(jnp.add, carry[1], metrics)), metrics
 
         if len(indices) == 1:
-            (state, totals), metrics = one((state, totals), indices[0])
+            (state, totals), metrics = one((state, totals), jax.tree.map(lambda array: array[0], (indices, rows)))
         else:
-            (state, totals), history = jax.lax.scan(one, (state, totals), indices)
+            (state, totals), history = jax.lax.scan(one, (state, totals), (indices, rows))
             metrics = jax.tree.map(lambda values: values[-1], history)
         return state, totals, metrics
 
-    @jax.jit
-    def predict(weights, arrays, indices):
-        return apply(*weights, take(arrays, indices)["inputs"], train=False)[0].logits
-
-    return Network(recipe, optimizer, init, apply, step, advance, evaluator(apply), predict)
+    return Network(recipe, optimizer, init, apply, step, advance, evaluator(apply))
 
 
 def fit(
@@ -94,11 +90,14 @@ def fit(
     seed: int,
     folder: Path,
     teacher: Weights | None = None,
+    on_disk: Arrays | None = None,
     console: Console,
     label: str,
     print_every: int = 1,
 ) -> tuple[Weights, list[dict]]:
     """Trains for the recipe's epochs, from `folder`'s last good state where there is one.
+
+    What `on_disk` holds of the training data does not fit in memory: a call's rows are read for each call.
 
     Returns:
       The final weights, and one record an epoch: train loss and accuracy, test accuracy, seconds. They are also written
@@ -115,7 +114,7 @@ def fit(
             state, record = restored
             history = record["history"]
         _rewrite(folder / "metrics.jsonl", history)
-        zeros = _zeros_like_metrics(network, state, teacher, train)
+        zeros = _zeros_like_metrics(network, state, teacher, train | (on_disk or {}))
         bar = progress.add_task(label, total=recipe.epochs * steps, completed=len(history) * steps, news="")
         last_save = time.monotonic()
         for epoch in range(len(history), recipe.epochs):
@@ -125,7 +124,8 @@ def fit(
             watched: deque = deque()
             for first in range(0, steps, per_call):
                 chunk = order[first : first + per_call]
-                state, totals, metrics = network.advance(state, totals, teacher, recipe.objective, train, chunk)
+                rows = _rows(on_disk, chunk)
+                state, totals, metrics = network.advance(state, totals, teacher, recipe.objective, train, chunk, rows)
                 watched.append((epoch * steps + first + len(chunk), metrics))
                 _show(progress, bar, watched, started, epoch * steps, recipe.batch_size)
             means = {name: float(total) / steps for name, total in totals.items()}
@@ -147,15 +147,6 @@ def fit(
     return Weights(state.params, state.model_state), history
 
 
-def cached_logits(network: Network, weights: Weights, arrays: Arrays) -> Outputs:
-    """The network's logits for every example, in order, and no features: the soft-label pass, done once."""
-    examples = len(arrays["labels"])
-    indices, _ = evaluation_indices(examples, EVALUATION_BATCH)
-    inputs = {"inputs": arrays["inputs"]}
-    parts = [network.predict(weights, inputs, chosen) for chosen in np.asarray(indices)]
-    return Outputs(jnp.concatenate(parts)[:examples], {})
-
-
 def evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:
     step = make_eval_step(apply)
 
@@ -173,6 +164,11 @@ def evaluator(apply: Apply) -> Callable[[Weights, Arrays], dict[str, float]]:
         return {name: total / totals["examples"] for name, total in means.items()}
 
     return evaluate
+
+
+def _rows(arrays: Arrays | None, indices: np.ndarray) -> Arrays | None:
+    """`take` of arrays that stay on the host."""
+    return jax.tree.map(lambda array: array[indices], arrays)
 
 
 def _zeros_like_metrics(network: Network, state, teacher, train: Arrays) -> Any:

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +18,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from experiments._loop import Arrays, Network, Recipe, cached_logits, fit, prepare
+from experiments._loop import EVALUATION_BATCH, Arrays, Network, Recipe, fit, prepare
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 
 from kdjax import Weights
+from kdjax.caching import cache_teacher, choose_place, free_memory
 from kdjax.checkpoints import load_weights, read_description, save_weights
 from kdjax.data import load, on_device
 from kdjax.metrics import parameter_count
@@ -53,8 +55,9 @@ class Settings:
     """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
     teacher: Path | None = None
     """use this saved teacher for every seed, such as OUT/seed-0/teacher/weights, and train none"""
-    cache_teacher: bool = True
-    """run the teacher once over the training data, not once an epoch; only its logits are kept"""
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """run the teacher once over the training data and keep its logits: in memory, or on disk in --out; off: run it every
+    step; auto: memory if they take up to a quarter of what is free there, else disk up to a half, else off"""
     print_every: int = 1
     """print a line each so many epochs; 0: only after the last"""
 
@@ -94,8 +97,7 @@ def run(
             )
     sizes = {"examples": len(train["labels"]), "classes": classes}
     networks = {"teacher": prepare(teacher, **sizes), "alone": prepare(alone, **sizes)}
-    teacher_apply = None if settings.cache_teacher else networks["teacher"].apply
-    networks["distilled"] = prepare(distilled, **sizes, teacher_apply=teacher_apply)
+    networks["distilled"] = prepare(distilled, **sizes, teacher_apply=networks["teacher"].apply)
     parameters = {phase: _parameters(network, train) for phase, network in networks.items()}
     about = {"data": settings.data, "preprocess": preprocess.__name__}
     given = None if settings.teacher is None else _given_teacher(settings.teacher, networks["teacher"], train, about)
@@ -105,6 +107,7 @@ def run(
         f"{jax.devices()[0].platform}; results go to {out}",
         soft_wrap=True,
     )
+    cache = _place_of_cache(settings, out, len(train["labels"]) * classes * 4, console)
     for batch_size in sorted({recipe.batch_size for recipe in (teacher, alone, distilled)}):
         if left_over := len(train["labels"]) % batch_size:
             console.print(
@@ -115,7 +118,7 @@ def run(
         _same_config(out / "config.json", {"experiment": name} | _plain(settings))
         try:
             seeds = [
-                _one_seed(seed, networks, train, test, given, about, out, settings, console)
+                _one_seed(seed, networks, train, test, given, about, out, settings, cache, console)
                 for seed in range(settings.seeds)
             ]
         except KeyboardInterrupt:
@@ -150,9 +153,11 @@ def _one_seed(
     about: dict[str, str],
     out: Path,
     settings: Settings,
+    cache: str,
     console: Console,
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"seed": seed}
+    on_disk: Arrays | None = None
     teacher = given
     for number, phase in enumerate(PHASES):
         network, folder = networks[phase], out / f"seed-{seed}" / phase
@@ -169,7 +174,8 @@ def _one_seed(
                 test=test,
                 seed=seed,
                 folder=folder,
-                teacher=None if phase != "distilled" or settings.cache_teacher else teacher,
+                teacher=teacher if phase == "distilled" and cache == "off" else None,
+                on_disk=on_disk,
                 console=console,
                 label=f"seed {seed} {phase}",
                 print_every=settings.print_every,
@@ -180,15 +186,36 @@ def _one_seed(
         record[phase] = history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
         if phase == "teacher":
             teacher = given if given is not None else weights
-            test = test | {"teacher": cached_logits(network, teacher, test)}
-        if phase == "alone" and settings.cache_teacher:
+            test = test | _said(network, teacher, test)
+        if phase == "alone" and cache != "off":
             started = time.monotonic()
-            cache = cached_logits(networks["teacher"], teacher, train)
-            train = train | {"teacher": jax.block_until_ready(cache)}
+            if cache == "disk":
+                on_disk = _said(networks["teacher"], teacher, train, out / f"seed-{seed}" / "teacher-outputs")
+            else:
+                train = train | jax.block_until_ready(_said(networks["teacher"], teacher, train))
             cache_seconds = time.monotonic() - started
-    if settings.cache_teacher:
+    if cache != "off":
         record["distilled"]["seconds"] += cache_seconds
     return record
+
+
+def _said(network: Network, teacher: Weights, arrays: Arrays, path: Path | None = None) -> Arrays:
+    """The teacher's logits for all examples; what `path` holds from before a resumption is checked, and used."""
+    return cache_teacher(network.apply, teacher, arrays["inputs"], batch_size=EVALUATION_BATCH, path=path)
+
+
+def _place_of_cache(settings: Settings, out: Path, size: int, console: Console) -> str:
+    """Where the teacher's logits for the training data are kept, in one line too."""
+    memory, disk = free_memory(), shutil.disk_usage(out).free
+    place = choose_place(size, memory=memory, disk=disk) if settings.cache == "auto" else settings.cache
+    where = {"memory": "are kept in memory", "disk": f"are kept in {out}", "off": "are computed anew in every step"}
+    chosen = f", as {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
+    console.print(
+        f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}"
+        f"{chosen if settings.cache == 'auto' else ''}.",
+        soft_wrap=True,
+    )
+    return place
 
 
 def _given_teacher(path: Path, network: Network, train: Arrays, about: dict[str, str]) -> Weights:

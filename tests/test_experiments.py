@@ -1,19 +1,23 @@
 """The experiments as their users run them, made short: results, checkpoints, resumption to the bit, and clear errors."""
 
 import fcntl
+import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-from experiments import _loop, compression, digits, pipeline, soft_targets
+from experiments import _loop, _three_runs, compression, digits, pipeline, soft_targets
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kdjax.adapters import from_linen
+from kdjax.caching import StaleError
 from kdjax.checkpoints import load_weights, read_description, save_weights
 from kdjax.models import make_model
 
@@ -109,16 +113,40 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(finished, tmp_path, mo
 def test_a_saved_teacher_is_used_again_and_the_cache_changes_nothing(finished, tmp_path):
     given = finished / "seed-0" / "teacher" / "weights"
     results = {}
-    for cached in (True, False):
-        out = tmp_path / f"cached-{cached}"
-        digits.main(replace(SHORT, out=out, seeds=1, teacher=given, cache_teacher=cached))
+    for cache in ("disk", "off"):
+        out = tmp_path / cache
+        digits.main(replace(SHORT, out=out, seeds=1, teacher=given, cache=cache))
         assert not (out / "seed-0" / "teacher").exists()
-        results[cached] = numbers(weights_in(out / "seed-0" / "distilled" / "weights", "digits_student"))
+        assert (out / "seed-0" / "teacher-outputs" / "logits.bin").exists() == (cache == "disk")
+        results[cache] = numbers(weights_in(out / "seed-0" / "distilled" / "weights", "digits_student"))
     # The same batches and targets; only the order of a few additions differs.
-    np.testing.assert_allclose(results[True], results[False], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(results["disk"], results["off"], rtol=1e-3, atol=1e-4)
+    # What is kept in memory is what is kept on disk.
     np.testing.assert_array_equal(
-        results[True], numbers(weights_in(finished / "seed-0" / "distilled" / "weights", "digits_student"))
+        results["disk"], numbers(weights_in(finished / "seed-0" / "distilled" / "weights", "digits_student"))
     )
+    # Another teacher's outputs in its place are not taken.
+    kept = tmp_path / "disk" / "seed-0" / "teacher-outputs" / "logits.bin"
+    kept.write_bytes(kept.read_bytes()[:-1] + b"!")
+    with pytest.raises(StaleError, match="has changed since"):
+        digits.main(replace(SHORT, out=tmp_path / "disk", seeds=1, teacher=given, cache="disk", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "words"),
+    [
+        (4_000_000, 0, "0.05 MB, are kept in memory, as 0.0 GB of memory and 0.0 GB of disk are free."),
+        (100_000, 2_000_000, "0.05 MB, are kept in {out}, as"),
+        (100_000, 10_000, "0.05 MB, are computed anew in every step, as"),
+    ],
+)
+def test_auto_keeps_the_teachers_outputs_where_there_is_room_and_says_so(memory, disk, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(_three_runs, "free_memory", lambda: memory)
+    monkeypatch.setattr(_three_runs.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
+    text = io.StringIO()
+    place = _three_runs._place_of_cache(SHORT, tmp_path, 1257 * 10 * 4, Console(file=text))
+    assert words.format(out=tmp_path) in text.getvalue()
+    assert place == ("memory" if "memory" in words.split(",")[1] else "disk" if "{out}" in words else "off")
 
 
 def test_a_finished_run_grows_by_seeds_and_is_not_trained_again(finished, tmp_path):
