@@ -2,9 +2,9 @@
 
 python benchmarks/everything.py --out checkpoints/everything --minutes 9
 
-A call works for at most so many minutes and starts no piece that might not end in them; the same command again goes on
-after the last finished piece. A piece that fails stops no other. Each leaves NAME.txt, what it printed, and what it measured
-beside it; `summary.json` says how each ended. `--only NAME ...` runs those pieces, also again; `--list` shows all.
+A call works for at most so many minutes, at least 9, and starts no piece that might not end in them; the same command again
+goes on with those that are left. A piece that fails stops no other. Each leaves NAME.txt, what it printed, and what it
+measured beside it; `summary.json` says how each ended. `--only NAME ...` runs those pieces, also again; `--list` shows all.
 
 Python's packages are those that are there. What is missing can lie in a folder, without what it needs in turn, so that it
 hides none of the machine's own; and so can MNIST:
@@ -33,6 +33,8 @@ TESTS = (
     "projections models wide_resnet precision sweeps sweeps_ways ensembles freezing online phases transfer caching metrics"
 )
 """Those that ask the device for numbers; what is about files, processes and several devices a CPU tells as well."""
+LONGEST = 8.5
+"""Minutes of a piece: with its start, a call of nine minutes has room for any."""
 
 
 class Piece(NamedTuple):
@@ -64,7 +66,7 @@ def _tests(options: str, quick: str, **environment: str) -> Piece:
     pytest = "-m pytest -p no:cacheprovider -q -rfE --tb=short"
     # Memory as it is needed: four processes share the device.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment
-    return Piece(9, f"{pytest} -n 4 -m 'not slow' {options} {files}", f"{pytest} {quick}", environment)
+    return Piece(LONGEST, f"{pytest} -n 4 -m 'not slow' {options} {files}", f"{pytest} {quick}", environment)
 
 
 MACHINE = """
@@ -82,23 +84,24 @@ PIECES: dict[str, Piece] = {
     "profile": _profile("profile"),
     # In CUDA graphs the profiler may not know which operation a library's kernel belongs to.
     "profile-no-graphs": _profile("profile-no-graphs", XLA_FLAGS="--xla_gpu_enable_command_buffer="),
-    "wrn": _benchmark("wrn", 9, "--platform {platform} --batch 128 --steps 40"),
-    "article": _benchmark("article", 9, "--platform {platform} --data npz:{mnist}"),
+    "wrn": _benchmark("wrn", LONGEST, "--platform {platform} --batch 128 --steps 40"),
+    "article": _benchmark("article", LONGEST, "--platform {platform} --data npz:{mnist}"),
     "sweep": _benchmark("sweep", 6),
-    "scaling": _benchmark("scaling", 9, "--figures {out}"),
+    "scaling": _benchmark("scaling", LONGEST, "--figures {out}"),
     "tests-float32": _tests("", "tests/test_precision.py", JAX_DEFAULT_MATMUL_PRECISION="highest"),
     "tests-bfloat16": _tests("-k 'bfloat16 or float16 or dtype or precision'", "tests/test_precision.py -k bfloat16"),
     "losses": _benchmark("losses", 6, "--platform {platform}"),
-    "compression": _experiment("compression", 9, "--seeds 3"),
+    "compression": _experiment("compression", LONGEST, "--seeds 3"),
     "soft_targets": _experiment("soft_targets", 7, "--seeds 5"),
     "pipeline": _experiment("pipeline", 7, "--seeds 3"),
     "strategies": Piece(
-        9,
+        LONGEST,
         "experiments/strategies.py --seeds 4 --out {out}/strategies.json",
         "experiments/strategies.py --seeds 1 --epochs 1 --teacher-epochs 1 --out {out}/strategies.json",
         {},
     ),
     "steps": _benchmark("steps", 6, "--apart"),
+    "startup": _benchmark("startup", 5),
 }
 
 
@@ -106,7 +109,7 @@ def main() -> None:
     given = _arguments()
     if given.list:
         for name, piece in PIECES.items():
-            print(f"{name:15} {piece.minutes:g} min  {_shown(piece.quick if given.quick else piece.command)}")
+            print(f"{name:17} {piece.minutes:g} min  {_shown(piece.quick if given.quick else piece.command)}")
         return
     if given.pack:
         pack(*given.pack)
@@ -122,19 +125,21 @@ def main() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "COLUMNS": "180"}
     filled = _filled(given, environment)
     stop = time.monotonic() + 60 * given.minutes
-    for number, name in enumerate(wanted):
+    later = []
+    for name in wanted:
         piece = PIECES[name]
         command = piece.quick if given.quick else piece.command
         if "{mnist}" in command and not filled["mnist"]:
             print(f"{name}: left out, since there is no carried/mnist.npz (--carried, --pack)", flush=True)
             continue
         if time.monotonic() + 60 * piece.minutes > stop:
-            print(f"Not begun: {', '.join(wanted[number:])}. The same command goes on with them.")
-            return
+            later.append(name)
+            continue
         words = [word.format(**filled) if "\n" not in word else word for word in shlex.split(command)]
         ended[name] = run(name, words, piece, environment, given.out)
         summary.write_text(json.dumps(ended, indent=1))
-    print(f"Nothing is left to do; {summary} says how all ended.")
+    left = f"Not begun: {', '.join(later)}. The same command goes on with them." if later else "Nothing is left to do."
+    print(f"{left} How the others ended says {summary}.")
 
 
 def run(name: str, words: list[str], piece: Piece, environment: dict[str, str], out: Path) -> dict[str, Any]:
@@ -185,6 +190,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the pieces, and do no more")
     parser.add_argument("--quick", action="store_true", help="a trial of every piece: its figures mean nothing")
     given = parser.parse_args()
+    if given.minutes < 9:
+        parser.error(f"--minutes must be at least 9, so that every piece finds room; got {given.minutes:g}")
     given.out = given.out.resolve()  # the pieces run in the repository's folder
     return given
 

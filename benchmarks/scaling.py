@@ -43,6 +43,7 @@ DEVICES = (1, 2, 3, 4)
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 SPLIT_BATCH = 384  # divides by every number of devices
 BATCH = 32
+LARGE = 1024  # from here on a step is asked what memory it takes
 Run = Callable[[int], None]
 Key = tuple[str, float]  # series, and where on the axis
 
@@ -112,7 +113,7 @@ def _batches(sizes: tuple[int, ...], seconds: float, rounds: int, console: Conso
     series = {"teacher in the step": (teacher, False), "teacher cached": (teacher, True), "no teacher": (None, False)}
     for size, (name, (taught_by, cached)) in product(sizes, series.items()):
         case = make(student, taught_by, random_batches(size, 2), cached=cached)
-        if lack := _lack_of_memory(case):
+        if size >= LARGE and (lack := _lack_of_memory(case)):
             console.print(f"Batch {size}, {name}: not run, {lack}")
             continue
         cases[name, size] = case.runner()
