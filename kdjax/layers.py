@@ -1,5 +1,6 @@
 """Which layers a network shows, by name and by position; and features made from its features."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
+from kdjax.losses import _math
 
 FromOutputs = Callable[[Outputs], Array]
 
@@ -133,6 +135,53 @@ def average_of(name: str) -> FromOutputs:
         return jnp.mean(wide, axis=tuple(range(1, feature.ndim - 1)))
 
     return average
+
+
+def fused(*names: str, normalize: bool = False) -> FromOutputs:
+    """Several layers as one map, to match what a network sees at several scales at once.
+
+    Each map is averaged down to the least height and the least width among them, and all are joined along the channels.
+
+    Args:
+      *names: of features, each [batch, height, width, channels]; their channels stand in this order.
+      normalize: whether each layer's part is divided by its root mean square over positions and channels, in each example:
+        a layer then counts neither for its scale nor for its count of channels. A part of zeros stays zero.
+
+    Returns:
+      A function of `Outputs`, for `with_features`. Its result is [batch, height, width, Σ channels], float32 at least.
+
+    Raises:
+      ValueError: if a name is given twice or there is none; later, if there is no such feature, or if one is no map.
+
+    Example:
+      Both networks show the feature, and a regressor brings the student's channels to the teacher's:
+
+      >>> def network(params, model_state, inputs, *, train, rng=None):
+      ...     return Outputs(inputs.mean((1, 2)), {"stage1": inputs, "stage2": inputs[:, ::2, ::2]}), model_state
+      >>> wider = with_features(network, fused=fused("stage1", "stage2", normalize=True))
+      >>> outputs, _ = wider({}, {}, jnp.full((2, 8, 8, 3), 7.0), train=False)
+      >>> outputs.features["fused"].shape, bool(jnp.allclose(outputs.features["fused"], 1.0))
+      ((2, 4, 4, 6), True)
+
+    Note:
+      Where sizes do not divide, neighbouring windows of the average overlap, so that each position is read.
+    """
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"names must be one feature or more, each once; got {names!r}.")
+
+    def fuse(outputs: Outputs) -> Float[Array, "batch height width channels"]:
+        maps = []
+        for name in names:
+            feature = read_layer(outputs, name)
+            _checks.rank(name, feature, 4, "[batch, height, width, channels]")
+            maps.append(feature.astype(jnp.promote_types(feature.dtype, jnp.float32)))
+        height, width = (min(one.shape[axis] for one in maps) for axis in (1, 2))
+        parts = [_math.adaptive_average_pool(one, height, width) for one in maps]
+        if normalize:
+            parts = [_math.unit(part, (1, 2, 3)) * math.prod(part.shape[1:]) ** 0.5 for part in parts]
+        return jnp.concatenate(parts, axis=-1)
+
+    return fuse
 
 
 def read_layer(outputs: Outputs, name: str) -> Array:

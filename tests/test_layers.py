@@ -42,6 +42,7 @@ FLOORS = {
     "data": 4,
     "models": 4,
     "metrics": 4,
+    "probes": 4,
     "report": 4,
 }
 # On floors 2 to 4, neighbours that one file may read.
