@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from experiments._setting import LABELS, Setting, one_run, weights_of
+from experiments._setting import LABELS, Setting, in_phases, one_run, one_student, weights_of
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kdjax import (
     Objective,
@@ -28,7 +27,7 @@ from kdjax.ensembles import by_confidence, ensemble, ensemble_weights
 from kdjax.freezing import freeze, train_only
 from kdjax.losses import attention_transfer, hint, rkd_distance, soft_target_kl
 from kdjax.online import make_following_step, make_mutual_step
-from kdjax.phases import Phase, bounds, make_planned_step, plan
+from kdjax.phases import Phase
 from kdjax.transfer import copy_matching
 from kdjax.views import augmented
 
@@ -36,19 +35,20 @@ Learn = Callable[[int, list[Weights]], Weights]
 
 
 def alone(setting: Setting) -> Learn:
-    learn = one_run(setting, setting.student[1], LABELS, epochs=setting.epochs)
-    return lambda seed, teachers: weights_of(learn(setting.fresh(setting.student, seed, 0), setting.train, seed))
+    learn = one_student(setting, LABELS)
+    return lambda seed, teachers: learn(seed, setting.train)
 
 
-def offline(setting: Setting, objective: Objective | None = None) -> Learn:
-    """From one frozen teacher, its outputs computed once."""
-    learn = one_run(setting, setting.student[1], objective or setting.objective(), epochs=setting.epochs)
-
-    def run(seed: int, teachers: list[Weights]) -> Weights:
-        arrays = setting.taught(setting.teacher[1], teachers[0])
-        return weights_of(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
-
-    return run
+def offline(
+    setting: Setting,
+    objective: Objective | None = None,
+    *,
+    features: tuple[str, ...] = (),
+    beside: dict[str, Any] | None = None,
+) -> Learn:
+    """From one frozen teacher, its outputs computed once: logits, and the features that the objective reads."""
+    learn = one_student(setting, objective or setting.objective(), beside=beside)
+    return lambda seed, teachers: learn(seed, setting.taught(setting.teacher[1], teachers[0], *features))
 
 
 def unlabelled(setting: Setting) -> Learn:
@@ -56,23 +56,20 @@ def unlabelled(setting: Setting) -> Learn:
 
 
 def with_relations(setting: Setting) -> Learn:
-    return offline(setting, setting.objective(relations=(1.0, on_feature(rkd_distance, "embedding"))))
+    objective = setting.objective(relations=(1.0, on_feature(rkd_distance, "embedding")))
+    return offline(setting, objective, features=("embedding",))
 
 
 def with_attention(setting: Setting) -> Learn:
-    return offline(setting, setting.objective(where=(10.0, on_feature(attention_transfer, "stage2"))))
+    objective = setting.objective(where=(10.0, on_feature(attention_transfer, "stage2")))
+    return offline(setting, objective, features=("stage2",))
 
 
 def several_teachers(setting: Setting, shares: Any = None) -> Learn:
     """From the mean of three teachers' probabilities."""
     together = ensemble(*[setting.teacher[1]] * 3, shares=shares)
-    learn = one_run(setting, setting.student[1], setting.objective(), epochs=setting.epochs)
-
-    def run(seed: int, teachers: list[Weights]) -> Weights:
-        arrays = setting.taught(together, ensemble_weights(*teachers[:3]))
-        return weights_of(learn(setting.fresh(setting.student, seed, 0), arrays, seed))
-
-    return run
+    learn = one_student(setting, setting.objective())
+    return lambda seed, teachers: learn(seed, setting.taught(together, ensemble_weights(*teachers[:3])))
 
 
 def by_each_ones_confidence(setting: Setting) -> Learn:
@@ -82,14 +79,12 @@ def by_each_ones_confidence(setting: Setting) -> Learn:
 def through_an_assistant(setting: Setting) -> Learn:
     """The teacher teaches a network of a size between, and that one the student (arXiv 1902.03393)."""
     first = one_run(setting, setting.assistant[1], setting.objective(), epochs=setting.epochs)
-    then = one_run(setting, setting.student[1], setting.objective(), epochs=setting.epochs)
+    then = one_student(setting, setting.objective())
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         arrays = setting.taught(setting.teacher[1], teachers[0])
         middle = weights_of(first(setting.fresh(setting.assistant, seed, 50), arrays, seed))
-        return weights_of(
-            then(setting.fresh(setting.student, seed, 0), setting.taught(setting.assistant[1], middle), seed)
-        )
+        return then(seed, setting.taught(setting.assistant[1], middle))
 
     return run
 
@@ -173,47 +168,17 @@ def from_a_part(setting: Setting) -> Learn:
 def two_stages(setting: Setting) -> Learn:
     """Features first, by a hint through a regressor, for half of the time; then the logits layer alone, then all."""
     beside = {"hint": connectors.regressor("stage2")}
-    half, quarter = setting.epochs // 2 * setting.updates, setting.epochs // 4 * setting.updates
-    rest = setting.epochs * setting.updates - half - quarter
-
-    def adam(steps: int) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(setting.learning_rate, steps))
-
+    quarter = setting.epochs * setting.updates // 4
+    rest = setting.epochs * setting.updates - 3 * quarter
     features = weighted_sum(hint=(1.0, on_feature(hint, "hint")))
-    phases = plan(
-        Phase("features", half, features, freeze(adam(half), "logits", "hidden")),
-        Phase("head", quarter, setting.objective(), train_only(adam(quarter), "logits", "hidden")),
-        Phase("all", rest, setting.objective(), adam(rest)),
+    return in_phases(
+        setting,
+        beside,
+        ("stage2",),
+        Phase("features", 2 * quarter, features, freeze(setting.adam(2 * quarter), "logits", "hidden")),
+        Phase("head", quarter, setting.objective(), train_only(setting.adam(quarter), "logits", "hidden")),
+        Phase("all", rest, setting.objective(), setting.adam(rest)),
     )
-
-    def made(phase: Phase) -> Any:
-        step = make_train_step(setting.student[1], None, phase.optimizer, connectors=beside)
-
-        @partial(jax.jit, donate_argnums=0)
-        def advance(state, teacher, objective, batch):
-            return step(state, teacher, objective, take(batch["arrays"], batch["chosen"]))
-
-        return advance
-
-    step = make_planned_step(phases, made)
-
-    def run(seed: int, teachers: list[Weights]) -> Weights:
-        arrays = setting.taught(setting.teacher[1], teachers[0])
-        weights = connectors.init_beside(
-            beside,
-            jax.random.key(seed),
-            setting.student[1],
-            setting.fresh(setting.student, seed, 0),
-            setting.teacher[1],
-            teachers[0],
-            setting.train["inputs"][:1],
-        )
-        state = init_state(weights, phases[0].optimizer, jax.random.key(seed))
-        for number, chosen in zip(range(bounds(phases)[-1]), setting.batches(seed, setting.epochs), strict=True):
-            state, _ = step(number, state, None, {"arrays": arrays, "chosen": chosen})
-        return connectors.student_of(state)
-
-    return run
 
 
 def same_views(setting: Setting) -> Learn:
@@ -233,7 +198,7 @@ def same_views(setting: Setting) -> Learn:
     )
 
 
-STRATEGIES: dict[str, Callable[[Setting], Learn]] = {
+PLAIN: dict[str, Callable[[Setting], Learn]] = {
     "alone": alone,
     "offline: one frozen teacher": offline,
     "offline, no labels": unlabelled,

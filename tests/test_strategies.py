@@ -51,7 +51,7 @@ def test_two_stages_end_with_the_student_alone(setting):
 def test_all_strategies_run_and_are_recorded(tmp_path, capsys):
     strategies.main(strategies.Strategies(seeds=2, epochs=16, teacher_epochs=3, out=tmp_path))
     seeds = json.loads((tmp_path / "results.json").read_text())["seeds"]
-    assert [set(record) for record in seeds] == [{"teacher", *_strategies.STRATEGIES}] * 2
+    assert [set(record) for record in seeds] == [{"teacher", *strategies.STRATEGIES}] * 2
     assert all(30 < record[name]["accuracy"] <= 100 for record in seeds for name in record)
     assert "offline: one frozen teacher" in capsys.readouterr().out
 
