@@ -2,10 +2,11 @@
 
 python benchmarks/profile_step.py --out profile.json --figure benchmarks/figures/profile-cpu.png
 
-The three steps of steps.py, one step a call, on JAX's default backend. `jax.profiler` records when each operation of the
-program ran; the program's own text says to which part of the step it belongs. Where operations overlap, each gets its part
-of the moment, and time in which none ran is dispatch and host: so the parts sum to the time of the traced step. Tracing
-costs time itself; the same step is timed without it, in turns, and the difference is in the table.
+The three steps of steps.py, one step a call, on JAX's default backend; where the teacher trains, it is the student.
+`jax.profiler` records when each operation of the program ran; the program's own text says to which part of the step it
+belongs. Where operations overlap, each gets its part of the moment, and time in which none ran is dispatch and host: so the
+parts sum to the time of the traced step. Tracing costs time itself; the same step is timed without it, in turns, and the
+difference stands under the table.
 """
 
 import shutil
@@ -31,7 +32,7 @@ from kdjax.report import save_figure
 
 COLOURS = dict(zip(KINDS, ("#2166ac", "#1a7f37", "#d9822b", "#999999", "#dddddd"), strict=True))
 WORK = {
-    "teacher": "teacher's own training (the teacher is the student)",
+    "teacher": "the teacher's own training",
     "distillation": "distillation",
     "student": "student alone",
 }
@@ -79,7 +80,8 @@ def main(settings: Benchmark) -> None:
     for row in rows:
         console.print(_table(row))
     if settings.figure is not None:
-        save_figure(_figure(rows, found["device"]), settings.figure)
+        on = found["cpu"] if jax.default_backend() == "cpu" else found["device"]
+        save_figure(_figure(rows, on), settings.figure, dots_per_inch=110)
         console.print(f"Drawn in {settings.figure}")
     if settings.out is not None:
         config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
