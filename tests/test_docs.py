@@ -18,11 +18,12 @@ from cases import CASES
 from kdjax import connectors, losses
 
 ROOT = Path(__file__).parents[1]
+STRATEGIES = sorted({*(ROOT / "docs" / "strategies").glob("*.md")} - {ROOT / "docs" / "strategies" / "index.md"})
 PAGES = sorted({*(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "slips.md"})  # which test_slips.py runs
 ROWS = {case.name: case for case in CASES}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + STRATEGIES, ids=lambda page: page.name)
 def test_code_in_pages_runs(page):
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
@@ -32,6 +33,15 @@ def test_code_in_pages_runs(page):
 def test_the_first_pages_show_code():
     assert (ROOT / "docs" / "index.md").read_text().count("```python") == 2
     assert (ROOT / "docs" / "guide.md").read_text().count("```python") >= 1
+
+
+@pytest.mark.parametrize("page", STRATEGIES, ids=lambda page: page.name)
+def test_each_way_to_distil_has_one_example_that_can_fail_and_a_row(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 1
+    assert "assert " in blocks[0]
+    assert len(page.read_text().splitlines()) <= 120
+    assert f"({page.name})" in (page.parent / "index.md").read_text()
 
 
 # | loss | compares | shapes | needs | batch | work | memory | mind | paper |
