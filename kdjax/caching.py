@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import _checks, _kept
-from kdjax._kept import StaleError as StaleError
+from kdjax._kept import StaleError
 from kdjax._types import AnyArray, Apply, Outputs, Weights
 from kdjax.objectives import Objective, Scaled
 from kdjax.terms import Given, Match
+
+__all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
