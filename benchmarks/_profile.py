@@ -77,7 +77,7 @@ def places(program: str) -> dict[str, Place]:
     instructions: dict[str, _Instruction] = {}
     inside: dict[str, list[_Instruction]] = defaultdict(list)
     computation = ""
-    for line in program.splitlines():
+    for line in re.sub(r"/\*.*?\*/", "", program).splitlines():  # long tuples have comments, with "=" in them
         if opened := COMPUTATION.match(line):
             computation = opened[1]
         elif found := INSTRUCTION.match(line):

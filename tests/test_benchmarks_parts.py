@@ -29,7 +29,7 @@ ENTRY %main (x: f32[4], w: f32[4], v: f32[4]) -> (f32[4], f32[4]) {
   %copy.1 = f32[4]{0} copy(%w)
   %conv.1 = f32[4]{0} fusion(%x, %v), calls=%fused_computation, metadata={op_name="jit(step)/teacher/CNN/conv"}
   %dot.2 = f32[4]{0} dot(%x, %copy.1), metadata={op_name="jit(step)/jvp(student)/CNN/dot_general"}
-  %gemm.3 = (f32[4]{0}, s8[64]{0}) custom-call(%x, %dot.2), custom_call_target="__cublas$gemm", \
+  %gemm.3 = (f32[4]{0}, /*index=5*/s8[64]{0}) custom-call(%x, %dot.2), custom_call_target="__cublas$gemm", \
 metadata={op_name="jit(step)/transpose(jvp(student))/CNN/dot_general"}
   %exp.4 = f32[4]{0} exponential(%dot.2), metadata={op_name="jit(step)/transpose(jvp(loss))/exp"}
   %moved = f32[4]{0} fusion(%exp.4), calls=%fused_computation.1
