@@ -40,9 +40,9 @@ def distillation_flops(student: Sequence[int], teacher: Sequence[int] | None, ba
 
 
 class Peak:
-    """The rate of a large square matrix product, in FLOP/s: what is asked of it again and again counts at its best median.
+    """The rate of a large square matrix product, in FLOP/s, measured several times in a run: the best median counts.
 
-    In float32 at JAX's default precision, which is TF32 on recent NVIDIA GPUs.
+    At JAX's default precision, which for float32 is TF32 on recent NVIDIA GPUs.
     """
 
     def __init__(self, dtype: jnp.dtype = jnp.float32, size: int | None = None) -> None:
