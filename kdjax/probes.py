@@ -79,7 +79,7 @@ def linear_probe(
 
 
 @partial(jax.jit, static_argnums=2)
-def _fit(features: Array, labels: Array, classes: int, l2: Number, steps: int) -> Layer:
+def _fit(features: Array, labels: Array, classes: int, l2: Number, steps: Number) -> Layer:
     # About their mean and of size 1 the minimum is the same layer, and nearer to a round valley.
     mean = jnp.mean(features, axis=0)
     x = features - mean[None]
