@@ -96,8 +96,8 @@ PIECES: dict[str, Piece] = {
     "pipeline": _experiment("pipeline", 7, "--seeds 3"),
     "strategies": Piece(
         LONGEST,
-        "experiments/strategies.py --seeds 4 --out {out}/strategies.json",
-        "experiments/strategies.py --seeds 1 --epochs 1 --teacher-epochs 1 --out {out}/strategies.json",
+        "experiments/strategies.py --seeds 4 --out {out}/strategies",
+        "experiments/strategies.py --seeds 1 --epochs 1 --teacher-epochs 1 --out {out}/strategies",
         {},
     ),
     "steps": _benchmark("steps", 6, "--apart"),
