@@ -129,7 +129,7 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
     Args:
       kept: from `cache_views`.
       arrays: the training data that it was given.
-      number: how many updates there were before, such as the state's step.
+      number: how many updates there were before; after a resumption, ``int(state.step)``.
 
     Returns:
       The examples as they are, not augmented yet, their places in the data ``"indices"``, the ``"epoch"`` of their views,
@@ -138,7 +138,7 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
     Raises:
       ValueError: if number is negative.
     """
-    if isinstance(number, int) and number < 0:
+    if number < 0:
         raise ValueError(f"number must be 0 or greater; got {number}.")
     epochs, steps, _ = kept["indices"].shape
     epoch, step = divmod(number, steps)
