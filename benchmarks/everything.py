@@ -89,7 +89,9 @@ PIECES: dict[str, Piece] = {
     "sweep": _benchmark("sweep", 6),
     "scaling": _benchmark("scaling", LONGEST, "--figures {out}"),
     "tests-float32": _tests("", "tests/test_precision.py", JAX_DEFAULT_MATMUL_PRECISION="highest"),
-    "tests-bfloat16": _tests("-k 'bfloat16 or float16 or dtype or precision'", "tests/test_precision.py -k bfloat16"),
+    "tests-bfloat16": _tests(
+        "-k 'float16 or float32 or dtype or precision or bad_points'", "tests/test_models.py -k bfloat16"
+    ),
     "losses": _benchmark("losses", 6, "--platform {platform}"),
     "compression": _experiment("compression", LONGEST, "--seeds 3"),
     "soft_targets": _experiment("soft_targets", 7, "--seeds 5"),
