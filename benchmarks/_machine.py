@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,12 @@ def environment(console: Console) -> dict[str, Any]:
         )
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     return {"command": command, "cores": cores(), "load_before": load, "cpu": _cpu(), "versions": _versions()}
+
+
+def gpu() -> str:
+    """The first NVIDIA GPU's name."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()[0].strip()
 
 
 def spread(quartiles: list[float]) -> str:

@@ -26,7 +26,7 @@ import _sides
 import jax
 import tyro
 from _arithmetic import update_flops
-from _machine import environment, spread
+from _machine import environment, gpu, spread
 from _turns import PAUSE
 from _work import TEACHER, WIDTHS
 from rich.console import Console
@@ -70,7 +70,7 @@ class Benchmark:
 
 def main(settings: Benchmark) -> None:
     console = Console()
-    found = environment(console)
+    found = environment(console) | {"gpu": gpu() if settings.platform == "cuda" else None}
     epochs = 2 if settings.quick else settings.epochs
     data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
     splits = [(part.inputs, part.labels) for part in data]

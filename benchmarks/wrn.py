@@ -18,7 +18,6 @@ import os
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-import subprocess
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +28,7 @@ import _sides
 import _wrn_kdjax
 import jax
 import tyro
-from _machine import environment, spread
+from _machine import environment, gpu, spread
 from _turns import PAUSE, Case, first_steps, rounds
 from _work import Step, random_batches
 from _wrn_work import (
@@ -84,7 +83,7 @@ class Benchmark:
 
 def main(settings: Benchmark) -> None:
     console = Console()
-    found = environment(console) | {"gpu": _gpu() if settings.platform == "cuda" else None}
+    found = environment(console) | {"gpu": gpu() if settings.platform == "cuda" else None}
     batch = 8 if settings.quick else settings.batch
     batches = random_batches(batch, image=IMAGE)
     weights = _wrn_kdjax.initial_weights(batches[0][0])
@@ -127,21 +126,23 @@ def _rows(
     flops: float,
     batch: int,
     size: int,
-    gpu: str | None,
+    chip: str | None,
 ) -> list[dict[str, Any]]:
     """One a way. The peak of a precision is the fastest matrix product of any side and round in it."""
     fastest = {}
     for name, way in ways.items():
         fastest[way.precision] = min(fastest.get(way.precision, float("inf")), *times[name, PRODUCT])
     rows = []
-    for name, way in ways.items():
-        quartiles = quantiles(times[name, STEP], n=4, method="inclusive")
+    for who, way in ways.items():
+        quartiles = quantiles(times[who, STEP], n=4, method="inclusive")
         rate = flops / quartiles[1] / 1e9  # TFLOP/s
-        stated = next((peaks[way.precision == BFLOAT16] for chip, peaks in STATED.items() if chip in (gpu or "")), None)
+        stated = next(
+            (peaks[way.precision == BFLOAT16] for name, peaks in STATED.items() if name in (chip or "")), None
+        )
         rows.append(
             {
-                "who": name, **asdict(way), "quartiles_ms": quartiles, "rounds_ms": times[name, STEP],
-                "images_per_second": 1000 * batch / quartiles[1], "first_step_s": first[name, STEP],
+                "who": who, **asdict(way), "quartiles_ms": quartiles, "rounds_ms": times[who, STEP],
+                "images_per_second": 1000 * batch / quartiles[1], "first_step_s": first[who, STEP],
                 "tflops": rate, "peak_measured_tflops": 2 * size**3 / fastest[way.precision] / 1e9,
                 "share_of_measured_peak": rate / (2 * size**3 / fastest[way.precision] / 1e9),
                 "peak_stated_tflops": stated, "share_of_stated_peak": None if stated is None else rate / stated,
@@ -166,11 +167,6 @@ def _compared(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]
             is_met = {"faster": ratios[1], "quartiles": ratios, "target": target, "met": ratios[1] >= target}
             compared.append({"precision": precision, **names, **is_met})
     return compared
-
-
-def _gpu() -> str:
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()[0].strip()
 
 
 def _print(console: Console, settings: Benchmark, rows: list[dict[str, Any]], comparison: list[dict[str, Any]]) -> None:

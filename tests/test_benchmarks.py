@@ -87,3 +87,45 @@ def test_a_profile_sums_to_the_step(tmp_path):
         assert (("teacher forward", "convolution") in parts) == (row["work"] == "distillation")
         assert parts["student backward", "convolution"] > 0
     assert (tmp_path / "profile.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_quick_trial_runs_all_of_article_c(tmp_path, mnist_dir):
+    result = quick_trial("article.py", tmp_path / "article.json", "--data-dir", str(mnist_dir))
+    (run,) = result["runs"]
+    for phase in ("teacher", "alone", "distilled"):
+        measured = run["kdjax"][phase]
+        assert len(measured["epochs_s"]) == 2
+        assert 0 < sum(measured["epochs_s"]) < measured["seconds"]
+        assert 0 <= measured["test_accuracy"] <= 1
+    assert run["kdjax"]["teacher"]["test_accuracy"] > 0.3  # a guess is right one time in ten
+    # By hand: forwards, backwards to the kernels, and to the second layer's inputs, 640 images.
+    layers = [28 * 28 * 9 * 64, 14 * 14 * 9 * 64 * 256, 7 * 7 * 256 * 10]
+    assert result["teachers_training"]["flop_an_epoch"] == 640 * 2 * (3 * sum(layers) - layers[0])
+
+
+@pytest.mark.slow
+def test_a_quick_trial_measures_a_step_of_wide_residual_networks(tmp_path):
+    result = quick_trial("wrn.py", tmp_path / "wrn.json")
+    row = result["rows"][0]
+    low, middle, high = row["quartiles_ms"]
+    assert 0 < low <= middle <= high
+    assert 0 < row["share_of_measured_peak"] < 1.2
+    assert row["images_per_second"] == pytest.approx(8000 / middle)
+    # The literature gives WRN-40-2 and WRN-16-2 0.33 and 0.10 thousand million multiplications an image.
+    assert result["gflop_a_step"] == pytest.approx(2 * 8 * (0.33 + 3 * 0.10), rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_quick_trial_measures_every_part_of_a_start(tmp_path):
+    rows = {row["what"]: row for row in quick_trial("startup.py", tmp_path / "startup.json")["rows"]}
+    targets = {name: row["target"] for name, row in rows.items() if row["target"] is not None}
+    assert targets == {
+        "import kdjax adds": 0.1,
+        "experiment --help": 1.5,
+        "first step, cold": 6.0,
+        "first step, cached": 2.0,
+    }
+    seconds = {name: row["quartiles_s"][1] for name, row in rows.items()}
+    assert seconds["first step, cached"] < seconds["first step, cold"]
+    assert all(row["met"] == (seconds[name] <= row["target"]) for name, row in rows.items() if row["target"])
