@@ -23,6 +23,7 @@ from typing import Any
 from experiments._loop import evaluator
 from experiments._setting import Setting, teacher_of
 from experiments._strategies import PLAIN
+from experiments._strategies_adaptive import ADAPTIVE
 from experiments._strategies_features import FEATURES
 
 import jax
@@ -39,9 +40,9 @@ from kdjax.records import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = 3  # a seed
-STRATEGIES = PLAIN | FEATURES
+STRATEGIES = PLAIN | FEATURES | ADAPTIVE
 # What is done where no option says otherwise. Larger images cost more an update, and get fewer.
-USUAL = {"epochs": 20, "teacher_epochs": 8, "batch_size": 128}
+USUAL = {"epochs": 15, "teacher_epochs": 8, "batch_size": 128}
 USUAL_OF_DIGITS = {"epochs": 80, "teacher_epochs": 20, "batch_size": 32}
 
 
@@ -58,7 +59,7 @@ class Strategies:
     examples: int = 10_000
     """train on the first so many examples, or on all where there are fewer"""
     epochs: int | None = None
-    """passes over them, for each student; None: 80 on digits, 20 on other data"""
+    """passes over them, for each student; None: 80 on digits, 15 on other data"""
     teacher_epochs: int | None = None
     """passes over them, for each of a seed's three teachers; None: 20 on digits, 8 on other data"""
     batch_size: int | None = None

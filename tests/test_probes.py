@@ -1,5 +1,7 @@
 """Linear probes, against scikit-learn's logistic regression: the same minimum, whatever the features' place and size."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ TRAIN = load("digits", "train")
 PIXELS = TRAIN.inputs.reshape(len(TRAIN.labels), -1).astype(np.float32) / TRAIN.inputs.max()
 
 
-def scikit_learns(features, labels, l2):
-    """Its penalty is divided by the sum over examples, not by their mean; and it computes in float64."""
-    model = LogisticRegression(C=1 / (l2 * len(labels)), solver="newton-cg", tol=1e-8, max_iter=1000)
-    model.fit(features.astype(np.float64), labels)
+@cache
+def scikit_learns(l2):
+    """Its C weighs the sum over examples, not their mean; and it computes in float64."""
+    model = LogisticRegression(C=1 / (l2 * len(PIXELS)), solver="newton-cg", tol=1e-8, max_iter=1000)
+    model.fit(PIXELS.astype(np.float64), TRAIN.labels)
     return model.coef_.T, model.intercept_
 
 
@@ -23,14 +26,14 @@ def scikit_learns(features, labels, l2):
 @pytest.mark.parametrize(("size", "place"), [(1.0, 0.0), (50.0, 0.0), (1.0, 30.0)])
 def test_the_probe_is_scikit_learns_logistic_regression(l2, size, place):
     features = PIXELS * np.float32(size) + np.float32(place)
-    kernel, bias = scikit_learns(PIXELS, TRAIN.labels, l2)
+    kernel, bias = scikit_learns(l2)
     got = linear_probe(features, TRAIN.labels, 10, l2=l2 * size**2)
     largest = np.abs(kernel).max()
     np.testing.assert_allclose(np.asarray(got["kernel"]) * size, kernel, atol=1e-3 * largest)
     own = np.asarray(got["bias"], np.float64) + place * np.asarray(got["kernel"], np.float64).sum(axis=0)
     np.testing.assert_allclose(own, bias, atol=1e-3 * largest)
     # The tolerance tells this minimum from that of another penalty.
-    other, _ = scikit_learns(PIXELS, TRAIN.labels, 1.05 * l2)
+    other, _ = scikit_learns(1.05 * l2)
     assert np.abs(other - kernel).max() > 3e-3 * largest
 
 
@@ -47,7 +50,7 @@ def test_the_probe_is_a_minimum_and_the_same_at_every_call():
 
 
 def test_few_steps_stop_early_and_more_come_nearer():
-    exact, _ = scikit_learns(PIXELS, TRAIN.labels, 1e-4)
+    exact, _ = scikit_learns(1e-4)
     far, near = (
         np.abs(np.asarray(linear_probe(PIXELS, TRAIN.labels, 10, l2=1e-4, steps=steps)["kernel"]) - exact).max()
         for steps in (5, 50)
