@@ -56,6 +56,11 @@ def _profile(name: str, **environment: str) -> Piece:
     return _benchmark("profile_step", 4, options, name=name, **environment)
 
 
+def _wrn(precision: str) -> Piece:
+    options = f"--platform {{platform}} --precision {precision} --batch 128 --steps 40"
+    return _benchmark("wrn", LONGEST, options, name=f"wrn-{precision}")
+
+
 def _experiment(name: str, minutes: float, options: str) -> Piece:
     command = f"experiments/{name}.py --data npz:{{mnist}} --out {{out}}/{name} --resume {options}"
     return Piece(minutes, command, f"{command} --seeds 1 --epochs 1", {})
@@ -84,7 +89,8 @@ PIECES: dict[str, Piece] = {
     "profile": _profile("profile"),
     # In CUDA graphs the profiler may not know which operation a library's kernel belongs to.
     "profile-no-graphs": _profile("profile-no-graphs", XLA_FLAGS="--xla_gpu_enable_command_buffer="),
-    "wrn": _benchmark("wrn", LONGEST, "--platform {platform} --batch 128 --steps 40"),
+    "wrn-bfloat16": _wrn("bfloat16"),
+    "wrn-TF32": _wrn("TF32"),
     "article": _benchmark("article", LONGEST, "--platform {platform} --data npz:{mnist}"),
     "sweep": _benchmark("sweep", 6),
     "scaling": _benchmark("scaling", LONGEST, "--figures {out}"),

@@ -1,7 +1,7 @@
 """How long does a distillation step of WRN-40-2 to WRN-16-2 take on 32 × 32 images, in kdjax and in PyTorch?
 
 python benchmarks/wrn.py --out wrn.json
-python benchmarks/wrn.py --platform cuda --batch 128 --steps 40 --out wrn-gpu.json
+python benchmarks/wrn.py --platform cuda --precision bfloat16 --batch 128 --steps 40 --out wrn-bfloat16.json
 
 The teacher's forward pass and the student's update, SGD with momentum, batch statistics and all. On a CPU both sides
 compute in float32; on a GPU in TF32 and in bfloat16, kdjax also with many steps a call, PyTorch also with CUDA graphs. Every
@@ -33,6 +33,7 @@ from _turns import PAUSE, Case, first_steps, rounds
 from _work import Step, random_batches
 from _wrn_work import (
     BFLOAT16,
+    FLOAT32,
     IMAGE,
     KDJAX,
     ON_CPU,
@@ -70,6 +71,10 @@ class Benchmark:
     """steps timed together, in each round; on a GPU a multiple of 8, some dozens"""
     rounds: int = 9
     """how often every case has its turn"""
+    precision: Literal["TF32", "bfloat16"] | None = None
+    """on a GPU, this one alone; default both"""
+    autotune: bool = False
+    """on a GPU, PyTorch's max-autotune too, which may take minutes to compile"""
     out: Path | None = None
     """JSON file for the results"""
     quick: bool = False
@@ -112,7 +117,13 @@ def _ways(settings: Benchmark, console: Console) -> list[Way]:
     if find_spec("torch") is None:
         console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
     missing = find_spec("torch") is None
-    return [way for way in ways if way.side == KDJAX or not (missing or (settings.quick and way.compiled is not None))]
+    return [
+        way
+        for way in ways
+        if way.precision in (FLOAT32, settings.precision or way.precision)
+        and (settings.autotune or way.compiled != "max-autotune")
+        and (way.side == KDJAX or not (missing or (settings.quick and way.compiled is not None)))
+    ]
 
 
 def _only(cases: dict[Case, Step], work: str) -> dict[Case, Step]:
