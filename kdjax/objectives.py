@@ -131,8 +131,6 @@ def scaled(term: Term, *, by: str) -> Scaled:
       >>> twice(outputs, None, {"x": jnp.array([1.0, 2.0]), "how_much": jnp.array([1.0, 0.5])}).tolist()
       [1.0, 1.0]
     """
-    if not callable(term):
-        raise ValueError(f"term must be a function (student, teacher, batch) -> [batch]; got {term!r}.")
     if not is_place(by):
         raise ValueError(f'by must be a place, "student.NAME", "teacher.NAME" or "batch.NAME"; got {by!r}.')
     return Scaled(_as_tree(term), by)
