@@ -154,8 +154,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
 
 
 def test_initial_weights_have_hes_size_and_the_rest_starts_neutral():
-    params, model_state = jax.jit(from_linen(make_model("wrn_16_2"))[0])(KEY, images(1, 4, 4, 3))
-    np.testing.assert_allclose(params["stage3_block2"]["conv1"]["kernel"].std(), np.sqrt(2 / (9 * 128)), rtol=0.02)
+    params, model_state = jax.jit(from_linen(SMALL.clone(width=2))[0])(KEY, images(1, 4, 4, 3))
+    np.testing.assert_allclose(params["stage3_block1"]["conv2"]["kernel"].std(), np.sqrt(2 / (9 * 128)), rtol=0.02)
     np.testing.assert_allclose(params["logits"]["kernel"].std(), np.sqrt(1 / 128), rtol=0.1)
     assert not params["logits"]["bias"].any()
     assert (params["norm"]["scale"] == 1).all()

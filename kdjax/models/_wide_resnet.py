@@ -7,19 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._layers import convolve
+from kdjax.models._layers import Convolved, Images, convolve
 
 STEM = 16
 """Channels before the first stage; stage n has 16 · 2ⁿ⁻¹ · width."""
 STAGES = 3
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-
-Images = Float[Array, "batch height width channels"]
-Halved = Float[Array, "batch height_out width_out channels_out"]
+HALF_HE = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 class Convolution(nn.Module):
@@ -31,7 +29,7 @@ class Convolution(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, inputs: Images) -> Halved:
+    def __call__(self, inputs: Images) -> Convolved:
         kernel = self.param("kernel", HE, (self.size, self.size, inputs.shape[-1], self.width)).astype(self.dtype)
         inputs = inputs.astype(self.dtype)
         if self.stride == 1:
@@ -54,7 +52,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, inputs: Images, *, train: bool) -> Halved:
+    def __call__(self, inputs: Images, *, train: bool) -> Convolved:
         x = activated(inputs, "norm1", train, self.axis_name, self.dtype)
         beside = inputs
         if inputs.shape[-1] != self.width or self.stride != 1:
@@ -93,8 +91,8 @@ class WideResNet(nn.Module):
         [batch, height, width, channels].
 
     Note:
-      The initial weights are normal with variance 2 / fan-in, the biases zero. The paper's dropout between a block's
-      convolutions is left out, as work on distillation does.
+      The initial weights are normal with variance 2 / fan-in, and 1 / fan-in for the logits; the biases are zero. The
+      paper's dropout between a block's convolutions is left out, as work on distillation does.
 
     Example:
       >>> import jax
@@ -140,6 +138,5 @@ class WideResNet(nn.Module):
             features[f"stage{stage + 1}"] = x
         x = jnp.mean(activated(x, "norm", train, self.axis_name, self.dtype), axis=(1, 2))
         features["embedding"] = x
-        variance = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=variance, name="logits")(x)
+        logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=HALF_HE, name="logits")(x)
         return Outputs(logits.astype(jnp.float32), features)
