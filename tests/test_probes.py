@@ -83,4 +83,4 @@ def test_what_cannot_be_probed_is_a_named_error():
     ):
         given = {"features": features, "labels": labels, "classes": 2} | arguments
         with pytest.raises(ValueError, match=words):
-            linear_probe(**given)
+            linear_probe.__wrapped__(**given)  # without the tests' own check of shapes, which would speak first
