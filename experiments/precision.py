@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from experiments.search import ALONE, DIGITS, ROOT, Search, spread, trained
+from experiments.search import ALONE, DIGITS, ROOT, Search, trained
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,8 @@ def main(settings: Precision) -> None:
     shown = Table("test accuracy in %", *accuracies, "bfloat16 − float32")
     for column, name in enumerate(ARMS):
         single, half = (100 * accuracies[dtype][:, column] for dtype in ("float32", "bfloat16"))
-        means = (spread(mean_interval(values)) for values in (single, half))
-        shown.add_row(name, *means, spread(paired_difference(half, single), "+"))
+        means = (f"{mean_interval(values):.2f}" for values in (single, half))
+        shown.add_row(name, *means, f"{paired_difference(half, single):+.2f}")
     console.print(shown)
     console.print(f"{time.monotonic() - started:.0f} s in all")
 

@@ -39,7 +39,7 @@ from kdjax.adapters import from_linen
 from kdjax.caching import cache_teacher
 from kdjax.data import epoch_indices, load, on_device, take, unit_range
 from kdjax.losses import soft_target_kl
-from kdjax.metrics import Interval, mean_interval, paired_difference
+from kdjax.metrics import mean_interval, paired_difference
 from kdjax.models import make_model
 from kdjax.parallel import jit_step
 from kdjax.records import write_json
@@ -110,7 +110,7 @@ def main(settings: Search) -> None:
             "test": {"settings": arms, "test_accuracy": tested.tolist()},
         },
     )
-    console.print(f"Validation accuracy in %; alone {spread(mean_interval(100 * validated[:, 0]))}")
+    console.print(f"Validation accuracy in %; alone {mean_interval(100 * validated[:, 0]):.2f}")
     console.print(validation_table(settings, validated))
     console.print(f"Chosen by mean validation accuracy: T = {grid[best][0]}, α = {grid[best][1]}.")
     console.print(test_table(arms, tested))
@@ -201,7 +201,7 @@ def validation_table(settings: Search, accuracies: np.ndarray) -> Table:
     of_grid = accuracies[:, 1:].reshape(len(accuracies), len(settings.temperatures), -1)
     shown = Table("T", *(f"α = {alpha}" for alpha in settings.alphas))
     for row, temperature in enumerate(settings.temperatures):
-        cells = (spread(mean_interval(100 * of_grid[:, row, column])) for column in range(len(settings.alphas)))
+        cells = (f"{mean_interval(100 * of_grid[:, row, column]):.2f}" for column in range(len(settings.alphas)))
         shown.add_row(str(temperature), *cells)
     return shown
 
@@ -210,16 +210,12 @@ def test_table(arms: dict[str, Setting], accuracies: np.ndarray) -> Table:
     shown = Table("", "T", "α", "test accuracy in %", "− alone", "− digits.py")
     for column, (name, (temperature, alpha)) in enumerate(arms.items()):
         own = 100 * accuracies[:, column]
-        differences = (spread(paired_difference(own, 100 * accuracies[:, other]), "+") if column > other else ""
+        differences = (f"{paired_difference(own, 100 * accuracies[:, other]):+.2f}" if column > other else ""
                        for other in (0, 1))  # fmt: skip
         shown.add_row(
-            name, "–" if name == "alone" else str(temperature), str(alpha), spread(mean_interval(own)), *differences
+            name, "–" if name == "alone" else str(temperature), str(alpha), f"{mean_interval(own):.2f}", *differences
         )
     return shown
-
-
-def spread(interval: Interval, sign: str = "") -> str:
-    return f"{interval.mean:{sign}.2f}" + (f" ± {interval.half_width:.2f}" if interval.n > 1 else "")
 
 
 if __name__ == "__main__":

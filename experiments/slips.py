@@ -293,7 +293,7 @@ def spread(values: list[float], sign: str = "") -> str:
         return f"NaN in {broken} of {len(values)}"
     interval = mean_interval(values)
     digits = ".2f" if abs(interval.mean) < 1e4 else ".1e"
-    return f"{interval.mean:{sign}{digits}}" + (f" ± {interval.half_width:{digits}}" if len(values) > 1 else "")
+    return f"{interval:{sign}{digits}}"
 
 
 if __name__ == "__main__":

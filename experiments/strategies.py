@@ -162,7 +162,7 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
 def said(interval: Interval, sign: str = "") -> str:
     """Mean ± half of the 95 % interval; a difference that is clear of zero in bold."""
     bold = sign and interval.excludes_zero
-    text = f"{interval.mean:{sign}.2f} ± {interval.half_width:.2f}"
+    text = f"{interval:{sign}.2f}"
     return f"[bold]{text}[/bold]" if bold else text
 
 

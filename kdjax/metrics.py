@@ -31,6 +31,18 @@ class Interval(NamedTuple):
         """Whether the whole interval lies on one side of zero; False where there is no interval."""
         return abs(self.mean) > self.half_width
 
+    def __format__(self, spec: str) -> str:
+        """Mean ± half width, both by a float's format; a sign is the mean's alone; one value has no spread to show.
+
+        Example:
+          >>> f"{Interval(0.724, 0.49, 32, 1.3):+.2f}", f"{Interval(97.1, math.nan, 1, math.nan):.1f}"
+          ('+0.72 ± 0.49', '97.1')
+        """
+        if not spec:
+            return str(self)
+        mean = format(self.mean, spec)
+        return mean if self.n == 1 else f"{mean} ± {format(self.half_width, spec.lstrip('+ '))}"
+
 
 def accuracy_transfer_rate(student: float, baseline: float, teacher: float) -> float:
     """Tells how much of the teacher's lead over a student trained alone the distilled student has gained.

@@ -238,8 +238,7 @@ def _over_seeds(results: Mapping[str, Any], network: str, quantity: str) -> np.n
 def _percent(fractions: np.ndarray) -> str:
     if np.isnan(fractions).any():
         return "not measured"
-    interval = mean_interval(100 * fractions)
-    return f"{interval.mean:.2f}" + (f" ± {interval.half_width:.2f}" if interval.n > 1 else "")
+    return f"{mean_interval(100 * fractions):.2f}"
 
 
 def _difference(points: Interval) -> str:

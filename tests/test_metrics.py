@@ -63,6 +63,19 @@ def test_interval_by_hand():
     assert not mean_interval([1.0, 2.0, 3.0]).excludes_zero
 
 
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [("+.1f", "+3.0 ± 2.5"), (".2f", "3.00 ± 2.48"), (" 6.1f", "   3.0 ±    2.5"), (".1e", "3.0e+00 ± 2.5e+00")],
+)
+def test_an_interval_is_written_as_its_numbers_are(spec, text):
+    assert format(mean_interval([2.0, 3.0, 4.0]), spec) == text
+
+
+def test_one_value_is_written_without_a_spread():
+    assert f"{mean_interval([3.0]):+.1f}" == "+3.0"
+    assert f"{mean_interval([3.0])}" == str(mean_interval([3.0]))
+
+
 @given(accuracies, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_interval_is_scipys(values, confidence):
     interval = mean_interval(values, confidence=confidence)
