@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = 3  # a seed
 STRATEGIES = PLAIN | FEATURES | ADAPTIVE
 # What is done where no option says otherwise. Larger images cost more an update, and get fewer.
-USUAL = {"epochs": 15, "teacher_epochs": 8, "batch_size": 128}
+USUAL = {"epochs": 10, "teacher_epochs": 6, "batch_size": 128}
 USUAL_OF_DIGITS = {"epochs": 80, "teacher_epochs": 20, "batch_size": 32}
 
 
@@ -59,9 +59,9 @@ class Strategies:
     examples: int = 10_000
     """train on the first so many examples, or on all where there are fewer"""
     epochs: int | None = None
-    """passes over them, for each student; None: 80 on digits, 15 on other data"""
+    """passes over them, for each student; None: 80 on digits, 10 on other data"""
     teacher_epochs: int | None = None
-    """passes over them, for each of a seed's three teachers; None: 20 on digits, 8 on other data"""
+    """passes over them, for each of a seed's three teachers; None: 20 on digits, 6 on other data"""
     batch_size: int | None = None
     """examples an update; None: 32 on digits, 128 on other data"""
     learning_rate: float = 1e-2
