@@ -51,7 +51,7 @@ def linear_probe(
       >>> import numpy as np
       >>> features = np.array([[-2.0, 5.0], [-1.0, 5.0], [1.0, 5.0], [2.0, 5.0]], np.float32)
       >>> probe = linear_probe(features, np.array([0, 0, 1, 1]), 2, l2=0.1)
-      >>> (features @ probe["kernel"] + probe["bias"]).argmax(axis=1).tolist()
+      >>> (features @ probe["kernel"] + probe["bias"][None]).argmax(axis=1).tolist()
       [0, 0, 1, 1]
 
     Note:
