@@ -67,7 +67,7 @@ def test_the_largest_log_probabilities_alone_may_be_kept():
     np.testing.assert_array_equal(kept["top_indices"], np.argsort(-log_probabilities, axis=1)[:, :3])
     np.testing.assert_allclose(kept["top_values"], -np.sort(-log_probabilities, axis=1)[:, :3], rtol=1e-5)
     term = on_outputs(top_k_kl, "student.logits", "batch.top_values", "batch.top_indices")
-    step = make_train_step(networks.student()[1], None, networks.optimizer())
+    step = jax.jit(make_train_step(networks.student()[1], None, networks.optimizer()))
     batch = {"inputs": INPUTS} | kept
     _, metrics = step(networks.fresh_state(), None, weighted_sum(soft=(1.0, term)), batch)
     assert metrics["soft"] > 0

@@ -1,5 +1,7 @@
 """Mutual learning and the mean teacher: what is learnt from whom, and what it costs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import networks
@@ -34,14 +36,14 @@ def states():
 
 def as_it_trains(apply, state):
     rng = jax.random.fold_in(state.rng, state.step)
-    return apply(state.params, state.model_state, BATCH["inputs"], train=True, rng=rng)[0]
+    return jax.jit(partial(apply, train=True))(state.params, state.model_state, BATCH["inputs"], rng=rng)[0]
 
 
 def test_each_learns_from_the_others_outputs_of_that_moment_in_training_mode():
     before = states()
     after, metrics = jax.jit(make_mutual_step([SMALL, LARGE], [networks.optimizer()] * 2))(before, [GOAL, GOAL], BATCH)
     for own, other, apply, its_apply in ((0, 1, SMALL, LARGE), (1, 0, LARGE, SMALL)):
-        alone = make_train_step(apply, None, networks.optimizer())
+        alone = jax.jit(make_train_step(apply, None, networks.optimizer()))
         peer = as_it_trains(its_apply, before[other])
         expected, expected_metrics = alone(before[own], None, GOAL, {**BATCH, "teacher": peer})
         jax.tree.map(

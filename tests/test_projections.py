@@ -181,7 +181,7 @@ def slowly_fused(maps, normalize):
 
 def show_maps(maps, *names, **settings):
     outputs = Outputs(jnp.zeros((len(maps[0]), 2)), {f"m{i}": jnp.asarray(one) for i, one in enumerate(maps)})
-    return fused(*(names or outputs.features), **settings)(outputs)
+    return jax.jit(fused(*(names or outputs.features), **settings))(outputs)
 
 
 SIDES = st.integers(1, 7)
