@@ -49,6 +49,16 @@ def cifar10_pictures() -> Path:
     return archive
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_program_is_compiled_twice(tmp_path_factory):
+    """Compiling is most of the work: what one module, or one worker, has compiled in this run the others only read."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_one_module_at_a_time():
     """All compiled programs of all tests together are gigabytes, and every test after them is slower for it."""
