@@ -242,7 +242,13 @@ def test_every_loss_has_a_trial_and_they_are_all_here():
     assert all(trial.left < 1 and bool(trial.why) == (trial.left > 0.5) for trial in TRIALS.values())
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# One of each kind runs always: on logits, features, relations, chosen outputs, and with what is learnt or remembered.
+ALWAYS = ("soft_target_kl", "decoupled_kd", "attention_transfer", "rkd_angle", "fsp", "variational_information", "crd")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+)
 def test_the_loss_falls_where_it_is_all_there_is(name):
     before, after = train(TRIALS[name])
     assert np.isfinite([before, after]).all()

@@ -136,10 +136,10 @@ def test_logits_are_those_of_the_slow_network(model):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("wide", [False, True])
-def test_convolution_and_its_gradients_are_xlas(padding, wide, monkeypatch):
-    monkeypatch.setattr("kdjax.models._layers.WIDE", 0 if wide else np.inf)
-    inputs, kernel = images(2, 7, 6, 3), images(3, 3, 3, 4, seed=1)
+@pytest.mark.parametrize(("channels", "wide"), [(1, False), (3, False), (4, False), (4, True)])
+def test_convolution_and_its_gradients_are_xlas(padding, channels, wide, monkeypatch):
+    monkeypatch.setattr("kdjax.models._convolution.WIDE", 0 if wide else np.inf)
+    inputs, kernel = images(2, 7, 6, channels), images(3, 3, channels, 4, seed=1)
 
     def xla(inputs, kernel):
         return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -155,7 +155,16 @@ def test_convolution_and_its_gradients_are_xlas(padding, wide, monkeypatch):
     def ours_jitted(*both):
         return convolve(*both, padding)
 
-    check_grads(ours_jitted, (inputs, kernel), order=2, modes=["rev"], rtol=1e-2, atol=1e-2)
+    modes = ["rev"] if wide else ["fwd", "rev"]
+    check_grads(ours_jitted, (inputs, kernel), order=2, modes=modes, rtol=1e-2, atol=1e-2)
+
+
+def test_pictures_in_bfloat16_are_summed_in_float32():
+    inputs, kernel = (array.astype(jnp.bfloat16) for array in (images(4, 8, 8, 3), images(3, 3, 3, 5, seed=1)))
+    seen = convolve(inputs, kernel, "SAME")
+    exact = slow_convolution(*(array.astype(jnp.float32) for array in (inputs, kernel)), "SAME")
+    assert seen.dtype == jnp.bfloat16
+    np.testing.assert_allclose(seen.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)  # one rounding
 
 
 def test_pooling_keeps_the_largest_and_the_nan_and_the_first_of_equals():

@@ -44,7 +44,9 @@ def test_a_split_batch_draws_the_masks_of_the_whole(how):
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_one_step_of_a_normalised_network_is_the_same_on_four_devices(how, monkeypatch):
-    monkeypatch.setattr("kdjax.models._layers.WIDE", 0)  # the hand-written gradient must be summed over devices too
+    monkeypatch.setattr(
+        "kdjax.models._convolution.WIDE", 0
+    )  # the hand-written gradient must be summed over devices too
     optimizer, inputs = optax.sgd(0.1), jax.random.normal(KEY, (8, 8, 8, 1))
     batch = {"inputs": inputs, "labels": jnp.arange(8)}
     objective = weighted_sum(labels=(1.0, cross_entropy))

@@ -36,7 +36,14 @@ def teachers(setting):
     return [setting.fresh(setting.teacher, 0, 100)] * 3
 
 
-@pytest.mark.parametrize("name", _strategies_features.FEATURES)
+# Those unlike each other run always.
+ALWAYS = ("hints through 1×1 adapters", "progressive: shallow first", "memory of past batches")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in _strategies_features.FEATURES],
+)
 def test_a_strategy_ends_with_the_student_alone_and_has_moved_all_of_it(name, setting, teachers):
     weights = _strategies_features.FEATURES[name](setting)(0, teachers)
     fresh = setting.fresh(setting.student, 0, 0)

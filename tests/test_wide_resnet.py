@@ -162,6 +162,7 @@ def test_initial_weights_have_hes_size_and_the_rest_starts_neutral():
     assert (model_state["batch_stats"]["norm"]["var"] == 1).all()
 
 
+@pytest.mark.slow
 def test_a_distillation_step_is_the_same_on_four_devices():
     optimizer, inputs = optax.sgd(0.1), images(8, 8, 8, 3)
     batch = {"inputs": inputs, "labels": jnp.arange(8)}

@@ -9,8 +9,8 @@ from typing import Any
 
 from kdjax import _checks
 from kdjax.models._cnn import CNN as CNN
+from kdjax.models._convolution import convolve as convolve
 from kdjax.models._layers import Dropout as Dropout
-from kdjax.models._layers import convolve as convolve
 from kdjax.models._layers import max_pool as max_pool
 from kdjax.models._wide_resnet import WideResNet as WideResNet
 

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._layers import Dropout, convolve, max_pool
+from kdjax.models._convolution import convolve
+from kdjax.models._layers import Dropout, max_pool
 
 
 def initializer(gain: float) -> Any:

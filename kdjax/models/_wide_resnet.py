@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._layers import Convolved, Images, convolve
+from kdjax.models._convolution import Convolved, Images, convolve
 
 STEM = 16
 """Channels before the first stage; stage n has 16 · 2ⁿ⁻¹ · width."""
