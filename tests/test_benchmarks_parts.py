@@ -102,7 +102,7 @@ def test_the_step_names_its_parts():
 
     from kdjax.models import CNN
 
-    case = _cases.make(CNN(widths=(2,)), CNN(widths=(3,)), random_batches(2, 1))
+    case = _cases.make(CNN(widths=(2,)), CNN(widths=(4, 3)), random_batches(2, 1))
     found = set(_profile.places(case.compiled().as_text()).values())
     assert {part for part, _ in found} >= set(_profile.PARTS[:5])
     assert ("teacher forward", "convolution") in found
