@@ -14,8 +14,8 @@ Images = Float[Array, "batch height width channels"]
 Convolved = Float[Array, "batch height_out width_out channels_out"]
 Kernel = Float[Array, "rows columns channels channels_out"]
 
-FEW = 3
-"""Inputs of so many channels or fewer, pictures that is, are convolved by shifting them."""
+FEW, TAPS = 3, 9
+"""Inputs of so few channels, pictures that is, are convolved by shifting them, where the kernel has so few taps."""
 WIDE = 3 * 3 * 64 * 128
 """A kernel of so many numbers gets its gradient by taps; with fewer channels the products are too thin to pay."""
 
@@ -33,11 +33,11 @@ def convolve(inputs: Images, kernel: Kernel, padding: str) -> Convolved:
 
     Note:
       Value and gradients are those of ``lax.conv_general_dilated``. Two forms make a step faster on a CPU (`benchmarks/`):
-      inputs of at most `FEW` channels are shifted, multiplied and added; and the gradient of a kernel of `WIDE` numbers or
-      more is computed as one matrix product a tap. The latter has no forward-mode derivative: `jax.jvp` raises for such
-      kernels.
+      inputs of at most `FEW` channels are shifted, once for each of at most `TAPS` taps, and added up; and the gradient of
+      a kernel of `WIDE` numbers or more is computed as one matrix product a tap. The latter has no forward-mode
+      derivative: `jax.jvp` raises for such kernels.
     """
-    if inputs.shape[-1] <= FEW:
+    if kernel.shape[2] <= FEW and kernel.shape[0] * kernel.shape[1] <= TAPS:
         return _of_few_channels(inputs, kernel, padding)
     if kernel.size < WIDE:
         return _convolve(inputs, kernel, padding)
