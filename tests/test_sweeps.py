@@ -120,9 +120,9 @@ def test_every_student_is_as_if_it_had_trained_alone(trained, alone):
     _, _, states, metrics, _ = trained
     for number, (one, (expected, said)) in enumerate(zip(unstack(states), alone, strict=True)):
         got = readable(one)
-        chex.assert_trees_all_close(got.params, expected.params, rtol=1e-5, atol=1e-5)
-        # Momentum adds up gradients, of which the learning rate, 0.1 at most, reaches the parameters.
-        chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
+        # Momentum adds up gradients, of which a tenth at most reaches the parameters: it alone may differ by more.
+        chex.assert_trees_all_close(got._replace(opt_state=()), expected._replace(opt_state=()), rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(got.opt_state, expected.opt_state, rtol=1e-5, atol=5e-5)
         mine = [jax.tree.map(lambda values, n=number: values[n], step) for step in metrics]
         chex.assert_trees_all_close(mine, said, rtol=1e-5, atol=1e-5)
     # Else the comparison would compare one student with itself.
