@@ -20,11 +20,25 @@ def _described(value: Any) -> str:
     return repr(value)
 
 
-def _number(value: Any) -> float | None:
-    """`value` as a float where it is a single number known now; None for a tracer or an array of several."""
-    if isinstance(value, jax.core.Tracer) or np.size(value) != 1:
+class OutOfRangeError(ValueError):
+    """A number that is not what it must be, or no number at all. `argument` is the name that the message begins with."""
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(f"{argument} {message}")
+        self.argument = argument
+
+
+def _numbers(name: str, value: Any, wanted: str) -> np.ndarray | None:
+    """`value` as float64 where it is known now; None for a tracer."""
+    if isinstance(value, jax.core.Tracer):
         return None
-    return float(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise OutOfRangeError(name, f"must be {wanted}; got {value!r}.")
+    return array.astype(np.float64)
 
 
 def rank(name: str, array: Any, wanted: int, axes: str) -> None:
@@ -68,27 +82,63 @@ def per_channel(name: str, array: Any, features_name: str, features: Any) -> Non
         )
 
 
-def labels(name: str, array: Any, batch: int) -> None:
-    """One integer class number per example."""
-    if np.shape(array) != (batch,) or not jnp.issubdtype(jnp.result_type(array), jnp.integer):
+def labels(name: str, array: Any, batch: int) -> jax.Array:
+    """One integer class number per example, in a dtype in which every class number and every sum of two is itself."""
+    kind = getattr(array, "dtype", None)
+    if np.shape(array) != (batch,) or kind is None or not jnp.issubdtype(kind, jnp.integer):
         raise ValueError(f"{name} must be whole class numbers of shape ({batch},); got {_described(array)}.")
+    # In uint8 the number of classes, 256, would be 0.
+    return jnp.asarray(array, jnp.promote_types(kind, jnp.int32))
 
 
 def positive(name: str, value: Any) -> None:
-    known = _number(value)
-    if known is not None and not (known > 0 and math.isfinite(known)):
-        raise ValueError(f"{name} must be a finite number greater than 0; got {value!r}.")
+    _one(name, value)
+    _all_positive(name, value)
+
+
+def _all_positive(name: str, value: Any) -> np.ndarray | None:
+    known = _numbers(name, value, "a finite number greater than 0")
+    if known is not None and not ((known > 0) & np.isfinite(known)).all():
+        raise OutOfRangeError(name, f"must be a finite number greater than 0; got {value!r}.")
+    return known
+
+
+def _one(name: str, value: Any) -> None:
+    if np.ndim(value):
+        raise OutOfRangeError(name, f"must be one number; got shape {tuple(np.shape(value))}.")
+
+
+def temperature(name: str, value: Any, examples: tuple[int, ...] = ()) -> None:
+    """One number, or one for each of `examples`, greater than 0; float32 holds its square, by which losses multiply."""
+    if np.ndim(value) and np.shape(value) != examples:
+        wanted = f"one number, or one for each example, shape {examples}" if examples else "one number"
+        raise OutOfRangeError(name, f"must be {wanted}; got shape {tuple(np.shape(value))}.")
+    known = _all_positive(name, value)
+    if known is not None and known.size:
+        low, high = math.sqrt(np.finfo(np.float32).tiny), math.sqrt(np.finfo(np.float32).max)
+        if known.min() < low or known.max() > high:
+            raise OutOfRangeError(
+                name, f"must lie between {low:.2g} and {high:.2g}, so that float32 holds its square; got {value!r}."
+            )
 
 
 def finite(name: str, value: Any) -> None:
-    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
-        raise ValueError(f"{name} must be a finite number; got {value!r}.")
+    known = _numbers(name, value, "a finite number")
+    if known is not None and not np.isfinite(known).all():
+        raise OutOfRangeError(name, f"must be a finite number; got {value!r}.")
 
 
 def between(name: str, value: Any, low: float, high: float) -> None:
-    known = _number(value)
-    if known is not None and not low <= known <= high:
-        raise ValueError(f"{name} must lie between {low} and {high}; got {value!r}.")
+    _one(name, value)
+    known = _numbers(name, value, f"a number between {low} and {high}")
+    if known is not None and not ((low <= known) & (known <= high)).all():
+        raise OutOfRangeError(name, f"must lie between {low} and {high}; got {value!r}.")
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """A whole number of Python's or NumPy's own; True is none."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise OutOfRangeError(name, f"must be a whole number of {least} or more; got {value!r}.")
 
 
 def one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -20,15 +20,24 @@ from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
 Init = Callable[[PRNGKeyArray, AnyArray], Weights]
 Rng = PRNGKeyArray | None
 Prediction = tuple[Outputs, Tree]
-OTHER_MODES = ("deterministic", "training", "is_training", "use_running_average")
+Modes = Mapping[str, Any]
+TRAINING = {
+    **dict.fromkeys(("train", "training", "is_train", "is_training", "enable_dropout"), True),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference", "eval_mode"), False),
+}
+"""What the usual names of a mode's argument are while a network trains; the opposite while it infers."""
 
 
-def from_linen(module: Any, *, axis_name: str | None = None) -> tuple[Init, Apply]:
+def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None = None) -> tuple[Init, Apply]:
     """A Flax Linen module as two pure functions.
 
     Args:
-      module: a ``flax.linen.Module``. Its ``__call__`` takes the inputs and, where it acts differently while training,
-        ``train``. Collections other than ``"params"`` become the model_state. Dropout draws from ``"dropout"``.
+      module: a ``flax.linen.Module``. Its ``__call__`` takes the inputs and, where it acts differently while training, an
+        argument that says so. Collections other than ``"params"`` become the model_state. Dropout draws from
+        ``"dropout"``.
+      modes: the arguments of ``__call__`` that say whether it trains, as ``{name: value while training}``, or for what is
+        no bool ``{name: (value while training, value otherwise)}``; ``{}`` where none does. None: those of the usual
+        names, `TRAINING`, and an error where another argument is a bool and could be one.
       axis_name: the device axis. Where given, the key is folded with the device's number, so that each device draws
         its own noise. Leave it None for modules that key their noise per example, as `kdjax.models` do.
 
@@ -36,8 +45,8 @@ def from_linen(module: Any, *, axis_name: str | None = None) -> tuple[Init, Appl
       ``init(rng, inputs) -> Weights`` and the module's `Apply`.
 
     Raises:
-      ValueError: if ``__call__`` needs more than these or has a mode of another name, such as ``deterministic``; later,
-        if it does not return logits [batch, classes].
+      ValueError: if ``__call__`` needs more than these, or has an argument that may be a mode, of a name that is not known;
+        later, if it does not return logits [batch, classes].
 
     Example:
       >>> from flax import linen as nn
@@ -46,7 +55,9 @@ def from_linen(module: Any, *, axis_name: str | None = None) -> tuple[Init, Appl
       >>> apply(*weights, jnp.ones((2, 4)), train=False)[0].logits.shape
       (2, 3)
     """
-    training, inferring = ({"train": True}, {"train": False}) if _takes_train(module) else ({}, {})
+    if not (hasattr(module, "init") and hasattr(module, "apply")):
+        raise ValueError(f"module must be a flax.linen.Module, with init and apply; got {type(module).__name__}.")
+    training, inferring = _modes_of(module, "module", modes)
 
     def init(rng: PRNGKeyArray, inputs: AnyArray) -> Weights:
         model_state = dict(module.init(rng, inputs, **inferring))
@@ -63,13 +74,15 @@ def from_linen(module: Any, *, axis_name: str | None = None) -> tuple[Init, Appl
     return init, apply
 
 
-def from_nnx(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Apply]:
+def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = None) -> tuple[Weights, Apply]:
     """A Flax NNX model as its arrays and a pure function; the model itself is never changed.
 
     Args:
-      model: a ``flax.nnx.Module`` that is called with the inputs alone. Its ``train()`` and ``eval()`` set the mode.
-        Every ``Param`` goes to the params; all other variables, such as BatchNorm's statistics, to the model_state. Its
-        random streams go to neither: while training, each starts from a key derived from `rng`.
+      model: a ``flax.nnx.Module`` that is called with the inputs. Its ``train()`` and ``eval()`` set the mode, and so
+        does an argument of its ``__call__`` where it has one. Every ``Param`` goes to the params; all other variables,
+        such as BatchNorm's statistics, to the model_state. Its random streams go to neither: while training, each starts
+        from a key derived from `rng`.
+      modes: as in `from_linen`.
       axis_name: the device axis; as in `from_linen`.
 
     Returns:
@@ -78,8 +91,8 @@ def from_nnx(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Appl
 
     Raises:
       ImportError: if this flax and this jax have no ``flax.nnx`` together.
-      ValueError: if `model` is no ``nnx.Module``; later, if it does not return logits [batch, classes], or if it draws
-        noise and is trained without `rng`.
+      ValueError: if `model` is no ``nnx.Module``, or as `from_linen` says of arguments; later, if it does not return
+        logits [batch, classes], or if it draws noise and is trained without `rng`.
 
     Example:
       >>> from flax import nnx
@@ -90,6 +103,7 @@ def from_nnx(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Appl
     nnx = _import_nnx()
     if not isinstance(model, nnx.Module):
         raise ValueError(f"model must be a flax.nnx.Module; got {type(model).__name__}.")
+    in_training, in_inference = _modes_of(model, "model", modes)
     # The mode is static, a part of the graph definition: one definition for each.
     own = nnx.clone(model)
     nnx.pop(own, nnx.Intermediate)
@@ -101,19 +115,22 @@ def from_nnx(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Appl
 
     def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
         if not train:
-            return _outputs(nnx.merge(inferring, params, streams, model_state)(inputs), model), model_state
+            merged = nnx.merge(inferring, params, streams, model_state)
+            return _outputs(merged(inputs, **in_inference), model), model_state
         if rng is None and jax.tree.leaves(streams):
             raise ValueError(f"rng must be a key while training {type(model).__name__}, which draws noise; got None.")
         seeded = streams if rng is None else _seeded(streams, _key_of_device(rng, axis_name))
         merged = nnx.merge(training, params, seeded, model_state)
-        outputs = _outputs(merged(inputs), model)
+        outputs = _outputs(merged(inputs, **in_training), model)
         nnx.pop(merged, nnx.Intermediate)
         return outputs, nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
 
     return Weights(_copies(own_params), _copies(own_state)), apply
 
 
-def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None) -> tuple[Weights, Apply]:
+def from_equinox(
+    model: Any, state: Any = None, *, modes: Modes | None = None, axis_name: str | None = None
+) -> tuple[Weights, Apply]:
     """An Equinox model, which acts on one example, as its arrays and a pure function of a batch.
 
     Args:
@@ -122,6 +139,7 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
         Images come as the batch holds them, [height, width, channels]: a model with ``eqx.nn.Conv2d``, which wants
         channels first, transposes them. The examples' axis, for ``eqx.nn.BatchNorm``, is named ``"batch"``.
       state: the ``equinox.nn.State`` that ``eqx.nn.make_with_state`` gave with the model; None without one.
+      modes: as in `from_linen`, beside what ``eqx.nn.inference_mode`` sets.
       axis_name: the device axis. Example i of the batch gets the key ``fold_in(rng, i)``; where `axis_name` is given, i
         counts through the whole batch, so that the noise does not depend on the number of devices.
 
@@ -130,8 +148,8 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
       ``jax.tree.unflatten(jax.tree.structure(state), model_state)``.
 
     Raises:
-      ValueError: if `model` takes no ``key`` or has a state that is not given, or if `state` is no ``equinox.nn.State``;
-        later, if `model` does not return logits [classes].
+      ValueError: if `model` takes no ``key`` or has a state that is not given, if `state` is no ``equinox.nn.State``, or as
+        `from_linen` says of arguments; later, if `model` does not return logits [classes].
 
     Example:
       >>> import equinox as eqx
@@ -148,6 +166,7 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
         raise ValueError("state must be given beside a model that has one: both from eqx.nn.make_with_state(Model)(…).")
     if not (state is None or isinstance(state, eqx.nn.State)):
         raise ValueError(f"state must be the equinox.nn.State of eqx.nn.make_with_state; got {type(state).__name__}.")
+    training, inferring = _modes_of(model, "model", modes, taken=("key", *(() if state is None else ("state",))))
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     state_leaves, state_structure = jax.tree.flatten(state)
 
@@ -156,7 +175,8 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
         keys = _key_per_example(rng, inputs.shape[0], axis_name) if train and rng is not None else None
 
         def one(x: Array, key: Rng, old: Any) -> tuple[Any, Any]:
-            return (in_mode(x, key=key), None) if state is None else in_mode(x, old, key=key)
+            mode = training if train else inferring
+            return (in_mode(x, key=key, **mode), None) if state is None else in_mode(x, old, key=key, **mode)
 
         all_of_them = jax.vmap(one, in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch")
         result, new = all_of_them(jnp.asarray(inputs), keys, jax.tree.unflatten(state_structure, model_state))
@@ -165,20 +185,32 @@ def from_equinox(model: Any, state: Any = None, *, axis_name: str | None = None)
     return Weights(_copies(weights), _copies(tuple(state_leaves))), apply
 
 
-def _takes_train(module: Any) -> bool:
-    """Whether the module's mode is set by ``train``; an error for what `from_linen` could not set."""
-    if not (hasattr(module, "init") and hasattr(module, "apply")):
-        raise ValueError(f"module must be a flax.linen.Module, with init and apply; got {type(module).__name__}.")
+def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ...] = ()) -> tuple[dict, dict]:
+    """The keywords that say while training, and those while inferring; an error for what this module could not set."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = list(inspect.signature(module.__call__).parameters.values())[1:]
-    for parameter in parameters:
-        required = parameter.default is parameter.empty and parameter.kind not in variadic
-        if parameter.name != "train" and (required or parameter.name in OTHER_MODES):
+    found = list(inspect.signature(network.__call__).parameters.values())
+    # The first is the inputs; a variadic one may take anything and tells nothing.
+    others = {one.name: one for one in found[1:] if one.kind not in variadic and one.name not in taken}
+    wanted = {who: TRAINING[who] for who in others if who in TRAINING} if modes is None else dict(modes)
+    for who, parameter in others.items():
+        if who in wanted:
+            continue
+        if parameter.default is parameter.empty:
+            if found[1] is parameter and "state" in taken:  # Equinox hands the state on by its place
+                continue
             raise ValueError(
-                f"module.__call__ must take the inputs and, at most, train; {type(module).__name__} also takes "
-                f"{parameter.name}. Wrap it in a module that takes train and sets {parameter.name} from it."
+                f"{name}.__call__ must take the inputs and, at most, arguments that say whether it trains; "
+                f"{type(network).__name__} also takes {who}. Wrap it in one that sets {who}, or name it in modes."
             )
-    return any(parameter.name == "train" for parameter in parameters)
+        if modes is None and (isinstance(parameter.default, bool) or who == "mode"):
+            raise ValueError(
+                f"modes must tell whether {who} of {type(network).__name__}.__call__ says that the network trains: "
+                f"modes={{{who!r}: value while training}} if so, modes={{}} if not; got None."
+            )
+    if unknown := [who for who in wanted if who not in others and not any(one.kind in variadic for one in found)]:
+        raise ValueError(f"modes must name arguments of {type(network).__name__}.__call__; it has no {unknown[0]!r}.")
+    pairs = {who: value if isinstance(value, tuple) else (value, not value) for who, value in wanted.items()}
+    return {who: pair[0] for who, pair in pairs.items()}, {who: pair[1] for who, pair in pairs.items()}
 
 
 def _import_nnx() -> ModuleType:

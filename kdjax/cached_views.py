@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import _kept, _leaves
+from kdjax import _checks, _kept, _leaves
 from kdjax._types import Apply, Batch, TrainState, Weights
 from kdjax.caching import check_wish, entries, fill, in_memory, layout_of, wanted
 from kdjax.data import epoch_indices, take, view_key
@@ -91,8 +91,7 @@ def cache_views(
       Space: epochs · examples · (classes + features) numbers. `kdjax.caching.choose_place` says where there is room.
     """
     check_wish(features, top_k, dtype)
-    if not (isinstance(epochs, int) and epochs >= 1):
-        raise ValueError(f"epochs must be a whole number greater than 0; got {epochs!r}.")
+    _checks.whole("epochs", epochs, 1)
     order = _order(len(arrays["inputs"]), batch_size, seed, epochs)
 
     def said(teacher: Weights, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:

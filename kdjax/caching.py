@@ -75,7 +75,7 @@ def cache_teacher(
       the traced program, so that a network with the same weights and another padding is another teacher.
     """
     check_wish(features, top_k, dtype)
-    _count("batch_size", batch_size)
+    _checks.whole("batch_size", batch_size, 1)
     if np.ndim(inputs) < 1 or len(inputs) == 0:
         raise ValueError(f"inputs must hold one example at least, [examples, …]; got shape {np.shape(inputs)}.")
     wish: dict[str, Any] = {"apply": apply, "features": tuple(features), "top_k": top_k, "dtype": dtype}
@@ -182,14 +182,9 @@ def check_wish(features: Sequence[str], top_k: int | None, dtype: str) -> None:
     """A ValueError where no such outputs can be kept, whoever the teacher."""
     _checks.one_of("dtype", dtype, _DTYPES)
     if top_k is not None:
-        _count("top_k", top_k)
+        _checks.whole("top_k", top_k, 1)
         if features:
             raise ValueError(f"features must be empty with top_k, which keeps predictions alone; got {list(features)}.")
-
-
-def _count(name: str, value: Any) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} must be a whole number greater than 0; got {value!r}.")
 
 
 def wanted(said: Outputs, features: Sequence[str], top_k: int | None, kept_as: str) -> dict[str, jax.Array]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from kdjax import _checks
 from kdjax._types import Batch, Number, TrainState, Weights
 from kdjax.objectives import Objective
 from kdjax.schedules import Schedule
@@ -61,10 +62,7 @@ def plan(*phases: Phase) -> Plan:
         raise ValueError("phases must be one or more; got none.")
     names = [phase.name for phase in phases]
     for phase in phases:
-        if isinstance(phase.steps, bool) or not isinstance(phase.steps, int) or phase.steps < 1:
-            raise ValueError(
-                f"steps of phase {phase.name!r} must be a whole number greater than 0; got {phase.steps!r}."
-            )
+        _checks.whole(f"steps of phase {phase.name!r}", phase.steps, 1)
         if names.count(phase.name) > 1:
             raise ValueError(f"phases must have a name each of their own; got {phase.name!r} twice.")
     return phases

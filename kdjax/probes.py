@@ -64,12 +64,11 @@ def linear_probe(
     """
     _checks.rank("features", features, 2, "[examples, dim]")
     _checks.floating("features", features)
-    _checks.labels("labels", labels, features.shape[0])
+    labels = _checks.labels("labels", labels, features.shape[0])
     _checks.positive("l2", l2)
     for name, value in (("classes", classes), ("steps", steps)):
-        if not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} must be a whole number of 1 or more; got {value!r}.")
-    features, labels = jnp.asarray(features, jnp.float32), jnp.asarray(labels)
+        _checks.whole(name, value, 1)
+    features = jnp.asarray(features, jnp.float32)
     if not features.size or not jnp.isfinite(features).all():
         raise ValueError(f"features must be finite numbers, of one example at least; got shape {features.shape}.")
     least, largest = int(labels.min()), int(labels.max())

@@ -140,8 +140,8 @@ ROWS = (
             *wrong_rank(r"4 axes, \[batch, height, width, channels\]", lambda a: a[:, 0])[:1],
             *SAME_SHAPE,
             *WHOLE_NUMBERS,
-            BadCall(r"levels must be whole numbers greater than 0; got \(2, 0\)", {"levels": (2, 0)}),
-            BadCall(r"levels must be whole numbers greater than 0; got \(2.0,\)", {"levels": (2.0,)}),
+            BadCall(r"levels\[1\] must be a whole number of 1 or more; got 0", {"levels": (2, 0)}),
+            BadCall(r"levels\[0\] must be a whole number of 1 or more; got 2.0", {"levels": (2.0,)}),
         ),
     ),
     Case(

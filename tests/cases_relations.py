@@ -44,7 +44,7 @@ ROWS = (
         invariances=(scaled, scaled_far, rotated, translated, permuted_own_last_axis),
         bad_calls=(
             *RELATION_CALLS,
-            BadCall("block must be a whole number of anchors greater than 0, or None for all; got 0", {"block": 0}),
+            BadCall("block must be a whole number of 1 or more; got 0", {"block": 0}),
             BadCall("block must be .*; got 2.5", {"block": 2.5}),
         ),
     ),
@@ -87,7 +87,7 @@ ROWS = (
         bad_calls=(
             *RELATION_CALLS,
             BadCall("gamma must be a finite number greater than 0; got 0.0", {"gamma": 0.0}),
-            BadCall("order must be a whole number greater than 0, or None for the whole series; got 0", {"order": 0}),
+            BadCall("order must be a whole number of 1 or more; got 0", {"order": 0}),
         ),
     ),
     Case(
@@ -115,8 +115,8 @@ ROWS = (
                 lambda arrays: (*arrays[:2], arrays[2].astype(np.float32)),
             ),
             BadCall("labels must be whole class numbers", {}, lambda arrays: (*arrays[:2], arrays[2][:5])),
-            BadCall("neighbours must be a whole number of examples greater than 0, or None", {"neighbours": 0}),
-            BadCall("hardest must be a whole number of examples greater than 0.*; got 1.5", {"hardest": 1.5}),
+            BadCall("neighbours must be a whole number of 1 or more; got 0", {"neighbours": 0}),
+            BadCall("hardest must be a whole number of 1 or more; got 1.5", {"hardest": 1.5}),
         ),
     ),
 )

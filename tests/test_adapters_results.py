@@ -49,18 +49,10 @@ def test_any_other_result_is_named(says, got):
 
 
 def test_linen_errors():
-    class Deterministic(nn.Module):
-        def __call__(self, x, deterministic=True):
-            return x
-
     class TwoInputs(nn.Module):
         def __call__(self, x, mask, train=False):
             return x
 
-    with pytest.raises(
-        ValueError, match=r"Deterministic also takes deterministic. Wrap it in a module that takes train"
-    ):
-        from_linen(Deterministic())
     with pytest.raises(ValueError, match="TwoInputs also takes mask"):
         from_linen(TwoInputs())
     with pytest.raises(ValueError, match=r"module must be a flax.linen.Module, with init and apply; got dict"):

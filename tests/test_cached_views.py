@@ -115,7 +115,7 @@ def test_other_views_another_teacher_or_other_data_are_refused(tmp_path):
 
 def test_what_is_wrong_is_said(tmp_path):
     for changes, message in [
-        ({"epochs": 0}, "epochs must be a whole number greater than 0; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number of 1 or more; got 0"),
         ({"batch_size": 28}, "batch_size must lie between 1 and the 27 examples"),
         ({"features": ["stage9"]}, r"features must be among the teacher's, .*; got 'stage9'"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16; got 'int8'"),

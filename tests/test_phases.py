@@ -192,7 +192,7 @@ ONE = Phase("a", 2, LABELS, optax.sgd(0.1))
     [
         (lambda: plan(), "phases must be one or more; got none"),
         (lambda: plan(ONE, ONE), "phases must have a name each of their own; got 'a' twice"),
-        (lambda: plan(ONE._replace(steps=0)), "steps of phase 'a' must be a whole number greater than 0; got 0"),
+        (lambda: plan(ONE._replace(steps=0)), "steps of phase 'a' must be a whole number of 1 or more; got 0"),
         (lambda: phase_at(plan(ONE), 3), "step must lie between 0 and 2, the plan's updates; got 3"),
         (lambda: phase_at(plan(ONE), -1), "step must lie between 0 and 2, the plan's updates; got -1"),
         (lambda: objective_of(plan(ONE), 1), "index must be that of one of the plan's 1 phases, from 0; got 1"),

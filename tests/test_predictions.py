@@ -1,5 +1,7 @@
 """What is special about single losses on predictions: limits, labels that are no class, constant predictions."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import references
 
-from kdjax import losses
+from kdjax import _checks, losses
 
 LABELLED = ["target_class_kd", "non_target_class_kd", "decoupled_kd", "normalized_kd"]
 
@@ -76,10 +78,69 @@ def test_a_label_that_is_no_class_gives_nan_to_its_example_alone(name):
     np.testing.assert_array_equal(values[::3], loss(*pair, jnp.array([4, 0, 0, 0], jnp.uint8))[::3])
 
 
-@pytest.mark.parametrize("name", LABELLED)
-def test_a_single_class_leaves_nothing_to_say(name):
-    values, gradients = value_and_gradients(getattr(losses, name), *logits(3, 1), jnp.zeros(3, int))
-    chex.assert_trees_all_equal((values, gradients), jax.tree.map(jnp.zeros_like, (values, gradients)))
+SOFTENED = ["soft_target_kl", "reverse_kl", "jensen_shannon", "standardized_kd", "dist", *LABELLED]
+
+
+@pytest.mark.parametrize("name", SOFTENED)
+def test_a_single_logit_is_refused_by_name(name):
+    labels = [jnp.zeros(3, int)] if name in LABELLED else []
+    with pytest.raises(ValueError, match=r"student must have the logits of two classes or more; got shape \(3, 1\)"):
+        getattr(losses, name)(*logits(3, 1), *labels)
+
+
+def test_a_single_logit_beside_zero_is_the_binary_divergence():
+    student, teacher = logits(5, 1)
+    p, q = jax.nn.sigmoid(teacher / 2)[:, 0], jax.nn.sigmoid(student / 2)[:, 0]
+    by_hand = 4 * (p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q)))
+    both = [jnp.concatenate([jnp.zeros_like(z), z], axis=1) for z in (student, teacher)]
+    np.testing.assert_allclose(losses.soft_target_kl(*both, temperature=2.0), by_hand, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*SOFTENED, "top_k_kl"])
+def test_a_temperature_may_be_each_examples_own(name):
+    student, teacher = logits(5, 5)
+    others = [jnp.arange(5)] if name in LABELLED else []
+    if name == "top_k_kl":
+        teacher, *others = jax.lax.top_k(jax.nn.log_softmax(teacher), 3)
+    temperatures = jnp.linspace(1.0, 5.0, 5)
+    loss = getattr(losses, name)
+    keywords = {"gamma": 0.0} if name == "dist" else {}  # its other part is of the whole batch
+    alone = [
+        loss(*(array[i : i + 1] for array in (student, teacher, *others)), temperature=float(T), **keywords)[0]
+        for i, T in enumerate(temperatures)
+    ]
+    for call in (loss, jax.jit(loss)):
+        together = call(student, teacher, *others, temperature=temperatures, **keywords)
+        np.testing.assert_allclose(together, jnp.stack(alone), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        (
+            jnp.ones((5, 1)),
+            r"temperature must be one number, or one for each example, shape \(5,\); got shape \(5, 1\)",
+        ),
+        (jnp.ones(3), r"temperature must be one number, or one for each example, shape \(5,\); got shape \(3,\)"),
+        (jnp.array([1.0, 1.0, 0.0, 1.0, 1.0]), "temperature must be a finite number greater than 0; got "),
+        (1e-30, "temperature must lie between .* so that float32 holds its square; got 1e-30"),
+        (1e30, "temperature must lie between .* so that float32 holds its square; got 1e\\+30"),
+    ],
+)
+@pytest.mark.parametrize("name", SOFTENED)
+def test_a_temperature_that_fits_no_example_or_no_float_is_refused(name, temperature, message):
+    labels = [jnp.zeros(5, int)] if name in LABELLED else []
+    loss = inspect.unwrap(getattr(losses, name))
+    with pytest.raises(ValueError, match=message):
+        loss(*logits(5, 5), *labels, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", ["4", None, True, 1j, [None], np.array(["4"])])
+def test_what_is_no_number_is_no_temperature(temperature):
+    for check in (_checks.temperature, _checks.positive):
+        with pytest.raises(_checks.OutOfRangeError, match="temperature must be ") as refused:
+            check("temperature", temperature)
+        assert refused.value.argument == "temperature"
 
 
 def test_two_classes_leave_the_labelled_one_alone():

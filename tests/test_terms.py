@@ -208,6 +208,17 @@ def test_a_label_that_is_no_class_is_seen():
     np.testing.assert_array_equal(np.isnan(values), [True, False, False, True, False, False])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "classes"), [("uint8", 256), ("uint8", 300), ("int8", 128), ("int8", 200), ("uint16", 65536)]
+)
+def test_narrow_labels_are_the_same_class_numbers_as_wide_ones(dtype, classes):
+    logits = jax.random.normal(KEY, (4, classes))
+    labels = np.array([0, 1, 100, min(np.iinfo(dtype).max, classes - 1)])
+    values = [cross_entropy(Outputs(logits, {}), None, {"labels": labels.astype(kind)}) for kind in (dtype, "int32")]
+    assert bool(jnp.isfinite(values[1]).all())
+    chex.assert_trees_all_equal(*values)
+
+
 def test_labels_that_are_missing_are_named():
     with pytest.raises(ValueError, match=r"batch must have \"labels\"; it has \['inputs'\]"):
         weighted_sum(own=(1.0, on_logits(weighted_loss)))(STUDENT, TEACHER, {"inputs": jnp.zeros(6)}, 0)

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import Batch, Outputs, Tree, Weights
 from kdjax.connectors._connector import Connector, Features, Rng, read
 from kdjax.connectors._layers import apply_layer, averaged, init_layer
-from kdjax.losses._bank import whole
 
 
 def auxiliary(student: str, *, width: int | None = None) -> Connector:
@@ -48,7 +48,7 @@ def auxiliary(student: str, *, width: int | None = None) -> Connector:
       https://arxiv.org/abs/1905.08094
     """
     if width is not None:
-        whole("width", width, 1)
+        _checks.whole("width", width, 1)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
         del of_teacher

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import Batch, Outputs, Tree, Weights
 from kdjax.connectors._connector import Connector, Features, Rng, read, read_pair
 from kdjax.connectors._layers import apply_chain, averaged, init_chain, widened
 from kdjax.losses import _math
-from kdjax.losses._bank import whole
 
 Classifier = Callable[[Tree, Array], Array]
 
@@ -81,7 +81,7 @@ def projector(
       Chen et al., Knowledge Distillation with the Reused Teacher Classifier, 2022, section 3.2.
       https://arxiv.org/abs/2203.14001
     """
-    whole("reduction", reduction, 1)
+    _checks.whole("reduction", reduction, 1)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
         own, wanted = _classified_pair(of_student, student, of_teacher, teacher)

@@ -9,7 +9,6 @@ from jaxtyping import PRNGKeyArray
 from kdjax import _checks
 from kdjax._types import Batch, Number, Outputs, TrainState, Tree, Weights
 from kdjax.connectors._connector import Connector, Features, Rng, connector_of
-from kdjax.losses._bank import whole
 
 
 def controlled(
@@ -66,7 +65,7 @@ def controlled(
     for place, one in enumerate(weight):
         _checks.between(f"weight[{place}]", one, 0.0, 1.0)
     _checks.positive("factor", factor)
-    whole("patience", patience, 1)
+    _checks.whole("patience", patience, 1)
     _checks.between("min_delta", min_delta, 0.0, 1.0)
     start, end = weight
     rule = {"start": start, "end": end, "factor": factor, "low": low, "high": high, "min_delta": min_delta}

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import Batch, Number, Outputs, Tree, Weights
 from kdjax.connectors._connector import Connector, Features, Rng, channels_of, flat, key_of, read, read_pair
 from kdjax.connectors._layers import apply_layer, init_layer, widened
 from kdjax.losses import _math, crd, draw_negatives, init_bank
-from kdjax.losses._bank import whole
 
 
 def embeddings(student: str, teacher: str | None = None, *, dim: int = 128, normalize: bool = True) -> Connector:
@@ -47,7 +47,7 @@ def embeddings(student: str, teacher: str | None = None, *, dim: int = 128, norm
       Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1 (the maps g).
       https://arxiv.org/abs/1910.10699
     """
-    whole("dim", dim, 1)
+    _checks.whole("dim", dim, 1)
 
     def apply(
         params: Tree,
@@ -122,9 +122,9 @@ def contrast(
       Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1.
       https://arxiv.org/abs/1910.10699
     """
-    whole("size", size, 2)
-    whole("dim", dim, 1)
-    whole("negatives", negatives, 1)
+    _checks.whole("size", size, 2)
+    _checks.whole("dim", dim, 1)
+    _checks.whole("negatives", negatives, 1)
     if labels is not None:
         # A draw of one asks for all that must be true of labels, now and not in the middle of a trace.
         draw_negatives(jax.random.key(0), jnp.zeros(1, int), 1, size, labels=jnp.asarray(labels))
@@ -206,7 +206,7 @@ def queue(teacher: str, *, size: int) -> Connector:
       Fang et al., SEED: Self-supervised Distillation for Visual Representation, 2021, section 3.2.
       https://arxiv.org/abs/2101.04731
     """
-    whole("size", size, 1)
+    _checks.whole("size", size, 1)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
         feature = read("teacher", of_teacher, teacher)

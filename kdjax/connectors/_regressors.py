@@ -54,9 +54,9 @@ def regressor(
     Reference:
       Romero et al., FitNets: Hints for Thin Deep Nets, 2015, section 2.2. https://arxiv.org/abs/1412.6550
     """
-    _be_whole("depth", depth)
+    _checks.whole("depth", depth, 1)
     if width is not None:
-        _be_whole("width", width)
+        _checks.whole("width", width, 1)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
         own, wanted = read_pair(of_student, student, of_teacher, teacher)
@@ -125,7 +125,7 @@ def variational(
       https://arxiv.org/abs/1904.05835
     """
     if width is not None:
-        _be_whole("width", width)
+        _checks.whole("width", width, 1)
     _checks.positive("start_variance", start_variance)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
@@ -170,8 +170,3 @@ def _meeting(name: str, own: Any, wanted: Any) -> tuple[tuple[int, int], tuple[i
     strides = [max(a // b, 1) for a, b in pairs]
     sides = [max(a - stride * (b - 1), 1) for (a, b), stride in zip(pairs, strides, strict=True)]
     return (sides[0], sides[1]), (strides[0], strides[1])
-
-
-def _be_whole(name: str, value: Any) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} must be a whole number of 1 or more; got {value!r}.")

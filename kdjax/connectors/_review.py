@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import Batch, Outputs, Tree, Weights
 from kdjax.connectors._connector import Connector, Features, Rng, read_pair
 from kdjax.connectors._layers import apply_layer, init_layer
-from kdjax.losses._bank import whole
 
 
 def review(
@@ -56,7 +56,7 @@ def review(
     if len(names) != len(students):
         raise ValueError(f"teachers must name one feature for each of students, {len(students)}; got {names!r}.")
     if width is not None:
-        whole("width", width, 1)
+        _checks.whole("width", width, 1)
 
     def pairs_of(of_student: Outputs, of_teacher: Outputs | None) -> list[tuple[Any, Any]]:
         pairs = [read_pair(of_student, own, of_teacher, other) for own, other in zip(students, names, strict=True)]

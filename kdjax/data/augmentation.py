@@ -112,7 +112,7 @@ def random_crop(
     _be_image(image)
     _checks.one_of("mode", mode, tuple(PADDINGS))
     largest = min(image.shape[:2]) - 1 if mode == "reflect" else max(image.shape[:2])
-    if not (isinstance(padding, int) and 0 <= padding <= largest):
+    if not (type(padding) is int and 0 <= padding <= largest):
         raise ValueError(
             f"padding must be a whole number between 0 and {largest} for {mode!r} and an image of shape "
             f"{tuple(image.shape)}; got {padding!r}."

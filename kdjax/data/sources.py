@@ -183,8 +183,8 @@ def _requested(
         raise ValueError(f"size and channels are settings of the source folder:DIR; got them with {source!r}.")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 for grey or 3 for RGB; got {channels!r}.")
-    pair = (size, size) if isinstance(size, int) else size
-    if pair is not None and (len(pair) != 2 or min(pair) < 1):
+    pair = size if size is None or isinstance(size, tuple | list) else (size, size)
+    if pair is not None and (len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair)):
         raise ValueError(f"size must be height and width in pixels, or one number for both; got {size!r}.")
     return kind, Request(source, argument, split, _path(data_dir), _path(prepared_dir), pair, channels)
 

@@ -105,7 +105,9 @@ def overhaul(
     _checks.same_shape("student", student, "teacher", teacher)
     _checks.per_channel("margin", margin, "student", student)
     if not isinstance(margin, jax.core.Tracer) and not (np.isfinite(margin) & (np.asarray(margin) <= 0)).all():
-        raise ValueError(f"margin must hold finite numbers of 0 or less; got {np.asarray(margin).tolist()}.")
+        raise _checks.OutOfRangeError(
+            "margin", f"must hold finite numbers of 0 or less; got {np.asarray(margin).tolist()}."
+        )
     student, teacher = _math.widened(student, teacher)
     lowest = jnp.asarray(margin, student.dtype).reshape((1,) * (student.ndim - 1) + np.shape(margin))
     target = jnp.maximum(teacher, lowest)

@@ -1,6 +1,6 @@
 """What a contrastive loss remembers of a whole data set, and how it draws others from there."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,8 @@ def init_bank(key: PRNGKeyArray, size: int, dim: int) -> Bank:
       >>> init_bank(jax.random.key(0), 100, 16).student.shape
       (100, 16)
     """
-    whole("size", size, 2)
-    whole("dim", dim, 1)
+    _checks.whole("size", size, 2)
+    _checks.whole("dim", dim, 1)
     student, teacher = _math.unit(jax.random.normal(key, (2, size, dim), jnp.float32), (2,))
     return Bank(student, teacher, jnp.zeros(2, jnp.float32), jnp.zeros((), jnp.int32))
 
@@ -88,14 +88,14 @@ def draw_negatives(
       [[1, 1, 1, 1, 1, 1]]
     """
     places("indices", indices)
-    whole("count", count, 1)
-    whole("bank_size", bank_size, 2)
+    _checks.whole("count", count, 1)
+    _checks.whole("bank_size", bank_size, 2)
     if labels is None:
         if order is not None:
             raise ValueError("order must come with the labels that it sorts; got order without labels.")
         start, end = indices, indices + 1
     else:
-        _checks.labels("labels", labels, bank_size)
+        labels = _checks.labels("labels", labels, bank_size)
         if not isinstance(labels, jax.core.Tracer) and np.ptp(labels) == 0:
             raise ValueError(
                 f"labels must be of two classes at least, to draw from others; got class {labels[0]} alone."
@@ -132,8 +132,3 @@ def places(name: str, array: Array) -> None:
         raise ValueError(
             f"{name} must be whole numbers of shape [batch]; got shape {tuple(array.shape)} and dtype {array.dtype}."
         )
-
-
-def whole(name: str, value: Any, least: int) -> None:
-    if not (isinstance(value, int) and value >= least):
-        raise ValueError(f"{name} must be a whole number of {least} or more; got {value!r}.")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from kdjax import _checks
 from kdjax._types import Number
 from kdjax.losses import _math
-from kdjax.losses._bank import Bank, moved, places, whole
+from kdjax.losses._bank import Bank, moved, places
 
 
 def info_nce(
@@ -59,7 +59,7 @@ def info_nce(
       Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018, equation 4.
       https://arxiv.org/abs/1807.03748
     """
-    _checks.positive("temperature", temperature)
+    _checks.temperature("temperature", temperature)
     student, teacher = _embedding_pair(student, teacher)
     scores = jnp.einsum("id,jd->ij", student, teacher, precision=Precision.HIGHEST) / temperature
     among_teachers, among_students = (jax.nn.logsumexp(scores, axis=axis) for axis in (1, 0))
@@ -113,9 +113,11 @@ def similarity_distribution(
       https://arxiv.org/abs/2101.04731
     """
     if not (isinstance(temperatures, tuple) and len(temperatures) == 2):
-        raise ValueError(f"temperatures must be a pair, the student's and the teacher's; got {temperatures!r}.")
+        raise _checks.OutOfRangeError(
+            "temperatures", f"must be a pair, the student's and the teacher's; got {temperatures!r}."
+        )
     for position, temperature in enumerate(temperatures):
-        _checks.positive(f"temperatures[{position}]", temperature)
+        _checks.temperature(f"temperatures[{position}]", temperature)
     student, teacher = _embedding_pair(student, teacher)
     _checks.floating("queue", queue)
     if jnp.ndim(queue) != 2 or queue.shape[0] == 0 or queue.shape[1] != student.shape[1]:
@@ -197,10 +199,10 @@ def crd(
       Tian, Krishnan and Isola, Contrastive Representation Distillation, 2020, section 3.1.
       https://arxiv.org/abs/1910.10699
     """
-    _checks.positive("temperature", temperature)
+    _checks.temperature("temperature", temperature)
     _checks.between("momentum", momentum, 0.0, 1.0)
-    whole("warmup", warmup, 1)
-    whole("chunk", chunk, 1)
+    _checks.whole("warmup", warmup, 1)
+    _checks.whole("chunk", chunk, 1)
     student, teacher = _embedding_pair(student, teacher)
     places("indices", indices)
     _checks.same_batch("student", student, "indices", indices)

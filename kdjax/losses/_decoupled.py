@@ -28,7 +28,7 @@ def target_class_kd(
       student: logits, before any softmax.
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 per example, in nats times T²; 0 where there is one class alone.
@@ -53,8 +53,8 @@ def target_class_kd(
     Reference:
       Zhao et al., Decoupled Knowledge Distillation, 2022, section 3.1. https://arxiv.org/abs/2203.08679
     """
-    student, teacher, is_target = _labelled(student, teacher, labels, temperature)
-    return temperature**2 * _target_divergence(student, teacher, is_target)
+    student, teacher, is_target, square = _labelled(student, teacher, labels, temperature)
+    return square * _target_divergence(student, teacher, is_target)
 
 
 def non_target_class_kd(
@@ -73,7 +73,7 @@ def non_target_class_kd(
       student: logits, before any softmax.
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 per example, in nats times T²; 0 where there are fewer than three classes.
@@ -98,8 +98,8 @@ def non_target_class_kd(
     Reference:
       Zhao et al., Decoupled Knowledge Distillation, 2022, section 3.1. https://arxiv.org/abs/2203.08679
     """
-    student, teacher, is_target = _labelled(student, teacher, labels, temperature)
-    return temperature**2 * _non_target_divergence(student, teacher, is_target)
+    student, teacher, is_target, square = _labelled(student, teacher, labels, temperature)
+    return square * _non_target_divergence(student, teacher, is_target)
 
 
 def decoupled_kd(
@@ -127,7 +127,7 @@ def decoupled_kd(
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
       alpha: α, the weight of how sure the networks are of the labelled class. May be traced.
       beta: β, the weight of the other classes among themselves. May be traced.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       One number per example, in nats times T²; ≥ 0 where both weights are.
@@ -156,10 +156,10 @@ def decoupled_kd(
     """
     _checks.finite("alpha", alpha)
     _checks.finite("beta", beta)
-    student, teacher, is_target = _labelled(student, teacher, labels, temperature)
+    student, teacher, is_target, square = _labelled(student, teacher, labels, temperature)
     of_target = _target_divergence(student, teacher, is_target)
     of_others = _non_target_divergence(student, teacher, is_target)
-    return temperature**2 * (alpha * of_target + beta * of_others)
+    return square * (alpha * of_target + beta * of_others)
 
 
 def normalized_kd(
@@ -181,7 +181,7 @@ def normalized_kd(
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
       gamma: γ, the weight of the other classes. May be traced.
-      temperature: T > 0, of the other classes alone; larger is softer. May be traced.
+      temperature: T > 0, of the other classes alone, one number or [batch]; larger is softer. May be traced.
 
     Returns:
       One number per example, in nats; ≥ 0 where γ is. It is a cross-entropy: not 0 where the networks agree.
@@ -207,7 +207,7 @@ def normalized_kd(
       Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, 2023, section 3. https://arxiv.org/abs/2303.13005
     """
     _checks.finite("gamma", gamma)
-    softened_student, softened_teacher, is_target = _labelled(student, teacher, labels, temperature)
+    softened_student, softened_teacher, is_target, square = _labelled(student, teacher, labels, temperature)
     student, teacher = _distributions.logit_pair(student, teacher)
     log_share = jnp.where(is_target, jax.nn.log_softmax(teacher, axis=-1), -jnp.inf)
     of_target = _distributions.cross_entropy(log_share, jax.nn.log_softmax(student, axis=-1))
@@ -215,20 +215,18 @@ def normalized_kd(
         _distributions.log_softmax_without(softened_teacher, is_target),
         _distributions.log_softmax_without(softened_student, is_target),
     )
-    return of_target + gamma * temperature**2 * of_others
+    return of_target + gamma * square * of_others
 
 
 def _labelled(
     student: Array, teacher: Array, labels: Array, temperature: Number
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Bool[Array, "batch classes"]]:
-    """Both logits over T, and which class is the labelled one."""
-    _checks.positive("temperature", temperature)
-    student, teacher = _distributions.logit_pair(student, teacher)
-    _checks.labels("labels", labels, student.shape[0])
-    is_target = jnp.asarray(labels)[:, None] == jnp.arange(student.shape[1])[None, :]
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Bool[Array, "batch classes"], Number]:
+    """Both logits over T, which class is the labelled one, and T²."""
+    student, teacher, square = _distributions.softened(student, teacher, temperature)
+    labels = _checks.labels("labels", labels, student.shape[0])
+    is_target = labels[:, None] == jnp.arange(student.shape[1])[None, :]
     # A label that is no class would silently compare all classes; NaN is seen.
-    student = jnp.where(jnp.any(is_target, axis=1, keepdims=True), student, jnp.nan)
-    return student / temperature, teacher / temperature, is_target
+    return jnp.where(jnp.any(is_target, axis=1, keepdims=True), student, jnp.nan), teacher, is_target, square
 
 
 def _target_divergence(

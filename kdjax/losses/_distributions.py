@@ -3,11 +3,15 @@
 Logits are divided by T before a class is taken out by −∞, never after: −∞ / T has no gradient in T.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from kdjax import _checks
+from kdjax._types import Number
 from kdjax.losses import _math
 
 
@@ -16,6 +20,30 @@ def logit_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch clas
     _checks.rank("teacher", teacher, 2, "[batch, classes]")
     _checks.same_shape("student", student, "teacher", teacher)
     return _math.widened(student, teacher)
+
+
+def several_classes(student: Array) -> None:
+    if student.shape[-1] < 2:
+        raise ValueError(
+            f"student must have the logits of two classes or more; got shape {tuple(student.shape)}, whose softmax is 1 "
+            "whatever the logit. One logit z that a sigmoid reads is the two logits [0, z]."
+        )
+
+
+def softened(
+    student: Array, teacher: Array, temperature: Number
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Number]:
+    """Both logits over T, which may be each example's own, and T²: with it the gradient's size does not depend on T."""
+    student, teacher = logit_pair(student, teacher)
+    several_classes(student)
+    _checks.temperature("temperature", temperature, student.shape[:-1])
+    divisor = each_examples(temperature)
+    return student / divisor, teacher / divisor, temperature**2
+
+
+def each_examples(temperature: Number) -> Any:
+    """T as it stands beside [batch, classes]: one number as it is, [batch] with an axis more."""
+    return jnp.asarray(temperature)[..., None] if np.ndim(temperature) else temperature
 
 
 def relative_entropy(

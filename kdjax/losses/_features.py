@@ -196,9 +196,8 @@ def hierarchical_context(
     Reference:
       Chen et al., Distilling Knowledge via Knowledge Review, 2021, section 3.3. https://arxiv.org/abs/2104.09044
     """
-    for level in levels:
-        if not (isinstance(level, int) and level > 0):
-            raise ValueError(f"levels must be whole numbers greater than 0; got {levels!r}.")
+    for place, level in enumerate(levels):
+        _checks.whole(f"levels[{place}]", level, 1)
     _checks.rank("student", student, 4, "[batch, height, width, channels]")
     _checks.same_shape("student", student, "teacher", teacher)
     student, teacher = _math.widened(student, teacher)

@@ -66,14 +66,12 @@ def similarity_graph(
     Reference:
       Khosla et al., Supervised Contrastive Learning, 2020, equation 2. https://arxiv.org/abs/2004.11362
     """
-    _checks.positive("temperature", temperature)
+    _checks.temperature("temperature", temperature)
     for name, count in (("neighbours", neighbours), ("hardest", hardest)):
-        if count is not None and not (isinstance(count, int) and count > 0):
-            raise ValueError(
-                f"{name} must be a whole number of examples greater than 0, or None for all; got {count!r}."
-            )
+        if count is not None:
+            _checks.whole(name, count, 1)
     student, teacher = feature_pair(student, teacher)
-    _checks.labels("labels", labels, student.shape[0])
+    labels = _checks.labels("labels", labels, student.shape[0])
     of_student, of_teacher = (_math.gram(_math.unit(features, (1,))) for features in (student, teacher))
     same = labels[:, None] == labels[None, :]
     others = ~jnp.eye(student.shape[0], dtype=bool)

@@ -24,7 +24,7 @@ def soft_target_kl(
     Args:
       student: logits, before any softmax.
       teacher: logits of the same examples and classes. A class at −∞ has probability 0 and counts nothing.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 per example, in nats times T².
@@ -48,9 +48,8 @@ def soft_target_kl(
     Reference:
       Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2. https://arxiv.org/abs/1503.02531
     """
-    _checks.positive("temperature", temperature)
-    log_student, log_teacher = _softened(student, teacher, temperature)
-    return temperature**2 * _distributions.relative_entropy(log_teacher, log_student)
+    log_student, log_teacher, square = _softened(student, teacher, temperature)
+    return square * _distributions.relative_entropy(log_teacher, log_student)
 
 
 def reverse_kl(
@@ -69,7 +68,7 @@ def reverse_kl(
     Args:
       student: logits, before any softmax. A class at −∞ has probability 0 and counts nothing.
       teacher: logits of the same examples and classes. Where a class is at −∞ and the student's is not, the loss is ∞.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 per example, in nats times T².
@@ -93,8 +92,8 @@ def reverse_kl(
     Reference:
       Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, 2024, section 2.1. https://arxiv.org/abs/2306.08543
     """
-    log_student, log_teacher = _softened(student, teacher, temperature)
-    return temperature**2 * _distributions.relative_entropy(log_student, log_teacher)
+    log_student, log_teacher, square = _softened(student, teacher, temperature)
+    return square * _distributions.relative_entropy(log_student, log_teacher)
 
 
 def jensen_shannon(
@@ -116,7 +115,7 @@ def jensen_shannon(
       student: logits, before any softmax. A class at −∞ has probability 0; both networks may have such classes.
       teacher: logits of the same examples and classes.
       beta: β between 0 and 1, the teacher's part in the mixture. May be traced, the ends included.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 per example, in nats times T²; inside the ends it is at most log 2 · T².
@@ -145,13 +144,13 @@ def jensen_shannon(
       Agarwal et al., On-Policy Distillation of Language Models, 2024, section 2. https://arxiv.org/abs/2306.13649
     """
     _checks.between("beta", beta, 0.0, 1.0)
-    log_student, log_teacher = _softened(student, teacher, temperature)
+    log_student, log_teacher, square = _softened(student, teacher, temperature)
     beta = jnp.asarray(beta, log_student.dtype)
     over_teacher, over_student = _log_mixture_over_each(beta, log_teacher, log_student)
     # At an end the mixture is one of the two, whose own divergence from it is 0: a weight of 1 leaves the other's.
     of_teacher = jnp.where(beta == 0, 1.0, beta) * _distributions.cross_entropy(log_teacher, over_teacher)
     of_student = jnp.where(beta == 1, 1.0, 1.0 - beta) * _distributions.cross_entropy(log_student, over_student)
-    return temperature**2 * (of_teacher + of_student)
+    return square * (of_teacher + of_student)
 
 
 def logit_mse(
@@ -194,11 +193,10 @@ def logit_mse(
 
 def _softened(
     student: Array, teacher: Array, temperature: Number
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
-    """Both log-probabilities at T."""
-    _checks.positive("temperature", temperature)
-    student, teacher = _distributions.logit_pair(student, teacher)
-    return jax.nn.log_softmax(student / temperature, axis=-1), jax.nn.log_softmax(teacher / temperature, axis=-1)
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Number]:
+    """Both log-probabilities at T, and T²."""
+    student, teacher, square = _distributions.softened(student, teacher, temperature)
+    return jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1), square
 
 
 def _log_mixture_over_each(

@@ -33,7 +33,7 @@ def dist(
       teacher: logits of the same examples and classes.
       beta: β, the weight of the correlation among classes. May be traced.
       gamma: γ, the weight of the correlation among examples. May be traced.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
 
     Returns:
       Each example's own part and its share of the batch's; ≥ 0 where both weights are. The mean over the batch is the
@@ -60,15 +60,14 @@ def dist(
     Reference:
       Huang et al., Knowledge Distillation from A Stronger Teacher, 2022, section 4. https://arxiv.org/abs/2205.10536
     """
-    _checks.positive("temperature", temperature)
     _checks.finite("beta", beta)
     _checks.finite("gamma", gamma)
-    student, teacher = _distributions.logit_pair(student, teacher)
-    student, teacher = jax.nn.softmax(student / temperature, axis=-1), jax.nn.softmax(teacher / temperature, axis=-1)
+    student, teacher, square = _distributions.softened(student, teacher, temperature)
+    student, teacher = jax.nn.softmax(student, axis=-1), jax.nn.softmax(teacher, axis=-1)
     batch = student.shape[0]
     among_classes = 0.5 * jnp.sum((_pattern(student, 1) - _pattern(teacher, 1)) ** 2, axis=1)
     among_examples = 0.5 * batch * jnp.mean((_pattern(student, 0) - _pattern(teacher, 0)) ** 2, axis=1)
-    return temperature**2 * (beta * among_classes + gamma * among_examples)
+    return square * (beta * among_classes + gamma * among_examples)
 
 
 def standardize_logits(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
@@ -125,7 +124,7 @@ def standardized_kd(
     Args:
       student: finite logits, before any softmax.
       teacher: logits of the same examples and classes.
-      temperature: T > 0, of the standardised logits; larger is softer. May be traced.
+      temperature: T > 0, of the standardised logits, one number or [batch]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 per example, in nats times T².
@@ -148,7 +147,6 @@ def standardized_kd(
     Reference:
       Sun et al., Logit Standardization in Knowledge Distillation, 2024, algorithm 1. https://arxiv.org/abs/2403.01427
     """
-    _checks.positive("temperature", temperature)
     student, teacher = _distributions.logit_pair(student, teacher)
     return soft_target_kl(standardize_logits(student), standardize_logits(teacher), temperature=temperature)
 

@@ -98,8 +98,8 @@ def rkd_angle(
     Reference:
       Park et al., Relational Knowledge Distillation, 2019, section 3.2.2. https://arxiv.org/abs/1904.05068
     """
-    if block is not None and not (isinstance(block, int) and block > 0):
-        raise ValueError(f"block must be a whole number of anchors greater than 0, or None for all; got {block!r}.")
+    if block is not None:
+        _checks.whole("block", block, 1)
     student, teacher = feature_pair(student, teacher)
     student_gram, teacher_gram = _math.gram(_math.centred(student)), _math.gram(_math.centred(teacher))
 

@@ -150,8 +150,8 @@ def kernel_congruence(
       Peng et al., Correlation Congruence for Knowledge Distillation, 2019, section 3. https://arxiv.org/abs/1904.01802
     """
     _checks.positive("gamma", gamma)
-    if order is not None and not (isinstance(order, int) and order > 0):
-        raise ValueError(f"order must be a whole number greater than 0, or None for the whole series; got {order!r}.")
+    if order is not None:
+        _checks.whole("order", order, 1)
     student, teacher = feature_pair(student, teacher)
     difference = _gaussian_kernel(student, gamma, order) - _gaussian_kernel(teacher, gamma, order)
     return jnp.mean(difference**2, axis=1)

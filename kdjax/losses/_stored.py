@@ -36,7 +36,7 @@ def top_k_kl(
         `tail`, or for k = C, they do as well. Where nothing is left for the rest, as with large plain logits, the
         teacher gives it 0 and the student's rest still counts against the student.
       top_indices: the stored classes' numbers, all different; one outside 0 … C − 1 makes the example's loss NaN.
-      temperature: T > 0; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
       tail: whether the other classes count, as one. If not, both networks are compared among the stored classes alone.
 
     Returns:
@@ -66,12 +66,13 @@ def top_k_kl(
       Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2, of all classes.
       https://arxiv.org/abs/1503.02531
     """
-    _checks.positive("temperature", temperature)
     student, top_values, top_indices = _stored(student, top_values, top_indices)
+    _checks.temperature("temperature", temperature, student.shape[:1])
+    divisor = _distributions.each_examples(temperature)
     rest_classes = student.shape[1] - top_values.shape[1]
     log_student = jax.nn.log_softmax(student, axis=1)
     top_student = jnp.take_along_axis(log_student, top_indices, axis=1, mode="fill", fill_value=jnp.nan)
-    student_logits, teacher_logits = top_student / temperature, top_values / temperature
+    student_logits, teacher_logits = top_student / divisor, top_values / divisor
     if tail and rest_classes:
         examples = jnp.arange(student.shape[0])[:, None]
         is_stored = jnp.zeros(student.shape, bool).at[examples, top_indices].set(True, mode="drop")
@@ -97,6 +98,7 @@ def _stored(
     _checks.floating("top_values", top_values)
     if not jnp.issubdtype(jnp.result_type(top_indices), jnp.integer):
         raise ValueError(f"top_indices must hold whole class numbers; got dtype {jnp.result_type(top_indices)}.")
+    _distributions.several_classes(student)
     classes, k = np.shape(student)[1], np.shape(top_values)[1]
     if not 1 <= k <= classes:
         raise ValueError(f"top_values must hold between 1 and {classes} classes, all that student has; got k = {k}.")
