@@ -11,9 +11,8 @@ from _kdjax_side import LABELS_ONLY, WITH_TEACHER
 from _work import LEARNING_RATE, Batches
 
 from kdjax import Objective, Outputs, TrainState, Weights, init_state, make_train_step
-from kdjax.adapters import from_linen
-from kdjax.parallel import jit_step
-from kdjax.training import TrainStep
+from kdjax.networks import from_linen
+from kdjax.training import TrainStep, jit_step
 
 IMAGE = np.zeros((1, 28, 28, 1), np.float32)
 

@@ -11,7 +11,7 @@ from _cases import make
 from _work import STUDENT, TEACHER, random_batches
 
 from kdjax.models import make_model
-from kdjax.parallel import AXIS, data_mesh, jit_step, replicate, shard_batch, shard_map_step
+from kdjax.training import AXIS, data_mesh, jit_step, replicate, shard_batch, shard_map_step
 
 
 def steps(devices: int, batch: int) -> dict[str, Callable[[int], None]]:

@@ -7,10 +7,10 @@ import optax
 from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, Batches, Step
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
-from kdjax.adapters import from_linen
 from kdjax.losses import soft_target_kl
 from kdjax.models import make_model
-from kdjax.parallel import jit_step
+from kdjax.networks import from_linen
+from kdjax.training import jit_step
 
 LABELS_ONLY = weighted_sum(labels=(1.0, cross_entropy))
 WITH_TEACHER = weighted_sum(

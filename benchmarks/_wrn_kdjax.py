@@ -28,9 +28,9 @@ from _wrn_work import (
 )
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
-from kdjax.adapters import from_linen
 from kdjax.losses import soft_target_kl
 from kdjax.models import make_model
+from kdjax.networks import from_linen
 
 MATMUL_PRECISION = {FLOAT32: "float32", TF32: "tensorfloat32", BFLOAT16: "default"}
 

@@ -32,8 +32,8 @@ from _work import TEACHER, WIDTHS
 from rich.console import Console
 from rich.table import Table
 
+from kdjax._files import write_json
 from kdjax.data import load
-from kdjax.records import write_json
 
 PHASES = ("teacher", "alone", "distilled")
 TARGETS = {"cpu": {"distilled": 8.0, "whole": 1.5}, "cuda": {"whole": 50.0}}

@@ -31,7 +31,7 @@ from _memory import by_xla
 from rich.console import Console
 from rich.table import Column, Table
 
-from kdjax.records import write_json
+from kdjax._files import write_json
 
 TURN = 0.05
 """Seconds that a turn lasts at least, so that the clock's own error does not count."""

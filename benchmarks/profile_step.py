@@ -26,9 +26,9 @@ from _work import STUDENT, TEACHER, random_batches
 from rich.console import Console
 from rich.table import Column, Table
 
+from kdjax._files import write_json
 from kdjax.models import make_model
-from kdjax.records import write_json
-from kdjax.report import save_figure
+from kdjax.runs.report import save_figure
 
 COLOURS = dict(zip(KINDS, ("#2166ac", "#1a7f37", "#d9822b", "#999999", "#dddddd"), strict=True))
 WORK = {

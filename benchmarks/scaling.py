@@ -6,7 +6,7 @@ Article C's networks, Adam. Each cost stands beside its arithmetic limit: the fl
 and products, over the rate of a large matrix product on the same machine in the same run. All cases of one axis take turns.
 
     batch      32 to 4096 images, the teacher run in the step, its logits cached, or no teacher
-    students   1 to 64 in one sweep step, CNNs and MLPs, cached teacher, both ways of `kdjax.sweeps`
+    students   1 to 64 in one sweep step, CNNs and MLPs, cached teacher, both ways of `kdjax.training.sweeps`
     devices    1 to 4 fake devices that share the CPU's cores: splitting on them, not what more chips would give
     teacher    a quarter of the teacher's channels to four times as many
 """
@@ -32,10 +32,10 @@ from _work import STUDENT, TEACHER, WIDTHS, random_batches
 from rich.console import Console
 from rich.table import Column, Table
 
+from kdjax._files import write_json
 from kdjax.models import make_model
-from kdjax.records import write_json
-from kdjax.report import save_figure
-from kdjax.sweeps import WAYS
+from kdjax.runs.report import save_figure
+from kdjax.training.sweeps import WAYS
 
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 STUDENTS = (1, 2, 4, 8, 16, 32, 64)

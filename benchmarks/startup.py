@@ -24,7 +24,7 @@ from _machine import environment, spread
 from rich.console import Console
 from rich.table import Table
 
-from kdjax.records import write_json
+from kdjax._files import write_json
 
 HERE = Path(__file__).parent
 TARGETS = {"import kdjax adds": 0.1, "experiment --help": 1.5, "first step, cold": 6.0, "first step, cached": 2.0}

@@ -33,7 +33,7 @@ from _work import STUDENT, TEACHER, WAYS, Step, random_batches
 from rich.console import Console
 from rich.table import Table
 
-from kdjax.records import write_json
+from kdjax._files import write_json
 
 WORK = ("teacher", "distillation", "student")
 TARGETS = {"teacher": 1.05, "distillation": 0.65, "student": 1.1}

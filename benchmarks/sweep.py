@@ -31,11 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from kdjax import Apply, Outputs, Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
-from kdjax.adapters import from_linen
+from kdjax._files import write_json
 from kdjax.losses import soft_target_kl
 from kdjax.models import make_model
-from kdjax.records import write_json
-from kdjax.sweeps import WAYS, choose_way, make_sweep_step, stack
+from kdjax.networks import from_linen
+from kdjax.training.sweeps import WAYS, choose_way, make_sweep_step, stack
 
 STUDENTS = (1, 4, 16, 32)
 NETWORKS = ("CNN", "MLP")

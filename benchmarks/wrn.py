@@ -47,7 +47,7 @@ from _wrn_work import (
 from rich.console import Console
 from rich.table import Table
 
-from kdjax.records import write_json
+from kdjax._files import write_json
 
 TARGETS = {"cpu": 1.5, "cuda": 1.2}
 """How many times faster than PyTorch's best form kdjax is to be."""

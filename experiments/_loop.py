@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdjax import Apply, Objective, Weights, init_state, make_eval_step, make_train_step
-from kdjax.adapters import from_linen
+from kdjax._files import append_json_line
+from kdjax.batches import epoch_indices, evaluation_indices, take
 from kdjax.checkpoints import open_run, restore_state, save_state
-from kdjax.data import epoch_indices, evaluation_indices, take
 from kdjax.models import make_model
-from kdjax.records import append_json_line
+from kdjax.networks import from_linen
 
 STEPS_PER_CALL = 64  # in one scan, on GPU and TPU
 EVALUATION_BATCH = 500

@@ -8,11 +8,11 @@ from experiments._three_runs import PHASES, Settings
 
 import jax
 
-from kdjax.adapters import from_linen
 from kdjax.checkpoints import load_weights
 from kdjax.data import load
 from kdjax.models import make_model
-from kdjax.report import image_grid, learning_curves, prediction_grid, save_figure
+from kdjax.networks import from_linen
+from kdjax.runs.report import image_grid, learning_curves, prediction_grid, save_figure
 
 DIGITS = 9
 

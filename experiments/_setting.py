@@ -25,10 +25,10 @@ from kdjax import (
     on_logits,
     weighted_sum,
 )
-from kdjax.data import epoch_indices, evaluation_indices, take
-from kdjax.layers import read_layer
+from kdjax.batches import epoch_indices, evaluation_indices, take
 from kdjax.losses import soft_target_kl
-from kdjax.phases import Phase, bounds, make_planned_step, plan
+from kdjax.networks.features import read_layer
+from kdjax.training.phases import Phase, bounds, make_planned_step, plan
 
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
 Network = tuple[Callable[..., Weights], Apply]

@@ -12,24 +12,13 @@ from experiments._setting import LABELS, Setting, in_phases, one_run, one_studen
 import jax
 import jax.numpy as jnp
 
-from kdjax import (
-    Objective,
-    Weights,
-    connectors,
-    init_state,
-    make_train_step,
-    on_feature,
-    on_logits,
-    weighted_sum,
-)
-from kdjax.data import make_views, mixup, take
-from kdjax.ensembles import by_confidence, ensemble, ensemble_weights
-from kdjax.freezing import freeze, train_only
+from kdjax import Objective, Weights, connectors, init_state, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax.batches import take
+from kdjax.data import make_views, mixup
 from kdjax.losses import attention_transfer, hint, rkd_distance, soft_target_kl
-from kdjax.online import make_following_step, make_mutual_step
-from kdjax.phases import Phase
-from kdjax.transfer import copy_matching
-from kdjax.views import augmented
+from kdjax.networks import by_confidence, copy_matching, ensemble, ensemble_weights
+from kdjax.training import augmented, freeze, make_following_step, make_mutual_step, train_only
+from kdjax.training.phases import Phase
 
 Learn = Callable[[int, list[Weights]], Weights]
 

@@ -29,9 +29,9 @@ from kdjax import (
     schedules,
     weighted_sum,
 )
-from kdjax.clipping import clip_while
-from kdjax.data import take
+from kdjax.batches import take
 from kdjax.losses import soft_target_kl
+from kdjax.training import clip_while
 
 Learn = Callable[[int, list[Weights]], Weights]
 

@@ -14,12 +14,9 @@ from experiments._strategies import Learn, offline
 from optax import softmax_cross_entropy_with_integer_labels
 
 from kdjax import Outputs, Weights, connectors, on_feature, on_logits, on_outputs, weighted_sum
-from kdjax.ensembles import ensemble, ensemble_weights
-from kdjax.layers import fused, with_features
 from kdjax.losses import hint, similarity_distribution, similarity_graph, soft_target_kl
-from kdjax.phases import Phase
-from kdjax.probes import linear_probe
-from kdjax.projections import fit_pca, project
+from kdjax.networks import ensemble, ensemble_weights, fit_pca, fused, linear_probe, project, with_features
+from kdjax.training.phases import Phase
 
 STAGES = ("stage1", "stage2")
 QUEUE = 512  # embeddings of past batches

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from kdjax import Weights
+from kdjax._files import write_json
 from kdjax.caching import cache_teacher, choose_place, free_memory
 from kdjax.checkpoints import load_weights, read_description, save_weights
 from kdjax.data import load, on_device
 from kdjax.metrics import parameter_count
-from kdjax.records import write_json
-from kdjax.report import comparison
+from kdjax.runs.report import comparison
 
 PHASES = ("teacher", "alone", "distilled")
 LOCK = ".lock"

@@ -29,8 +29,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from kdjax._files import write_json
 from kdjax.metrics import mean_interval, paired_difference
-from kdjax.records import write_json
 
 ARMS = {"alone": ALONE, "distilled": DIGITS}
 

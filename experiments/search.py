@@ -35,15 +35,16 @@ from rich.console import Console
 from rich.table import Table
 
 from kdjax import Weights, cross_entropy, init_state, make_eval_step, make_train_step, on_logits, weighted_sum
-from kdjax.adapters import from_linen
+from kdjax._files import write_json
+from kdjax.batches import epoch_indices, take
 from kdjax.caching import cache_teacher
-from kdjax.data import epoch_indices, load, on_device, take, unit_range
+from kdjax.data import load, on_device, unit_range
 from kdjax.losses import soft_target_kl
 from kdjax.metrics import mean_interval, paired_difference
 from kdjax.models import make_model
-from kdjax.parallel import jit_step
-from kdjax.records import write_json
-from kdjax.sweeps import choose_way, make_sweep_step, stack, unstack
+from kdjax.networks import from_linen
+from kdjax.training import jit_step
+from kdjax.training.sweeps import choose_way, make_sweep_step, stack, unstack
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = (4.0, 1.0)  # α = 1: labels only, whatever T

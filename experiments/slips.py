@@ -32,10 +32,11 @@ import tyro
 from rich.console import Console
 
 from kdjax import Objective, Outputs, Weights, cross_entropy, init_state, on_feature, on_logits, weighted_sum
-from kdjax.data import epoch_indices, load, on_device, take, unit_range
+from kdjax._files import write_json
+from kdjax.batches import epoch_indices, take
+from kdjax.data import load, on_device, unit_range
 from kdjax.losses import attention_transfer, kernel_alignment, pkt, similarity_graph, soft_target_kl
 from kdjax.metrics import mean_interval
-from kdjax.records import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS_SHOWN = (1, 5, 20, 80)

@@ -33,11 +33,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kdjax.adapters import from_linen
+from kdjax._files import write_json
 from kdjax.data import load, on_device, unit_range
 from kdjax.metrics import Interval, mean_interval, paired_difference
 from kdjax.models import make_model
-from kdjax.records import write_json
+from kdjax.networks import from_linen
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = 3  # a seed

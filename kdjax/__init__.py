@@ -1,13 +1,22 @@
 """kdjax: knowledge distillation for JAX. Pure losses, objectives as values, one train step.
 
 ``import kdjax`` needs jax, optax, NumPy and jaxtyping. What needs more is imported by its own name: `kdjax.models` (flax),
-`kdjax.checkpoints` (orbax), `kdjax.data` (tensorflow-datasets), `kdjax.report` (matplotlib).
+`kdjax.checkpoints` (orbax), `kdjax.data` (tensorflow-datasets), `kdjax.runs.report` (matplotlib).
 """
 
-from kdjax import connectors, losses, parallel, schedules
+from kdjax import connectors, losses, objectives, training
 from kdjax._types import Apply, Outputs, Term, TrainState, Weights
-from kdjax.objectives import Objective, scaled, weighted_sum
-from kdjax.terms import cross_entropy, on_feature, on_logits, on_outputs, on_student
+from kdjax.objectives import (
+    Objective,
+    cross_entropy,
+    on_feature,
+    on_logits,
+    on_outputs,
+    on_student,
+    scaled,
+    schedules,
+    weighted_sum,
+)
 from kdjax.training import init_state, make_eval_step, make_train_step
 
 __all__ = [
@@ -23,12 +32,13 @@ __all__ = [
     "losses",
     "make_eval_step",
     "make_train_step",
+    "objectives",
     "on_feature",
     "on_logits",
     "on_outputs",
     "on_student",
-    "parallel",
     "scaled",
     "schedules",
+    "training",
     "weighted_sum",
 ]

@@ -110,9 +110,12 @@ def _one(name: str, value: Any) -> None:
 
 def temperature(name: str, value: Any, examples: tuple[int, ...] = ()) -> None:
     """One number, or one for each of `examples`, greater than 0; float32 holds its square, by which losses multiply."""
-    if np.ndim(value) and np.shape(value) != examples:
-        wanted = f"one number, or one for each example, shape {examples}" if examples else "one number"
-        raise OutOfRangeError(name, f"must be {wanted}; got shape {tuple(np.shape(value))}.")
+    if not examples:
+        _one(name, value)
+    elif np.ndim(value) and np.shape(value) != examples:
+        raise ValueError(
+            f"{name} must be one number, or one for each example, shape {examples}; got shape {tuple(np.shape(value))}."
+        )
     known = _all_positive(name, value)
     if known is not None and known.size:
         low, high = math.sqrt(np.finfo(np.float32).tiny), math.sqrt(np.finfo(np.float32).max)

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax import _leaves, _processes
+from kdjax import _processes, _trees
+from kdjax._files import as_json
 from kdjax._types import TrainState, Tree, Weights
-from kdjax.records import as_json
 
 
 class DamagedError(ValueError):
@@ -211,15 +211,15 @@ def restore_state(run: ocp.CheckpointManager, like: TrainState) -> tuple[TrainSt
 def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
     arrays: dict[str, np.ndarray] = {}
     table: dict[str, dict[str, Any]] = {}
-    for name, leaf in _leaves.by_path(tree).items():
-        host = _leaves.on_host(leaf)
-        table[name] = _leaves.signature(leaf) | {"key": _leaves.key_kind(leaf), "blake2b": _leaves.digest(host)}
+    for name, leaf in _trees.by_path(tree).items():
+        host = _trees.on_host(leaf)
+        table[name] = _trees.signature(leaf) | {"key": _trees.key_kind(leaf), "blake2b": _trees.digest(host)}
         if host.size:  # Orbax refuses arrays without numbers; their signature says all there is to say
             arrays[name] = host
     if not arrays:
         raise ValueError("A checkpoint must have at least one array that is not empty; got none.")
     if different := _processes.differing({name: saved["blake2b"] for name, saved in table.items()}):
-        raise ValueError(f"What is saved must be the same in every process; different are {_leaves.listed(different)}.")
+        raise ValueError(f"What is saved must be the same in every process; different are {_trees.listed(different)}.")
     record = {"entries": as_json(entries, "record"), "leaves": table}
     record["blake2b"] = _record_digest(record)
     return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
@@ -248,20 +248,20 @@ def _read(source: Path, *, with_arrays: bool = True) -> tuple[dict[str, np.ndarr
     for name, saved in record["leaves"].items():
         if 0 in saved["shape"]:
             arrays[name] = np.zeros(saved["shape"], jnp.dtype(saved["dtype"]))
-        if name not in arrays or _leaves.digest(np.asarray(arrays[name])) != saved["blake2b"]:
+        if name not in arrays or _trees.digest(np.asarray(arrays[name])) != saved["blake2b"]:
             changed.append(name)
     if changed:
-        raise DamagedError(f"The checkpoint {source} is damaged: the bytes have changed of {_leaves.listed(changed)}.")
+        raise DamagedError(f"The checkpoint {source} is damaged: the bytes have changed of {_trees.listed(changed)}.")
     return arrays, record
 
 
 def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: Tree, source: Path) -> Any:
-    if lines := _leaves.differences(table, like):
+    if lines := _trees.differences(table, like):
         raise ValueError(
             f"like must have the architecture of the checkpoint {source}; these leaves differ: "
-            f"{_leaves.listed(lines, separator='; ')}."
+            f"{_trees.listed(lines, separator='; ')}."
         )
-    return _leaves.rebuilt(arrays, {name: saved["key"] for name, saved in table.items()}, like)
+    return _trees.rebuilt(arrays, {name: saved["key"] for name, saved in table.items()}, like)
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:

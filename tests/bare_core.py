@@ -31,7 +31,7 @@ objective = weighted_sum(
     soft=(0.9, on_logits(soft_target_kl, temperature=4.0)),
     angles=(1.0, on_feature(rkd_angle, "embedding")),
 )
-step = kdjax.parallel.jit_step(kdjax.make_train_step(apply, apply, optimizer))
+step = kdjax.training.jit_step(kdjax.make_train_step(apply, apply, optimizer))
 state = kdjax.init_state(weights(0, 4), optimizer, jax.random.key(0))
 batch = {"inputs": jax.random.normal(jax.random.key(2), (8, 5)), "labels": jnp.arange(8) % 3}
 losses = []

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 from kdjax import Outputs
-from kdjax.adapters import from_equinox, from_linen, from_nnx
+from kdjax.networks import from_equinox, from_linen, from_nnx
 
 CLASSES = 5
 INPUTS = jax.random.normal(jax.random.key(0), (16, 6, 6, 1))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import cross_entropy, init_state, on_feature, on_logits, weighted_sum
-from kdjax.adapters import from_linen
 from kdjax.losses import rkd_distance, soft_target_kl
 from kdjax.models import make_model
+from kdjax.networks import from_linen
 
 BATCH = 16
 

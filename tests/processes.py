@@ -17,7 +17,7 @@ from networks import BATCH, batch, student, teacher, teacher_weights
 
 from kdjax import (
     Weights,
-    _leaves,
+    _trees,
     connectors,
     cross_entropy,
     init_state,
@@ -29,10 +29,9 @@ from kdjax import (
     on_student,
     weighted_sum,
 )
+from kdjax.batches import epoch_indices, evaluation_indices, take
 from kdjax.checkpoints import load_weights, open_run, restore_state, save_state, save_weights
-from kdjax.data.batches import epoch_indices, evaluation_indices, take
-from kdjax.parallel import data_mesh, jit_step, process_rows, replicate, shard_batch
-from kdjax.sharding import shard_largest_axis
+from kdjax.training import data_mesh, jit_step, process_rows, replicate, shard_batch, shard_largest_axis
 
 HALF, END = 10, 20
 EXAMPLES = 5 * BATCH - 3
@@ -105,7 +104,7 @@ def restored(folder, like):
 
 def numbers(tree):
     """Leaves by path, on this host."""
-    return {name: np.asarray(leaf) for name, leaf in _leaves.by_path(tree).items()}
+    return {name: np.asarray(leaf) for name, leaf in _trees.by_path(tree).items()}
 
 
 def message(call):
@@ -132,7 +131,7 @@ def files(folder, index):
     mesh, seen = data_mesh(), {}
     whole = replicate(small_state(), mesh)
     split = shard_largest_axis(whole, mesh, at_least=0)
-    seen["split"] = [name for name, leaf in _leaves.by_path(split).items() if not leaf.is_fully_replicated]
+    seen["split"] = [name for name, leaf in _trees.by_path(split).items() if not leaf.is_fully_replicated]
     with open_run(folder / "split") as run:
         save_state(run, END, split)
     weights = Weights(split.params, split.model_state)
@@ -163,8 +162,8 @@ def files(folder, index):
 
 
 def same(first, second):
-    pairs = zip(_leaves.by_path(first).values(), _leaves.by_path(second).values(), strict=True)
-    return all(_leaves.digest(_leaves.on_host(one)) == _leaves.digest(_leaves.on_host(other)) for one, other in pairs)
+    pairs = zip(_trees.by_path(first).values(), _trees.by_path(second).values(), strict=True)
+    return all(_trees.digest(_trees.on_host(one)) == _trees.digest(_trees.on_host(other)) for one, other in pairs)
 
 
 if __name__ == "__main__":

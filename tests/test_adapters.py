@@ -9,8 +9,8 @@ from flax import nnx
 from frameworks import CLASSES, INPUTS, EquinoxNet, LinenNet, NnxNet, differ, every_framework, linen_student, same
 
 from kdjax import Outputs, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
-from kdjax.adapters import from_equinox, from_linen, from_nnx
 from kdjax.losses import soft_target_kl
+from kdjax.networks import from_equinox, from_linen, from_nnx
 
 BATCH = {"inputs": INPUTS, "labels": jnp.arange(16) % CLASSES}
 

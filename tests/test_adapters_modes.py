@@ -10,7 +10,8 @@ from flax import linen as nn
 from flax import nnx
 from frameworks import differ, same
 
-from kdjax.adapters import TRAINING, from_equinox, from_linen, from_nnx
+from kdjax.networks import from_equinox, from_linen, from_nnx
+from kdjax.networks.adapters import TRAINING
 
 INPUTS = jax.random.normal(jax.random.key(0), (32, 8))
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 from frameworks import INPUTS, differ, every_framework, same
 
-from kdjax.adapters import from_equinox, from_linen, from_nnx
+from kdjax.networks import from_equinox, from_linen, from_nnx
 
 
 @every_framework

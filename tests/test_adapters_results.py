@@ -10,7 +10,7 @@ from flax import linen as nn
 from frameworks import INPUTS, EquinoxNet, LinenNet, nnx_student, same
 
 from kdjax import Outputs, Weights
-from kdjax.adapters import from_equinox, from_linen, from_nnx
+from kdjax.networks import from_equinox, from_linen, from_nnx
 
 
 class Fixed(nn.Module):

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
 from kdjax.data import (
     color_jitter,
     cutmix,
-    epoch_indices,
     example_keys,
     horizontal_flip,
     make_views,
@@ -24,8 +24,8 @@ from kdjax.data import (
     view_keys,
 )
 from kdjax.losses import hint, soft_target_kl
-from kdjax.parallel import data_mesh, jit_step, shard_batch, shard_map_step
-from kdjax.views import augmented, mixed_cross_entropy
+from kdjax.objectives import mixed_cross_entropy
+from kdjax.training import augmented, data_mesh, jit_step, shard_batch, shard_map_step
 
 MANY = 400
 KEYS = view_keys(0, 0, jnp.arange(MANY))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from kdjax import Outputs, Weights, make_train_step
-from kdjax.cached_views import cache_views, on_views, view_batch
-from kdjax.caching import StaleError, features_of
-from kdjax.data import cutmix, epoch_indices, horizontal_flip, make_views, mixup, random_crop, take, view_key
-from kdjax.parallel import jit_step
+from kdjax.batches import epoch_indices, take
+from kdjax.caching import StaleError, cache_views, features_of, on_views, view_batch
+from kdjax.data import cutmix, horizontal_flip, make_views, mixup, random_crop, view_key
+from kdjax.training import jit_step
 
 _, APPLY = networks.teacher()
 TEACHER = networks.teacher_weights()

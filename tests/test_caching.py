@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kdjax import Outputs, Weights, cross_entropy, make_train_step, on_feature, on_outputs, on_student, weighted_sum
-from kdjax.adapters import from_linen
+from kdjax.batches import epoch_indices, take
 from kdjax.caching import StaleError, cache_teacher, choose_place, features_of, free_memory
-from kdjax.data import epoch_indices, take
 from kdjax.losses import attention_transfer, fsp, rkd_distance, top_k_kl
 from kdjax.models import make_model
+from kdjax.networks import from_linen
 from kdjax.objectives import scaled
 
 _, APPLY = networks.teacher()

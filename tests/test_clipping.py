@@ -8,9 +8,8 @@ import optax
 import pytest
 
 from kdjax import Outputs, Weights, init_state, make_train_step, on_logits, schedules, weighted_sum
-from kdjax.clipping import clip_while
-from kdjax.freezing import freeze
 from kdjax.losses import logit_mse, soft_target_kl
+from kdjax.training import clip_while, freeze
 
 GRADIENTS = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}  # of norm 5
 FALLING = schedules.linear(4.0, 2.0, steps=4)  # 4, 3.5, 3, 2.5, 2, 2, …

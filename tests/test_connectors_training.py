@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kdjax import Weights, connectors, init_state, make_eval_step, make_train_step, on_feature, weighted_sum
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.losses import hint
-from kdjax.parallel import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
 STUDENTLESS = {"paraphraser"}
 

@@ -26,7 +26,7 @@ from kdjax import (
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.connectors import controlled, observe
 from kdjax.losses import soft_target_kl
-from kdjax.parallel import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
 SOFT = on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature="student.c_temperature")
 OBJECTIVE = weighted_sum(

@@ -8,9 +8,8 @@ import pytest
 from flax import linen as nn
 
 from kdjax import Outputs, cross_entropy, make_train_step, on_feature, on_logits, on_outputs, weighted_sum
-from kdjax.adapters import from_linen
-from kdjax.ensembles import by_confidence, ensemble, ensemble_weights
 from kdjax.losses import attention_transfer, soft_target_kl
+from kdjax.networks import by_confidence, ensemble, ensemble_weights, from_linen
 
 INPUTS = networks.batch()["inputs"]
 

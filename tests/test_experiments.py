@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdjax.adapters import from_linen
 from kdjax.caching import StaleError
 from kdjax.checkpoints import load_weights, read_description, save_weights
 from kdjax.models import make_model
+from kdjax.networks import from_linen
 
 SCRIPTS = Path(__file__).parents[1] / "experiments"
 SHORT = digits.Digits(seeds=2, teacher_epochs=2, epochs=3, batch_size=128)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
-from kdjax.freezing import freeze, hold_state, train_only
+from kdjax.training import freeze, hold_state, train_only
 
 PARAMS = {
     "stage1": {"kernel": jnp.array([[-0.0, 1.0], [1e-30, -2.0]]), "bias": jnp.array([-0.0])},

@@ -31,9 +31,10 @@ from kdjax import (
     on_student,
     weighted_sum,
 )
-from kdjax.adapters import from_linen
-from kdjax.data import epoch_indices, load, on_device, take, unit_range
-from kdjax.freezing import train_only
+from kdjax.batches import epoch_indices, take
+from kdjax.data import load, on_device, unit_range
+from kdjax.networks import from_linen
+from kdjax.training import train_only
 
 STEPS, BATCH, HELD_OUT = 100, 64, 128
 

@@ -8,14 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdjax.metrics import (
-    Interval,
-    accuracy_transfer_rate,
-    agreement,
-    mean_interval,
-    paired_difference,
-    parameter_count,
-)
+from kdjax.metrics import Interval, accuracy_transfer_rate, agreement, mean_interval, paired_difference, parameter_count
 
 accuracies = st.lists(st.floats(0.0, 1.0), min_size=2, max_size=9)
 

@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from kdjax.adapters import from_linen
 from kdjax.models import CNN, MODELS, convolve, make_model, max_pool
+from kdjax.networks import from_linen
 
 COUNTS = {
     "pipeline_teacher": 421_642,

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kdjax import TrainState, cross_entropy, make_train_step, weighted_sum
-from kdjax.adapters import from_linen
 from kdjax.models import Dropout, make_model
-from kdjax.parallel import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
+from kdjax.networks import from_linen
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
 
 KEY = jax.random.key(0)
 

@@ -21,8 +21,7 @@ from kdjax import (
     weighted_sum,
 )
 from kdjax.losses import hint, rkd_distance, soft_target_kl
-from kdjax.online import follow, make_following_step, make_mutual_step
-from kdjax.parallel import split_batch
+from kdjax.training import follow, make_following_step, make_mutual_step, split_batch
 
 BATCH = networks.batch()
 _, SMALL = networks.student()

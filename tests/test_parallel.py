@@ -12,7 +12,7 @@ from jax import lax
 from networks import BATCH, batch, fresh_state, objective, optimizer, student, teacher, teacher_weights
 
 from kdjax import make_eval_step, make_train_step
-from kdjax.parallel import (
+from kdjax.training import (
     data_mesh,
     jit_step,
     pmap_step,

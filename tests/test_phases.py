@@ -21,9 +21,9 @@ from kdjax import (
     weighted_sum,
 )
 from kdjax.checkpoints import open_run, restore_state, save_state
-from kdjax.freezing import freeze, hold_state, train_only
 from kdjax.losses import hint, soft_target_kl
-from kdjax.phases import Phase, bounds, enter, make_planned_step, objective_of, phase_at, plan, state_like
+from kdjax.training import freeze, hold_state, train_only
+from kdjax.training.phases import Phase, bounds, enter, make_planned_step, objective_of, phase_at, plan, state_like
 
 PARTS = ("stage1", "stage2", "logits")
 LABELS = weighted_sum(labels=(1.0, cross_entropy))

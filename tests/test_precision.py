@@ -7,11 +7,12 @@ import optax
 import pytest
 
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
-from kdjax.adapters import from_linen
-from kdjax.data import epoch_indices, load, on_device, take, unit_range
+from kdjax.batches import epoch_indices, take
+from kdjax.data import load, on_device, unit_range
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.models import make_model
-from kdjax.sweeps import make_sweep_step, stack
+from kdjax.networks import from_linen
+from kdjax.training.sweeps import make_sweep_step, stack
 
 SEEDS, EPOCHS, MARGIN = 4, 12, 0.02
 OPTIMIZER = optax.adam(1e-2)

@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from kdjax.data import load
-from kdjax.probes import linear_probe
+from kdjax.networks import linear_probe
 
 TRAIN = load("digits", "train")
 PIXELS = TRAIN.inputs.reshape(len(TRAIN.labels), -1).astype(np.float32) / TRAIN.inputs.max()

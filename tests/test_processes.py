@@ -17,7 +17,7 @@ from saved import spoil
 
 from kdjax import Weights, connectors
 from kdjax.checkpoints import load_weights, open_run, save_state
-from kdjax.parallel import data_mesh, replicate
+from kdjax.training import data_mesh, replicate
 
 PATIENCE = 600  # seconds; a process that waits for another would wait for ever
 

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from kdjax import Outputs, Weights, connectors, init_state, make_train_step, on_feature, weighted_sum
-from kdjax.adapters import from_linen
-from kdjax.layers import average_of, fused, layer_at, layer_names, with_features
 from kdjax.losses import hint
 from kdjax.models import make_model
-from kdjax.projections import Projection, fit_pca, project, projection_of
+from kdjax.networks import (
+    Projection,
+    average_of,
+    fit_pca,
+    from_linen,
+    fused,
+    layer_at,
+    layer_names,
+    project,
+    projection_of,
+    with_features,
+)
 
 INPUTS = np.random.default_rng(0).normal(size=(45, 4, 4, 2)).astype(np.float32)
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import records
-from kdjax.records import append_json_line, as_json, write_bytes, write_json
+from kdjax import _files
+from kdjax._files import append_json_line, as_json, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def full(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(_files.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_json(tmp_path / "value.json", 2)
     assert [file.name for file in tmp_path.iterdir()] == ["value.json"]

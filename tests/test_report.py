@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdjax.records import write_json
-from kdjax.report import (
+from kdjax._files import write_json
+from kdjax.runs.report import (
     comparison,
     comparison_lines,
     comparison_table,
@@ -193,5 +193,5 @@ def test_a_saved_figure_is_whole_and_in_the_format_of_its_ending(tmp_path):
 
 
 def test_importing_the_module_imports_no_matplotlib_and_no_rich():
-    code = "import sys, kdjax.report; sys.exit(bool({'matplotlib', 'rich'} & set(sys.modules)))"
+    code = "import sys, kdjax.runs.report; sys.exit(bool({'matplotlib', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

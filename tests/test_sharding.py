@@ -9,8 +9,7 @@ from jax.sharding import PartitionSpec as P
 from networks import batch, fresh_state, objective, student, teacher, teacher_weights
 
 from kdjax import make_train_step
-from kdjax.parallel import data_mesh, jit_step, replicate, shard_batch
-from kdjax.sharding import shard_by_rules, shard_largest_axis
+from kdjax.training import data_mesh, jit_step, replicate, shard_batch, shard_by_rules, shard_largest_axis
 
 OPTIMIZER = optax.sgd(0.01, momentum=0.9)
 # Dense layers split by their output, then by their input; convolutions by their output channels.

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.adapters import from_linen
 from kdjax.data import load, on_device, unit_range
 from kdjax.models import make_model
+from kdjax.networks import from_linen
 
 
 @pytest.fixture(scope="module")

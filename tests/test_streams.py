@@ -15,7 +15,7 @@ import pytest
 import kdjax.data as data
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, weighted_sum
 from kdjax.checkpoints import open_run, restore_state, save_state
-from kdjax.parallel import data_mesh, shard_batch
+from kdjax.training import data_mesh, shard_batch
 
 pytest.importorskip("grain", reason="needs Grain")
 

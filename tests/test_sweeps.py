@@ -13,8 +13,8 @@ from networks import batch, objective, student, teacher, teacher_weights
 
 from kdjax import cross_entropy, init_state, make_train_step, on_feature, on_logits, schedules, weighted_sum
 from kdjax.losses import rkd_angle, rkd_distance, soft_target_kl
-from kdjax.parallel import jit_step
-from kdjax.sweeps import WAYS, make_sweep_step, stack, unstack
+from kdjax.training import jit_step
+from kdjax.training.sweeps import WAYS, make_sweep_step, stack, unstack
 
 OPTIMIZER = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
 STEPS = 4

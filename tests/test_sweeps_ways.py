@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import pytest
 from networks import batch, optimizer
 
-from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_logits, sweeps, weighted_sum
+from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.losses import soft_target_kl
-from kdjax.sweeps import WAYS, choose_way, make_sweep_step, stack, unstack
+from kdjax.training import sweeps
+from kdjax.training.sweeps import WAYS, choose_way, make_sweep_step, stack, unstack
 
 
 def linear(params, model_state, inputs, *, train, rng=None):

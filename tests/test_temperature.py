@@ -14,7 +14,7 @@ from saved import bits
 from kdjax import Outputs, connectors, init_state, make_train_step, on_outputs, schedules, weighted_sum
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.losses import soft_target_kl
-from kdjax.parallel import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
 NOTHING = Outputs(jnp.zeros((2, 3)), {})
 SOFT = on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature="student.t")

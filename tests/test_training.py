@@ -19,10 +19,10 @@ from kdjax import (
     on_logits,
     weighted_sum,
 )
-from kdjax.adapters import from_linen
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.models import make_model
-from kdjax.parallel import jit_step
+from kdjax.networks import from_linen
+from kdjax.training import jit_step
 
 
 def step_for(transform=None, teacher_apply=True):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from kdjax import Weights
-from kdjax.adapters import from_linen
 from kdjax.models import CNN
-from kdjax.transfer import Transfer, copy_matching, transfer_lines
+from kdjax.networks import Transfer, copy_matching, from_linen, transfer_lines
 
 IMAGES = jax.random.normal(jax.random.key(9), (5, 8, 8, 1))
 ORDER = ("stage1", "stage2", "hidden", "logits")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.losses import soft_target_kl
-from kdjax.sweeps import WAYS, make_sweep_step, stack
+from kdjax.training.sweeps import WAYS, make_sweep_step, stack
 
 SIZE, STEPS, EPOCHS = 4, 6, 3
 OBJECTIVE = weighted_sum(labels=(0.5, cross_entropy), soft=(0.5, on_logits(soft_target_kl, temperature=4.0)))

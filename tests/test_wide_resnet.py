@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from kdjax import cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
-from kdjax.adapters import from_linen
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.models import WideResNet, make_model
-from kdjax.parallel import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
+from kdjax.networks import from_linen
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
 
 KEY = jax.random.key(0)
 SMALL = WideResNet(depth=10, width=1)

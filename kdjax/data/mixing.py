@@ -117,7 +117,7 @@ def make_views(*views: Callable[[PRNGKeyArray, Array], Array], mix: Callable[...
     Returns:
       A function of a key and a batch with ``"inputs"`` and ``"indices"``, the examples' places in the data set. It changes
       the inputs. With `mix` it adds ``"share"``, float32 [batch], and, where there are labels, ``"partner_labels"``, for
-      `kdjax.views.mixed_cross_entropy`; ``"labels"`` stay those of the first of each pair.
+      `kdjax.objectives.mixed_cross_entropy`; ``"labels"`` stay those of the first of each pair.
 
     Raises:
       ValueError: later, if the batch has no indices, or as a view says.
@@ -135,7 +135,7 @@ def make_views(*views: Callable[[PRNGKeyArray, Array], Array], mix: Callable[...
 
     Note:
       Without `mix` the view of an example depends on the key and its index alone. With `mix` it depends on its partner too,
-      hence on the batch: with `kdjax.parallel`'s ``jit_step`` on the whole one, under `jax.pmap` and `jax.shard_map` on
+      hence on the batch: with `kdjax.training.jit_step` on the whole one, under `jax.pmap` and `jax.shard_map` on
       the device's part of it.
     """
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from kdjax.data.batches import epoch_indices
+from kdjax.batches import epoch_indices
 from kdjax.data.examples import Indexable
 
 Place = Callable[[dict[str, np.ndarray]], Any]
@@ -74,7 +74,8 @@ def open_stream(
     Example:
       From the second batch on, as after a checkpoint of step 1, into the next epoch:
 
-      >>> from kdjax.data import epoch_indices, open_examples
+      >>> from kdjax.batches import epoch_indices
+      >>> from kdjax.data import open_examples
       >>> train = open_examples("digits", "train")
       >>> with open_stream(train, 400, seed=0, start=1, stop=3) as batches:
       ...     read = [batch["indices"] for batch in batches]

@@ -1,6 +1,6 @@
 """Networks in Flax Linen that return `Outputs` with named features. The only folder that imports Flax.
 
-``kdjax.adapters.from_linen`` turns each into `Weights` and an `Apply`. `MODELS` names each network's inputs and, beside it,
+``kdjax.networks.from_linen`` turns each into `Weights` and an `Apply`. `MODELS` names each network's inputs and, beside it,
 how many parameters it then has.
 """
 

@@ -74,7 +74,7 @@ class CNN(nn.Module):
 
     Example:
       >>> import jax
-      >>> from kdjax.adapters import from_linen
+      >>> from kdjax.networks import from_linen
       >>> init, apply = from_linen(CNN(widths=(4, 8), hidden=16))
       >>> images = jnp.ones((2, 28, 28, 1))
       >>> outputs, _ = apply(*init(jax.random.key(0), images), images, train=False)

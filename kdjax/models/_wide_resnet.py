@@ -96,7 +96,7 @@ class WideResNet(nn.Module):
 
     Example:
       >>> import jax
-      >>> from kdjax.adapters import from_linen
+      >>> from kdjax.networks import from_linen
       >>> init, apply = from_linen(WideResNet(depth=10, width=1, classes=100))
       >>> images = jnp.ones((2, 32, 32, 3))
       >>> outputs, _ = jax.eval_shape(lambda: apply(*init(jax.random.key(0), images), images, train=False))

@@ -11,8 +11,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect
-from kdjax.objectives import Objective
-from kdjax.terms import cross_entropy, read_labels
+from kdjax.objectives._terms import cross_entropy, read_labels
+from kdjax.objectives._weighted_sum import Objective
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]

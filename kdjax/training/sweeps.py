@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from kdjax import _checks
 from kdjax._types import Apply, Batch, TrainState, Tree, Weights
-from kdjax.objectives import Objective
-from kdjax.training import Metrics, TrainStep
+from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._step import Metrics, TrainStep
 
 WAYS = ("vmap", "one by one")
 States = TrainState | list[TrainState]  # stacked, or one by one

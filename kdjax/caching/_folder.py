@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import _leaves, records
+from kdjax import _files, _trees
 from kdjax._types import AnyArray, Weights
 
 _RECORD = "record.json"
@@ -77,7 +77,7 @@ def in_folder(
         for array in written.values():
             array.flush()
         digests = {name: digest_of_rows(array) for name, array in written.items()}
-        records.write_json(unfinished / _RECORD, {**identity, "digests": digests})
+        _files.write_json(unfinished / _RECORD, {**identity, "digests": digests})
     return opened(folder, "r")
 
 
@@ -134,7 +134,7 @@ def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _digest_of_weights(weights: Weights) -> str:
-    digests = {name: _leaves.digest(_leaves.on_host(leaf)) for name, leaf in _leaves.by_path(weights).items()}
+    digests = {name: _trees.digest(_trees.on_host(leaf)) for name, leaf in _trees.by_path(weights).items()}
     return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()
 
 
@@ -146,5 +146,5 @@ def _digest_of_program(function: Callable[..., Any], *shapes: Any) -> str:
     program = jax.make_jaxpr(function)(*shapes)
     digest = blake2b(re.sub(r"0x[0-9a-f]+", "", str(program)).encode(), digest_size=16)
     for constant in program.consts:
-        digest.update(_leaves.digest(_leaves.on_host(jnp.asarray(constant))).encode())
+        digest.update(_trees.digest(_trees.on_host(jnp.asarray(constant))).encode())
     return digest.hexdigest()

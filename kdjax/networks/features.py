@@ -83,7 +83,7 @@ def with_features(apply: Apply, **functions: FromOutputs) -> Apply:
     Args:
       apply: the network, a student or a teacher; gradients flow through what is added.
       **functions: ``name=function``, with ``function(outputs) -> array``, such as `average_of` or
-        `kdjax.projections.projection_of`. All read the network's own outputs. What no term reads costs nothing under jit.
+        `kdjax.networks.projection_of`. All read the network's own outputs. What no term reads costs nothing under jit.
 
     Returns:
       An `Apply` of the same weights.

@@ -8,11 +8,12 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from kdjax import _checks, schedules
+from kdjax import _checks
 from kdjax._types import Apply, Batch, Number, TrainState, Tree, Weights
-from kdjax.ensembles import fixed_shares, pooled
-from kdjax.objectives import Objective
-from kdjax.training import Metrics, TrainStep, gather, judge, mean_over, update
+from kdjax.networks.ensembles import fixed_shares, pooled
+from kdjax.objectives import schedules
+from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._step import Metrics, TrainStep, gather, judge, mean_over, update
 
 MutualStep = Callable[
     [Sequence[TrainState], Sequence[Objective], Batch], tuple[tuple[TrainState, ...], tuple[Metrics, ...]]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdjax import _checks
+from kdjax._files import write_bytes
 from kdjax.metrics import Interval, accuracy_transfer_rate, mean_interval, paired_difference
-from kdjax.records import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdjax import schedules
 from kdjax._types import Batch, Number, Outputs, Term
-from kdjax.schedules import Schedule
-from kdjax.terms import is_place, leaf_of, read_place
+from kdjax.objectives import schedules
+from kdjax.objectives._terms import is_place, leaf_of, read_place
+from kdjax.objectives.schedules import Schedule
 
 RESERVED = ("loss", "accuracy")
 

@@ -17,9 +17,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Integer
 
-from kdjax import _checks, schedules
+from kdjax import _checks
 from kdjax._types import Batch, Number, Outputs
-from kdjax.schedules import Schedule
+from kdjax.objectives import schedules
+from kdjax.objectives.schedules import Schedule
 
 
 def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
@@ -33,6 +34,35 @@ def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Fl
     labels = read_labels(batch, logits.shape[0])
     values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.where((labels < 0) | (labels >= logits.shape[1]), jnp.nan, values)
+
+
+def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+    """The supervised term for mixed examples: λ · CE(labels) + (1 − λ) · CE(partner_labels).
+
+    It equals the cross-entropy with the soft label λ y + (1 − λ) y′. Reads ``batch["labels"]``,
+    ``batch["partner_labels"]`` and ``batch["share"]``, as `kdjax.data.make_views` makes them.
+
+    Args:
+      student: its logits.
+      teacher: not read.
+      batch: the mixed batch.
+
+    Raises:
+      ValueError: if one of the three is missing, or as `cross_entropy` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+      >>> batch = {"labels": jnp.array([0]), "partner_labels": jnp.array([1]), "share": jnp.array([0.5])}
+      >>> round(float(mixed_cross_entropy(Outputs(logits, {}), None, batch)[0] / jnp.log(2)), 5)
+      1.5
+    """
+    for name in ("partner_labels", "share"):
+        if name not in batch:
+            raise ValueError(f'batch must have "{name}", as make_views(..., mix=...) adds it; it has {sorted(batch)}.')
+    own: Any = cross_entropy(student, teacher, batch)
+    others = cross_entropy(student, teacher, {"labels": batch["partner_labels"]})
+    return batch["share"] * own + (1 - batch["share"]) * others
 
 
 def read_labels(batch: Batch, size: int) -> Integer[Array, " batch"]:

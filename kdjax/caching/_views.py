@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import _checks, _kept, _leaves
+from kdjax import _checks, _trees
 from kdjax._types import Apply, Batch, TrainState, Weights
-from kdjax.caching import check_wish, entries, fill, in_memory, layout_of, wanted
-from kdjax.data import epoch_indices, take, view_key
+from kdjax.batches import epoch_indices, take
+from kdjax.caching import _folder
+from kdjax.caching._outputs import check_wish, entries, fill, in_memory, layout_of, wanted
+from kdjax.data import view_key
 from kdjax.data.mixing import Augment
-from kdjax.objectives import Objective
-from kdjax.training import Metrics, TrainStep
-from kdjax.views import CACHED
+from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._step import Metrics, TrainStep
+from kdjax.training.views import CACHED
 
 
 def cache_views(
@@ -116,8 +118,8 @@ def cache_views(
     else:
         # Under another JAX the same keys may draw other views.
         views = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "jax": jax.__version__}
-        identity = _kept.identity(teacher, _digest(arrays), said, some, layout) | {"views": views}
-        kept = _kept.in_folder(Path(path).absolute(), identity, layout, write)
+        identity = _folder.identity(teacher, _digest(arrays), said, some, layout) | {"views": views}
+        kept = _folder.in_folder(Path(path).absolute(), identity, layout, write)
     whole = order | entries({name: one.reshape(*order["indices"].shape, *one.shape[1:]) for name, one in kept.items()})
     return jax.device_put(whole) if path is None else whole
 
@@ -148,8 +150,8 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
 def on_views(step: TrainStep, augment: Augment, *, seed: int) -> TrainStep:
     """Turns a step into one that changes the batch first, to the views of the epoch that the batch names.
 
-    It is what `kdjax.views.augmented` is where nothing is cached, and lets the teacher's outputs stand in the batch, since
-    those of `view_batch` are of the very same views. A batch without them is right too: the step's own teacher is run.
+    It is what `kdjax.training.augmented` is where nothing is cached, and lets the teacher's outputs stand in the batch,
+    since those of `view_batch` are of the very same views. A batch without them is right too: the step's own teacher is run.
 
     Args:
       step: from `make_train_step`.
@@ -158,7 +160,7 @@ def on_views(step: TrainStep, augment: Augment, *, seed: int) -> TrainStep:
 
     Returns:
       A step like the one given, to be compiled, sharded and scanned in the same ways. **Examples that are mixed** see
-      their neighbour in the whole batch, as `cache_views` did, under `kdjax.parallel`'s ``jit_step``; under `jax.pmap` and
+      their neighbour in the whole batch, as `cache_views` did, under `kdjax.training.jit_step`; under `jax.pmap` and
       `jax.shard_map` they see that in the device's part, and the outputs are then of other views.
 
     Raises:
@@ -190,5 +192,5 @@ def _chosen(arrays: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any]:
 
 
 def _digest(arrays: Mapping[str, Any]) -> str:
-    digests = {name: _kept.digest_of_rows(array) for name, array in _leaves.by_path(dict(arrays)).items()}
+    digests = {name: _folder.digest_of_rows(array) for name, array in _trees.by_path(dict(arrays)).items()}
     return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import _checks, _leaves, _paths
+from kdjax import _checks, _trees
 from kdjax._types import Weights
 
 
@@ -66,7 +66,7 @@ def copy_matching(
     Args:
       source: the teacher's weights.
       target: the student's, as initialised.
-      only: regular expressions of the parts that may be copied, as in `kdjax.freezing`; none: all.
+      only: regular expressions of the parts that may be copied, as in `kdjax.training.freeze`; none: all.
       rename: parts of the teacher's paths, by name, and what the student calls them. The longest that stands in a path is
         replaced, once.
       channels: ``"refuse"`` copies whole leaves alone; ``"first"`` or ``"largest"`` selects.
@@ -109,9 +109,9 @@ def copy_matching(
             'order must name the layers that are narrowed where channels is "first" or "largest", and none where it is '
             f'"refuse"; got channels {channels!r} and order {tuple(order)!r}.'
         )
-    ours = _leaves.by_path(target)
-    theirs, origins = _renamed(_leaves.by_path(source), rename or {})
-    allowed = _paths.chosen("only", only, ours) if only else set(ours)
+    ours = _trees.by_path(target)
+    theirs, origins = _renamed(_trees.by_path(source), rename or {})
+    allowed = _trees.chosen("only", only, ours) if only else set(ours)
     cuts = _cuts(theirs, ours, order, allowed, channels)
     values, report = [], []
     for name, own in ours.items():
@@ -128,7 +128,7 @@ def copy_matching(
             report.append(Transfer(name, origins[name], "selected" if cut.places else "copied", why))
     if all(entry.what == "left" for entry in report):
         reasons = [f"{entry.name}: {entry.why}" for entry in report]
-        raise ValueError(f"source must have something that fits the target; {_leaves.listed(reasons, '; ')}.")
+        raise ValueError(f"source must have something that fits the target; {_trees.listed(reasons, '; ')}.")
     unused = [name for name in theirs if name not in ours]
     report += [Transfer(None, origins[name], "unused", "the student has no such leaf") for name in unused]
     return jax.tree.unflatten(jax.tree.structure(target), values), report
@@ -152,11 +152,11 @@ def transfer_lines(report: Sequence[Transfer]) -> list[str]:
 def _renamed(leaves: Mapping[str, Any], rename: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Leaves by their new paths, and each new path's old one."""
     parts = {old: re.escape(old) for old in sorted(rename, key=len, reverse=True)}
-    _paths.chosen("rename", list(parts.values()), leaves)
+    _trees.chosen("rename", list(parts.values()), leaves)
     moved: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path, leaf in leaves.items():
-        old, found = next(((old, hit) for old, part in parts.items() if (hit := _paths.within(part, path))), ("", None))
+        old, found = next(((old, hit) for old, part in parts.items() if (hit := _trees.within(part, path))), ("", None))
         new = path if found is None else path[: found.start()] + rename[old] + path[found.end() :]
         if new in moved:
             raise ValueError(f"rename must give each leaf a path of its own; {origins[new]} and {path} both get {new}.")
@@ -173,12 +173,12 @@ def _cuts(
     broken = ""  # the last layer, where it was left
     for layer in order:
         part = re.escape(layer)
-        members = _paths.chosen("order", [part], ours)
+        members = _trees.chosen("order", [part], ours)
         if shared := members & cuts.keys():
             raise ValueError(
                 f"order must name layers that share no leaf; {layer!r} has {min(shared)}, and another has too."
             )
-        everywhere = members | {path for path in theirs if _paths.within(part, path)}
+        everywhere = members | {path for path in theirs if _trees.within(part, path)}
         kernels = [path for path in sorted(everywhere) if theirs.get(path, ours.get(path)).ndim >= 2]
         if len(kernels) > 1:
             raise ValueError(f"order must name layers of one kernel each; {layer!r} has {', '.join(kernels)}.")

@@ -2,15 +2,13 @@
 
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from kdjax._types import Batch, Outputs, TrainState, Weights
-from kdjax.objectives import Objective
-from kdjax.terms import cross_entropy
-from kdjax.training import Metrics, TrainStep
+from kdjax._types import Batch, TrainState, Weights
+from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._step import Metrics, TrainStep
 
 CACHED = ("teacher", "top_values", "top_indices")
 """The entries of a batch that `cache_teacher` makes: what a teacher said of the inputs as they are."""
@@ -34,12 +32,12 @@ def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) 
 
     Raises:
       ValueError: later, if the batch holds a teacher's cached outputs, which are of other inputs. Where they are of the
-        same views, the step is to be made by `kdjax.cached_views.on_views`.
+        same views, the step is to be made by `kdjax.caching.on_views`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> from kdjax import Weights, init_state, make_train_step, on_logits, weighted_sum
+      >>> from kdjax import Outputs, Weights, init_state, make_train_step, on_logits, weighted_sum
       >>> from kdjax.losses import soft_target_kl
       >>> def network(params, model_state, inputs, *, train, rng=None):
       ...     return Outputs(inputs @ params, {}), model_state
@@ -69,38 +67,9 @@ def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) 
             raise ValueError(
                 f"batch must not hold a teacher's cached outputs where the inputs are augmented: they are of other views; "
                 f"got {', '.join(stale)}. Run the teacher in the step, or cache epochs of views and train on those, by "
-                "kdjax.cached_views."
+                "kdjax.caching."
             )
         key = jax.random.fold_in(jax.random.fold_in(state.rng, _OF_VIEWS), state.step)
         return step(state, teacher, objective, augment(key, batch))
 
     return on_views
-
-
-def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-    """The supervised term for mixed examples: λ · CE(labels) + (1 − λ) · CE(partner_labels).
-
-    It equals the cross-entropy with the soft label λ y + (1 − λ) y′. Reads ``batch["labels"]``,
-    ``batch["partner_labels"]`` and ``batch["share"]``, as `kdjax.data.make_views` makes them.
-
-    Args:
-      student: its logits.
-      teacher: not read.
-      batch: the mixed batch.
-
-    Raises:
-      ValueError: if one of the three is missing, or as `cross_entropy` does.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
-      >>> batch = {"labels": jnp.array([0]), "partner_labels": jnp.array([1]), "share": jnp.array([0.5])}
-      >>> round(float(mixed_cross_entropy(Outputs(logits, {}), None, batch)[0] / jnp.log(2)), 5)
-      1.5
-    """
-    for name in ("partner_labels", "share"):
-        if name not in batch:
-            raise ValueError(f'batch must have "{name}", as make_views(..., mix=...) adds it; it has {sorted(batch)}.')
-    own: Any = cross_entropy(student, teacher, batch)
-    others = cross_entropy(student, teacher, {"labels": batch["partner_labels"]})
-    return batch["share"] * own + (1 - batch["share"]) * others

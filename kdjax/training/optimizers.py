@@ -1,19 +1,22 @@
-"""Parts of a network that stay as they are: no update, no momentum, no weight decay, no moving statistics.
+"""Optimisers that leave parts of a network as they are, and gradient clipping that depends on a schedule.
+
+A frozen part has no update, no momentum, no weight decay and no moving statistics.
 
 Parts are named by regular expressions over paths such as ``stage1/norm/scale``. A pattern must match whole names, one or
 several in a row, anywhere in a path: ``"stage1"`` is all of stage 1 and nothing of ``stage10``; ``"stage[12]"`` two
 stages; ``"bias"`` every bias; ``"^student"`` what begins with it. The same word names a part's parameters and statistics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from kdjax import _leaves, _paths
-from kdjax._types import AnyArray, Apply, Outputs, Tree
+from kdjax import _checks, _trees
+from kdjax._types import AnyArray, Apply, Number, Outputs, Tree
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformationExtraArgs:
@@ -102,12 +105,12 @@ def hold_state(apply: Apply, *patterns: str) -> Apply:
         params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
         outputs, new = apply(params, model_state, inputs, train=train, rng=rng)
-        named = _paths.chosen("patterns", patterns, _leaves.by_path(model_state))
-        old_leaves, new_leaves = _leaves.by_path(model_state), _leaves.by_path(new)
+        named = _trees.chosen("patterns", patterns, _trees.by_path(model_state))
+        old_leaves, new_leaves = _trees.by_path(model_state), _trees.by_path(new)
         if old_leaves.keys() != new_leaves.keys():
             raise ValueError(
                 "model_state must keep its tree, for parts of it to stay; the network made "
-                f"{_leaves.listed(list(new_leaves))} of {_leaves.listed(list(old_leaves))}."
+                f"{_trees.listed(list(new_leaves))} of {_trees.listed(list(old_leaves))}."
             )
         kept = [old_leaves[name] if name in named else leaf for name, leaf in new_leaves.items()]
         return outputs, jax.tree.unflatten(jax.tree.structure(new), kept)
@@ -121,8 +124,8 @@ def _partition(
     _check(patterns)
 
     def labels(params: Tree) -> Tree:
-        paths = list(_leaves.by_path(params))
-        named = _paths.chosen("patterns", patterns, paths)
+        paths = list(_trees.by_path(params))
+        named = _trees.chosen("patterns", patterns, paths)
         each = [of_named if path in named else of_others for path in paths]
         return jax.tree.unflatten(jax.tree.structure(params), each)
 
@@ -142,4 +145,51 @@ def _check(patterns: Sequence[str]) -> None:
     if not patterns:
         raise ValueError("patterns must name at least one part, such as 'stage1'; got none.")
     for pattern in patterns:
-        _paths.check("patterns", pattern)
+        _trees.check("patterns", pattern)
+
+
+def clip_while(
+    max_norm: Number, value: Number | Callable[[jax.Array], Any], *, above: Number
+) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients down to a global norm of `max_norm` at those steps at which a schedule is larger than `above`.
+
+    Steps are counted from 0 by updates, as the objective's schedules count them: given the same schedule, both see the same
+    value. In a chain it stands before what uses the gradients, and inside of `freeze`, where frozen parts have no
+    share in the norm.
+
+    Args:
+      max_norm: the largest norm of all gradients together, above 0.
+      value: a function of the step, such as the term's own temperature schedule; a number decides for the whole run.
+      above: the bound that `value` must exceed.
+
+    Returns:
+      An optax transformation. Its state holds the number of the step and nothing else.
+
+    Raises:
+      ValueError: `max_norm` is not a finite number above 0, or `above` or a number `value` is not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from kdjax import schedules
+      >>> temperature = schedules.linear(4.0, 2.0, steps=2)  # 4, 3, 2
+      >>> clipping = clip_while(1.0, temperature, above=2.5)
+      >>> state = clipping.init(jnp.zeros(2))
+      >>> for _ in range(3):
+      ...     clipped, state = clipping.update(jnp.array([3.0, 4.0]), state)
+      ...     print([round(float(part), 3) for part in clipped])
+      [0.6, 0.8]
+      [0.6, 0.8]
+      [3.0, 4.0]
+    """
+    _checks.positive("max_norm", max_norm)
+    _checks.finite("above", above)
+    if not callable(value):
+        _checks.finite("value", value)
+
+    def holds(step: jax.Array) -> Any:
+        return (value(step) if callable(value) else value) > above
+
+    transform: optax.GradientTransformationExtraArgs = optax.conditionally_transform(
+        optax.clip_by_global_norm(max_norm), holds
+    )
+    return transform

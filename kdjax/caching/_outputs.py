@@ -1,7 +1,7 @@
 """A frozen teacher's outputs, computed once and kept: in memory, or in a folder that is proved to be its own.
 
 Where the teacher meets the same inputs in every epoch, a distillation step then costs what the student's step costs.
-`kdjax.cached_views` does the same where the inputs are augmented.
+`cache_views` does the same where the inputs are augmented.
 """
 
 import os
@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import _checks, _kept
-from kdjax._kept import StaleError
+from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Outputs, Weights
-from kdjax.objectives import Objective, Scaled
-from kdjax.terms import Given, Match
+from kdjax.caching import _folder
+from kdjax.caching._folder import StaleError
+from kdjax.objectives._terms import Given, Match
+from kdjax.objectives._weighted_sum import Objective, Scaled
 
 __all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
 
@@ -69,7 +70,7 @@ def cache_teacher(
 
     Note:
       A cache is right only where training shows the teacher the same inputs. For augmented ones there is
-      `kdjax.cached_views`.
+      `cache_views`.
 
       What makes a folder this teacher's own: a digest of the weights, of the inputs, and (under the same JAX version) of
       the traced program, so that a network with the same weights and another padding is another teacher.
@@ -93,9 +94,9 @@ def cache_teacher(
 
     if path is None:
         return entries(jax.device_put(in_memory(layout, write)))
-    digest = _kept.digest_of_rows(inputs)
-    identity = _kept.identity(teacher, digest, partial(_said, **wish), (teacher, some), layout)
-    return entries(_kept.in_folder(Path(path).absolute(), identity, layout, write))
+    digest = _folder.digest_of_rows(inputs)
+    identity = _folder.identity(teacher, digest, partial(_said, **wish), (teacher, some), layout)
+    return entries(_folder.in_folder(Path(path).absolute(), identity, layout, write))
 
 
 def features_of(objective: Objective) -> list[str]:
@@ -220,7 +221,7 @@ def layout_of(shapes: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> dict[str
     return {name: jax.ShapeDtypeStruct((rows, *one.shape[1:]), one.dtype) for name, one in shapes.items()}
 
 
-def in_memory(layout: _kept.Layout, write: Any) -> dict[str, np.ndarray]:
+def in_memory(layout: _folder.Layout, write: Any) -> dict[str, np.ndarray]:
     """The arrays, made and written."""
     arrays = {name: np.empty(one.shape, one.dtype) for name, one in layout.items()}
     write(arrays)

@@ -1,6 +1,6 @@
-"""Which examples make which batch, as pure functions, and how a whole data set gets to the device."""
+"""Which example when: batches as pure functions of (seed, epoch)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kdjax._types import AnyArray
-from kdjax.data.dataset import Dataset
 
 
 def epoch_indices(
@@ -36,7 +35,7 @@ def epoch_indices(
       ValueError: if batch_size is less than 1 or more than examples.
 
     Example:
-      >>> from kdjax.data import epoch_indices
+      >>> from kdjax.batches import epoch_indices
       >>> indices = epoch_indices(10, 3, seed=0, epoch=5)
       >>> indices.shape, len(set(indices.ravel().tolist()))
       ((3, 3), 9)
@@ -70,7 +69,7 @@ def evaluation_indices(examples: int, batch_size: int) -> tuple[Int[Array, "step
       ValueError: if either number is less than 1.
 
     Example:
-      >>> from kdjax.data import evaluation_indices
+      >>> from kdjax.batches import evaluation_indices
       >>> indices, mask = evaluation_indices(5, 3)
       >>> indices.tolist(), mask.tolist()
       ([[0, 1, 2], [3, 4, 0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
@@ -81,28 +80,6 @@ def evaluation_indices(examples: int, batch_size: int) -> tuple[Int[Array, "step
     position = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
     real = position < examples
     return jnp.asarray(np.where(real, position, 0)), jnp.asarray(real, jnp.float32)
-
-
-def on_device(dataset: Dataset, preprocess: Callable[[Array], Array]) -> dict[str, Array]:
-    """Put a whole data set on the default device, preprocessed once; uint8 travels, float32 stays.
-
-    Args:
-      dataset: as `load` gives it.
-      preprocess: a pure function from all inputs to all inputs in float32, such as `unit_range`; it runs jitted, there.
-
-    Returns:
-      ``{"inputs": float32 [examples, ...], "labels": int32 [examples]}``, ready for `take`.
-
-    Raises:
-      ValueError: if preprocess does not give float32, one row for each example.
-    """
-    inputs = jax.jit(preprocess)(jnp.asarray(dataset.inputs))
-    if inputs.dtype != jnp.float32 or inputs.shape[:1] != dataset.labels.shape:
-        raise ValueError(
-            f"preprocess must give float32 inputs, one for each of {len(dataset.labels)} examples; "
-            f"got shape {inputs.shape} and dtype {inputs.dtype}."
-        )
-    return {"inputs": inputs, "labels": jnp.asarray(dataset.labels)}
 
 
 def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[str, Any]:
@@ -119,54 +96,8 @@ def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[s
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from kdjax.data import take
+      >>> from kdjax.batches import take
       >>> take({"labels": jnp.array([7, 8, 9])}, jnp.array([2, 0]))["labels"].tolist()
       [9, 7]
     """
     return jax.tree.map(lambda array: jnp.take(array, indices, axis=0), dict(arrays))
-
-
-def unit_range(inputs: AnyArray) -> Array:
-    """Bring uint8 images into [0, 1]: x / 255.
-
-    Args:
-      inputs: uint8, any shape.
-
-    Returns:
-      float32, the same shape.
-
-    Raises:
-      ValueError: for any other dtype; what range floats are in only their owner knows.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from kdjax.data import unit_range
-      >>> unit_range(jnp.array([0, 255], jnp.uint8)).tolist()
-      [0.0, 1.0]
-    """
-    if inputs.dtype != jnp.uint8:
-        raise ValueError(
-            f"inputs must be uint8 to be divided by 255; got dtype {inputs.dtype}. Give floats a preprocess of their own."
-        )
-    return jnp.asarray(inputs, jnp.float32) / 255
-
-
-def symmetric_range(inputs: AnyArray) -> Array:
-    """Bring uint8 images into [-1, 1]: (x / 255 - 0.5) / 0.5.
-
-    Args:
-      inputs: uint8, any shape.
-
-    Returns:
-      float32, the same shape.
-
-    Raises:
-      ValueError: for any other dtype, as `unit_range`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from kdjax.data import symmetric_range
-      >>> symmetric_range(jnp.array([0, 255], jnp.uint8)).tolist()
-      [-1.0, 1.0]
-    """
-    return (unit_range(inputs) - 0.5) / 0.5

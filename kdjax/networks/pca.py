@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Batch, Outputs, Weights
-from kdjax.layers import read_layer
+from kdjax.networks.features import read_layer
 
 Moments = tuple[Any, Any, Any]
 
@@ -111,7 +111,7 @@ def project(projection: Projection, feature: Float[AnyArray, "batch *positions c
 
 
 def projection_of(name: str, projection: Projection) -> Callable[[Outputs], Array]:
-    """A fixed projection of a feature, for `kdjax.layers.with_features`.
+    """A fixed projection of a feature, for `kdjax.networks.with_features`.
 
     Args:
       name: the feature's.
@@ -127,7 +127,7 @@ def projection_of(name: str, projection: Projection) -> Callable[[Outputs], Arra
       The teacher shows its principal components; the student, of other channels, learns to predict them.
 
       >>> from kdjax.connectors import regressor
-      >>> from kdjax.layers import with_features
+      >>> from kdjax.networks import with_features
       >>> def teacher_apply(params, model_state, inputs, *, train, rng=None):
       ...     return Outputs(inputs.mean((1, 2)), {"stage2": inputs}), model_state
       >>> pca = Projection(jnp.zeros(4), jnp.eye(2, 4), jnp.array([0.8, 0.15]))

@@ -1,8 +1,8 @@
 """Training in phases: a plan is a tuple of phases, and the phase is a function of the step.
 
 Two-stage training, progressive distillation and warm-ups are plans: each phase has an objective and an optimizer of its
-own, and `kdjax.freezing` says which parts an optimizer moves. A `TrainState` needs nothing more to be resumed in the middle
-of a phase: its step says which.
+own, and `freeze` and `train_only` say which parts an optimizer moves. A `TrainState` needs nothing more to be resumed in
+the middle of a phase: its step says which.
 """
 
 from bisect import bisect_right
@@ -15,9 +15,9 @@ import optax
 
 from kdjax import _checks
 from kdjax._types import Batch, Number, TrainState, Weights
-from kdjax.objectives import Objective
-from kdjax.schedules import Schedule
-from kdjax.training import Metrics, TrainStep
+from kdjax.objectives._weighted_sum import Objective
+from kdjax.objectives.schedules import Schedule
+from kdjax.training._step import Metrics, TrainStep
 
 
 class Phase(NamedTuple):
@@ -48,7 +48,7 @@ def plan(*phases: Phase) -> Plan:
 
     Example:
       >>> from kdjax import cross_entropy, on_feature, weighted_sum
-      >>> from kdjax.freezing import freeze, train_only
+      >>> from kdjax.training import freeze, train_only
       >>> from kdjax.losses import hint
       >>> two_stages = plan(
       ...     Phase("features", 300, weighted_sum(hint=(1, on_feature(hint, "stage2"))), freeze(optax.adam(1e-3), "logits")),
@@ -157,7 +157,7 @@ def make_planned_step(plan: Plan, make_step: Callable[[Phase], TrainStep]) -> Pl
       >>> from kdjax import Outputs, cross_entropy, init_state, make_train_step, weighted_sum
       >>> def network(params, model_state, inputs, *, train, rng=None):
       ...     return Outputs(inputs @ params["body"] @ params["head"], {}), model_state
-      >>> from kdjax.freezing import freeze
+      >>> from kdjax.training import freeze
       >>> goal = weighted_sum(labels=(1, cross_entropy))
       >>> both = plan(Phase("head", 3, goal, freeze(optax.sgd(0.1), "body")), Phase("all", 2, goal, optax.adam(0.1)))
       >>> step = make_planned_step(both, lambda phase: jax.jit(make_train_step(network, None, phase.optimizer)))

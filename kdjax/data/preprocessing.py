@@ -1,0 +1,78 @@
+"""How a whole data set gets to the device, and the ranges that networks want their inputs in."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kdjax._types import AnyArray
+from kdjax.data.dataset import Dataset
+
+
+def on_device(dataset: Dataset, preprocess: Callable[[Array], Array]) -> dict[str, Array]:
+    """Put a whole data set on the default device, preprocessed once; uint8 travels, float32 stays.
+
+    Args:
+      dataset: as `load` gives it.
+      preprocess: a pure function from all inputs to all inputs in float32, such as `unit_range`; it runs jitted, there.
+
+    Returns:
+      ``{"inputs": float32 [examples, ...], "labels": int32 [examples]}``, ready for `take`.
+
+    Raises:
+      ValueError: if preprocess does not give float32, one row for each example.
+    """
+    inputs = jax.jit(preprocess)(jnp.asarray(dataset.inputs))
+    if inputs.dtype != jnp.float32 or inputs.shape[:1] != dataset.labels.shape:
+        raise ValueError(
+            f"preprocess must give float32 inputs, one for each of {len(dataset.labels)} examples; "
+            f"got shape {inputs.shape} and dtype {inputs.dtype}."
+        )
+    return {"inputs": inputs, "labels": jnp.asarray(dataset.labels)}
+
+
+def unit_range(inputs: AnyArray) -> Array:
+    """Bring uint8 images into [0, 1]: x / 255.
+
+    Args:
+      inputs: uint8, any shape.
+
+    Returns:
+      float32, the same shape.
+
+    Raises:
+      ValueError: for any other dtype; what range floats are in only their owner knows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from kdjax.data import unit_range
+      >>> unit_range(jnp.array([0, 255], jnp.uint8)).tolist()
+      [0.0, 1.0]
+    """
+    if inputs.dtype != jnp.uint8:
+        raise ValueError(
+            f"inputs must be uint8 to be divided by 255; got dtype {inputs.dtype}. Give floats a preprocess of their own."
+        )
+    return jnp.asarray(inputs, jnp.float32) / 255
+
+
+def symmetric_range(inputs: AnyArray) -> Array:
+    """Bring uint8 images into [-1, 1]: (x / 255 - 0.5) / 0.5.
+
+    Args:
+      inputs: uint8, any shape.
+
+    Returns:
+      float32, the same shape.
+
+    Raises:
+      ValueError: for any other dtype, as `unit_range`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from kdjax.data import symmetric_range
+      >>> symmetric_range(jnp.array([0, 255], jnp.uint8)).tolist()
+      [-1.0, 1.0]
+    """
+    return (unit_range(inputs) - 0.5) / 0.5

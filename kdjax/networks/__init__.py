@@ -1,0 +1,43 @@
+"""Any network as an `Apply`, and new ones made from it."""
+
+from kdjax.networks.adapters import from_equinox as from_equinox
+from kdjax.networks.adapters import from_linen as from_linen
+from kdjax.networks.adapters import from_nnx as from_nnx
+from kdjax.networks.ensembles import by_confidence as by_confidence
+from kdjax.networks.ensembles import ensemble as ensemble
+from kdjax.networks.ensembles import ensemble_weights as ensemble_weights
+from kdjax.networks.features import average_of as average_of
+from kdjax.networks.features import fused as fused
+from kdjax.networks.features import layer_at as layer_at
+from kdjax.networks.features import layer_names as layer_names
+from kdjax.networks.features import with_features as with_features
+from kdjax.networks.pca import Projection as Projection
+from kdjax.networks.pca import fit_pca as fit_pca
+from kdjax.networks.pca import project as project
+from kdjax.networks.pca import projection_of as projection_of
+from kdjax.networks.probes import linear_probe as linear_probe
+from kdjax.networks.transfer import Transfer as Transfer
+from kdjax.networks.transfer import copy_matching as copy_matching
+from kdjax.networks.transfer import transfer_lines as transfer_lines
+
+__all__ = [
+    "Projection",
+    "Transfer",
+    "average_of",
+    "by_confidence",
+    "copy_matching",
+    "ensemble",
+    "ensemble_weights",
+    "fit_pca",
+    "from_equinox",
+    "from_linen",
+    "from_nnx",
+    "fused",
+    "layer_at",
+    "layer_names",
+    "linear_probe",
+    "project",
+    "projection_of",
+    "transfer_lines",
+    "with_features",
+]

@@ -1,0 +1,51 @@
+"""The train step, and what is made of steps: compiled on any devices, in phases, online, on views, many students at once."""
+
+from kdjax.training import phases as phases
+from kdjax.training import sweeps as sweeps
+from kdjax.training._step import init_state as init_state
+from kdjax.training._step import make_eval_step as make_eval_step
+from kdjax.training._step import make_train_step as make_train_step
+from kdjax.training.devices import data_mesh as data_mesh
+from kdjax.training.devices import jit_step as jit_step
+from kdjax.training.devices import pmap_step as pmap_step
+from kdjax.training.devices import process_rows as process_rows
+from kdjax.training.devices import replicate as replicate
+from kdjax.training.devices import shard_batch as shard_batch
+from kdjax.training.devices import shard_by_rules as shard_by_rules
+from kdjax.training.devices import shard_largest_axis as shard_largest_axis
+from kdjax.training.devices import shard_map_step as shard_map_step
+from kdjax.training.devices import split_batch as split_batch
+from kdjax.training.online import follow as follow
+from kdjax.training.online import make_following_step as make_following_step
+from kdjax.training.online import make_mutual_step as make_mutual_step
+from kdjax.training.optimizers import clip_while as clip_while
+from kdjax.training.optimizers import freeze as freeze
+from kdjax.training.optimizers import hold_state as hold_state
+from kdjax.training.optimizers import train_only as train_only
+from kdjax.training.views import augmented as augmented
+
+__all__ = [
+    "augmented",
+    "clip_while",
+    "data_mesh",
+    "follow",
+    "freeze",
+    "hold_state",
+    "init_state",
+    "jit_step",
+    "make_eval_step",
+    "make_following_step",
+    "make_mutual_step",
+    "make_train_step",
+    "phases",
+    "pmap_step",
+    "process_rows",
+    "replicate",
+    "shard_batch",
+    "shard_by_rules",
+    "shard_largest_axis",
+    "shard_map_step",
+    "split_batch",
+    "sweeps",
+    "train_only",
+]
