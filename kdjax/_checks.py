@@ -83,12 +83,16 @@ def per_channel(name: str, array: Any, features_name: str, features: Any) -> Non
 
 
 def labels(name: str, array: Any, batch: int) -> jax.Array:
-    """One integer class number per example, in a dtype in which every class number and every sum of two is itself."""
+    """One whole class number per example, as int32; one that int32 does not hold stays out of any range of classes."""
     kind = getattr(array, "dtype", None)
     if np.shape(array) != (batch,) or kind is None or not jnp.issubdtype(kind, jnp.integer):
         raise ValueError(f"{name} must be whole class numbers of shape ({batch},); got {_described(array)}.")
-    # In uint8 the number of classes, 256, would be 0.
-    return jnp.asarray(array, jnp.promote_types(kind, jnp.int32))
+    # In uint8 the number of classes, 256, would be 0; and 2³² + 1, cut to 32 bits, would be class 1.
+    own, kept = jnp.iinfo(kind), jnp.iinfo(jnp.int32)
+    if own.max > kept.max:
+        numpy = jnp if isinstance(array, jax.Array) else np
+        array = numpy.clip(array, max(own.min, kept.min), kept.max)
+    return jnp.asarray(array.astype(jnp.int32))
 
 
 def positive(name: str, value: Any) -> None:

@@ -219,6 +219,12 @@ def test_narrow_labels_are_the_same_class_numbers_as_wide_ones(dtype, classes):
     chex.assert_trees_all_equal(*values)
 
 
+def test_a_label_beyond_32_bits_is_no_class():
+    labels = np.array([1, 2**32 + 1, -(2**40), 2**31])
+    values = cross_entropy(Outputs(jnp.zeros((4, 3)), {}), None, {"labels": labels})
+    assert jnp.isnan(values).tolist() == [False, True, True, True]
+
+
 def test_labels_that_are_missing_are_named():
     with pytest.raises(ValueError, match=r"batch must have \"labels\"; it has \['inputs'\]"):
         weighted_sum(own=(1.0, on_logits(weighted_loss)))(STUDENT, TEACHER, {"inputs": jnp.zeros(6)}, 0)
