@@ -155,3 +155,14 @@ def one_of(name: str, value: str, known: Sequence[str]) -> None:
     near = get_close_matches(value, known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.{hint}")
+
+
+def feature(who: str, outputs: Any, name: str) -> Any:
+    """The logits or the feature `name` of a network's `Outputs`, or the error that says what there is."""
+    if name == "logits":
+        return outputs.logits
+    if name not in outputs.features:
+        near = get_close_matches(name, outputs.features, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"The {who} has no feature {name!r}; it has {sorted(outputs.features)}.{hint}")
+    return outputs.features[name]
