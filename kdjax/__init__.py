@@ -8,11 +8,11 @@ from kdjax import connectors, losses, objectives, training
 from kdjax._types import Apply, Outputs, Term, TrainState, Weights
 from kdjax.objectives import (
     Objective,
+    computed,
     cross_entropy,
     on_feature,
     on_logits,
     on_outputs,
-    on_student,
     scaled,
     schedules,
     weighted_sum,
@@ -26,6 +26,7 @@ __all__ = [
     "Term",
     "TrainState",
     "Weights",
+    "computed",
     "connectors",
     "cross_entropy",
     "init_state",
@@ -36,7 +37,6 @@ __all__ = [
     "on_feature",
     "on_logits",
     "on_outputs",
-    "on_student",
     "scaled",
     "schedules",
     "training",

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from optax import softmax_cross_entropy_with_integer_labels
 
-from kdjax import Outputs, Weights, connectors, init_state, on_feature, on_outputs, on_student, weighted_sum
+from kdjax import Outputs, Weights, computed, connectors, init_state, on_feature, on_outputs, weighted_sum
 from kdjax.losses import (
     factor_transfer,
     hierarchical_context,
@@ -92,7 +92,7 @@ ROWS = {
                 "embedding", size=24, dim=4, negatives=6, labels=jnp.arange(24) % CLASSES, temperature=0.5, chunk=4
             )
         },
-        {"t": on_student("c")},
+        {"t": computed("c")},
     ),
     "queue": (
         {"x": connectors.regressor("embedding"), "c": connectors.queue("embedding", size=11)},
@@ -135,7 +135,7 @@ ROWS["together"] = (
     | {name: ROWS[name][0]["c"] for name in TOGETHER[1:]},
     {
         "regressor": on_feature(hint, "c"),
-        "contrast": on_student("contrast"),
+        "contrast": computed("contrast"),
         "queue": on_outputs(
             similarity_distribution, "student.x", "teacher.x", "teacher.queue_queue", temperatures=(0.2, 0.1)
         ),

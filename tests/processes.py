@@ -18,6 +18,7 @@ from networks import BATCH, batch, student, teacher, teacher_weights
 from kdjax import (
     Weights,
     _trees,
+    computed,
     connectors,
     cross_entropy,
     init_state,
@@ -26,7 +27,6 @@ from kdjax import (
     make_train_step,
     on_feature,
     on_logits,
-    on_student,
     weighted_sum,
 )
 from kdjax.batches import epoch_indices, evaluation_indices, take
@@ -41,7 +41,7 @@ OBJECTIVE = weighted_sum(
     labels=(0.5, cross_entropy),
     soft=(0.5, on_logits(losses.soft_target_kl, temperature=4.0)),
     relations=(3.0, on_feature(losses.rkd_distance, "embedding")),
-    crd=(0.1, on_student("crd")),
+    crd=(0.1, computed("crd")),
 )
 
 

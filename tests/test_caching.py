@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 
-from kdjax import Outputs, Weights, cross_entropy, make_train_step, on_feature, on_outputs, on_student, weighted_sum
+from kdjax import Outputs, Weights, computed, cross_entropy, make_train_step, on_feature, on_outputs, weighted_sum
 from kdjax.batches import epoch_indices, take
 from kdjax.caching import StaleError, cache_teacher, choose_place, features_of, free_memory
 from kdjax.losses import attention_transfer, fsp, rkd_distance, top_k_kl
@@ -182,7 +182,7 @@ def test_what_an_objective_reads_of_the_teacher_is_what_has_to_be_kept():
 
 def test_what_a_connector_reads_is_for_its_maker_to_say():
     with pytest.raises(ValueError, match=r"the term 'crd' is worked out by a connector.* Name the features"):
-        features_of(weighted_sum(labels=(1.0, cross_entropy), crd=(1.0, on_student("crd"))))
+        features_of(weighted_sum(labels=(1.0, cross_entropy), crd=(1.0, computed("crd"))))
     made = features_of(weighted_sum(hint=(1.0, on_feature(rkd_distance, "hint"))))
     with pytest.raises(ValueError, match=r"features must be among the teacher's, \[.*'stage1'.*\]; got 'hint'"):
         cache_teacher(APPLY, TEACHER, INPUTS, features=made)

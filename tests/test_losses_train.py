@@ -20,6 +20,7 @@ from flax import linen as nn
 from kdjax import (
     Outputs,
     Weights,
+    computed,
     connectors,
     cross_entropy,
     init_state,
@@ -28,7 +29,6 @@ from kdjax import (
     on_feature,
     on_logits,
     on_outputs,
-    on_student,
     weighted_sum,
 )
 from kdjax.batches import epoch_indices, take
@@ -142,7 +142,7 @@ TRIALS = {
         beside={"seed": connectors.queue("embedding", size=128)},
     ),
     "crd": Trial(
-        on_student("crd"),
+        computed("crd"),
         left=0.7,
         why="in one half of it the teacher's embeddings look for the student's in the bank, which is one for both",
         beside={"crd": connectors.contrast("embedding", size=1257, dim=12, negatives=64)},

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import Outputs, on_feature, on_logits, on_outputs, on_student, schedules, weighted_sum
+from kdjax import Outputs, computed, on_feature, on_logits, on_outputs, schedules, weighted_sum
 from kdjax.losses import (
     decoupled_kd,
     fsp,
@@ -80,10 +80,10 @@ def test_on_logits_is_a_short_form():
 
 def test_a_value_worked_out_already_is_a_term():
     student = Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)})
-    scores = weighted_sum(crd=(2.0, on_student("crd")))(student, None, {}, 0)
+    scores = weighted_sum(crd=(2.0, computed("crd")))(student, None, {}, 0)
     np.testing.assert_array_equal(scores.total, 2.0 * np.arange(6.0))
     with pytest.raises(ValueError, match=r"student has no feature 'crd'; it has \['embedding', 'stage1', 'stage2'\]"):
-        on_student("crd")(STUDENT, None, {})
+        computed("crd")(STUDENT, None, {})
 
 
 def test_such_a_term_is_a_value_like_the_others():
@@ -91,7 +91,7 @@ def test_such_a_term_is_a_value_like_the_others():
         return objective(Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)}), None, {}, 0).total.sum()
 
     compiled = jax.jit(chex.assert_max_traces(total, n=1))
-    assert [float(compiled(weighted_sum(crd=(weight, on_student("crd"))))) for weight in (1.0, 2.0, 3.0)] == [
+    assert [float(compiled(weighted_sum(crd=(weight, computed("crd"))))) for weight in (1.0, 2.0, 3.0)] == [
         15,
         30,
         45,

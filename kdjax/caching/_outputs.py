@@ -18,7 +18,7 @@ from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Outputs, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
-from kdjax.objectives._terms import Given, Match
+from kdjax.objectives._terms import Computed, Match
 from kdjax.objectives._weighted_sum import Objective, Scaled
 
 __all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
@@ -113,7 +113,7 @@ def features_of(objective: Objective) -> list[str]:
       refuses it and lists the teacher's own.
 
     Raises:
-      ValueError: if a term is made by `on_student`: its connector reads the teacher, and the objective does not show what.
+      ValueError: if a term is made by `computed`: its connector reads the teacher, and the objective does not show what.
 
     Example:
       >>> from kdjax import cross_entropy, losses, on_feature, on_logits, weighted_sum
@@ -167,7 +167,7 @@ def free_memory() -> int:
 
 
 def _places_of(name: str, term: Any) -> list[str]:
-    if isinstance(term, Given):
+    if isinstance(term, Computed):
         raise ValueError(
             f"objective must show what it reads; the term {name!r} is worked out by a connector, which reads the teacher "
             "itself. Name the features that the connector was made with."

@@ -81,7 +81,7 @@ def contrast(
 ) -> Connector:
     """Contrastive representation distillation, whole: embeddings, bank, negatives and loss.
 
-    Adds ``name``, [batch], to the student's features: the value of `kdjax.losses.crd`. The term is ``on_student("crd")``.
+    Adds ``name``, [batch], to the student's features: the value of `kdjax.losses.crd`. The term is ``computed("crd")``.
 
     The bank stands in the connector's model_state, in the training state: it is saved with it, and may be sharded over its
     rows. Negatives are drawn on the device from the step's key. The batch must have ``"indices"``, int [batch]: the

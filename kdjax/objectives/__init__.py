@@ -1,12 +1,12 @@
 """What is minimised: terms read their arrays by name, `weighted_sum` gives them weights, schedules make numbers change."""
 
 from kdjax.objectives import schedules as schedules
+from kdjax.objectives._terms import computed as computed
 from kdjax.objectives._terms import cross_entropy as cross_entropy
 from kdjax.objectives._terms import mixed_cross_entropy as mixed_cross_entropy
 from kdjax.objectives._terms import on_feature as on_feature
 from kdjax.objectives._terms import on_logits as on_logits
 from kdjax.objectives._terms import on_outputs as on_outputs
-from kdjax.objectives._terms import on_student as on_student
 from kdjax.objectives._weighted_sum import Objective as Objective
 from kdjax.objectives._weighted_sum import Scores as Scores
 from kdjax.objectives._weighted_sum import scaled as scaled
@@ -15,12 +15,12 @@ from kdjax.objectives._weighted_sum import weighted_sum as weighted_sum
 __all__ = [
     "Objective",
     "Scores",
+    "computed",
     "cross_entropy",
     "mixed_cross_entropy",
     "on_feature",
     "on_logits",
     "on_outputs",
-    "on_student",
     "scaled",
     "schedules",
     "weighted_sum",

@@ -167,8 +167,8 @@ def on_outputs(loss: Callable[..., Float[Array, " batch"]], *places: str, **hype
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("name",))
 @dataclass(frozen=True)
-class Given:
-    """A value that stands among the student's features already. Made by `on_student`."""
+class Computed:
+    """A value that stands among the student's features already. Made by `computed`."""
 
     name: str
 
@@ -178,16 +178,16 @@ class Given:
         return value
 
 
-def on_student(name: str) -> Given:
+def computed(name: str) -> Computed:
     """A term that a connector has worked out already: the student's feature `name`, of shape [batch].
 
     Example:
-      >>> term = on_student("crd")
+      >>> term = computed("crd")
       >>> outputs = Outputs(jnp.zeros((2, 3)), {"crd": jnp.array([1.0, 2.0])})
       >>> term(outputs, None, {}).tolist()
       [1.0, 2.0]
     """
-    return Given(name)
+    return Computed(name)
 
 
 def _match(loss: Callable, places: tuple[str, ...], hyper_parameters: Mapping[str, Any]) -> Match:

@@ -45,7 +45,7 @@ class Objective:
                 raise ValueError(
                     f"The term {name!r} must return one array, shape {student.logits.shape[:1]}; got a "
                     f"{type(value).__name__}. A loss that returns its next bank too, such as crd, comes through a "
-                    "connector, kdjax.connectors.contrast, and its term is on_student."
+                    'connector, kdjax.connectors.contrast, and its term is computed("NAME").'
                 )
             if value.shape != student.logits.shape[:1]:
                 raise ValueError(
