@@ -18,6 +18,7 @@ from kdjax import (
     Outputs,
     TrainState,
     Weights,
+    _checks,
     connectors,
     cross_entropy,
     init_state,
@@ -27,7 +28,6 @@ from kdjax import (
 )
 from kdjax.batches import epoch_indices, evaluation_indices, take
 from kdjax.losses import soft_target_kl
-from kdjax.networks.features import read_layer
 from kdjax.training.phases import Phase, bounds, make_planned_step, plan
 
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
@@ -85,7 +85,7 @@ def said(apply: Apply, weights: Weights, inputs: jax.Array, *features: str) -> O
 @partial(jax.jit, static_argnums=(0, 1))
 def _said(apply: Apply, features: tuple[str, ...], weights: Weights, inputs: jax.Array, piece: jax.Array) -> Outputs:
     outputs, _ = apply(*weights, inputs[piece], train=False)
-    return Outputs(outputs.logits, {name: read_layer(outputs, name) for name in features})
+    return Outputs(outputs.logits, {name: _checks.feature("network", outputs, name) for name in features})
 
 
 def one_run(

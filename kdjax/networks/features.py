@@ -129,7 +129,7 @@ def average_of(name: str) -> FromOutputs:
     """
 
     def average(outputs: Outputs) -> Float[Array, "batch channels"]:
-        feature = read_layer(outputs, name)
+        feature = _checks.feature("network", outputs, name)
         _checks.rank_at_least(name, feature, 2, "[batch, ..., channels]")
         wide = feature.astype(jnp.promote_types(feature.dtype, jnp.float32))
         return jnp.mean(wide, axis=tuple(range(1, feature.ndim - 1)))
@@ -172,7 +172,7 @@ def fused(*names: str, normalize: bool = False) -> FromOutputs:
     def fuse(outputs: Outputs) -> Float[Array, "batch height width channels"]:
         maps = []
         for name in names:
-            feature = read_layer(outputs, name)
+            feature = _checks.feature("network", outputs, name)
             _checks.rank(name, feature, 4, "[batch, height, width, channels]")
             maps.append(feature.astype(jnp.promote_types(feature.dtype, jnp.float32)))
         height, width = (min(one.shape[axis] for one in maps) for axis in (1, 2))
@@ -182,11 +182,3 @@ def fused(*names: str, normalize: bool = False) -> FromOutputs:
         return jnp.concatenate(parts, axis=-1)
 
     return fuse
-
-
-def read_layer(outputs: Outputs, name: str) -> Array:
-    """A feature by name, or ``"logits"``; or the ValueError that says what there is."""
-    if name == "logits":
-        return outputs.logits
-    _checks.one_of("The name of a feature", name, (*outputs.features, "logits"))
-    return outputs.features[name]

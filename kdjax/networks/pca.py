@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Batch, Outputs, Weights
-from kdjax.networks.features import read_layer
 
 Moments = tuple[Any, Any, Any]
 
@@ -76,7 +75,7 @@ def fit_pca(
     @jax.jit
     def of_batch(weights: Weights, batch: Batch) -> tuple[Array, Array, Array, Array]:
         outputs, _ = apply(weights.params, weights.model_state, batch["inputs"], train=False)
-        return _moments(feature, read_layer(outputs, feature), batch.get("mask"))
+        return _moments(feature, _checks.feature("network", outputs, feature), batch.get("mask"))
 
     count, mean, scatter = 0.0, np.zeros(()), np.zeros(())
     for batch in batches:
@@ -140,7 +139,7 @@ def projection_of(name: str, projection: Projection) -> Callable[[Outputs], Arra
       A student of the same channels may be seen through the same projection: ``with_features(student_apply, …)`` too, and
       then ``on_feature(hint, "stage2_pca")``.
     """
-    return lambda outputs: project(projection, read_layer(outputs, name))
+    return lambda outputs: project(projection, _checks.feature("network", outputs, name))
 
 
 def _moments(name: str, feature: Array, mask: Array | None) -> tuple[Array, Array, Array, Array]:
