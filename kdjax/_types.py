@@ -75,6 +75,10 @@ class Apply(Protocol):
 
 @runtime_checkable
 class Term(Protocol):
-    """One thing to be minimised: [batch], one number per example."""
+    """One thing to be minimised: [batch], one number per example.
+
+    Those of `kdjax.objectives` have ``places`` too: all that they read, such as ``"student.logits"``, ``"teacher.stage2"``
+    and ``"batch.labels"``; what a plain function reads cannot be seen.
+    """
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, /) -> Float[Array, " batch"]: ...

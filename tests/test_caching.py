@@ -183,6 +183,8 @@ def test_what_an_objective_reads_of_the_teacher_is_what_has_to_be_kept():
 def test_what_a_connector_reads_is_for_its_maker_to_say():
     with pytest.raises(ValueError, match=r"the term 'crd' is worked out by a connector.* Name the features"):
         features_of(weighted_sum(labels=(1.0, cross_entropy), crd=(1.0, computed("crd"))))
+    with pytest.raises(ValueError, match="the term 'crd' is worked out by a connector"):
+        features_of(weighted_sum(crd=(1.0, scaled(computed("crd"), by="batch.sure"))))
     made = features_of(weighted_sum(hint=(1.0, on_feature(rkd_distance, "hint"))))
     with pytest.raises(ValueError, match=r"features must be among the teacher's, \[.*'stage1'.*\]; got 'hint'"):
         cache_teacher(APPLY, TEACHER, INPUTS, features=made)

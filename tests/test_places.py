@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import Outputs, computed, on_feature, on_logits, on_outputs, schedules, weighted_sum
+from kdjax import Outputs, computed, cross_entropy, on_feature, on_logits, on_outputs, scaled, schedules, weighted_sum
 from kdjax.losses import (
     decoupled_kd,
     fsp,
@@ -73,6 +73,30 @@ def test_labels_come_by_themselves_unless_a_place_gives_them():
     )
 
 
+@pytest.mark.parametrize(
+    ("term", "places"),
+    [
+        (on_logits(soft_target_kl), ("student.logits", "teacher.logits")),
+        (on_logits(decoupled_kd), ("student.logits", "teacher.logits", "batch.labels")),
+        (
+            on_outputs(decoupled_kd, "student.logits", "teacher.logits", "batch.others"),
+            ("student.logits", "teacher.logits", "batch.others"),
+        ),
+        (on_feature(overhaul, "a", margin="batch.margin"), ("student.a", "teacher.a", "batch.margin")),
+        (computed("crd"), ("student.crd",)),
+        (
+            scaled(on_feature(hint, "a", teacher="b"), by="batch.sure"),
+            ("batch.sure", "student.a", "teacher.b"),
+        ),
+        (scaled(scaled(computed("crd"), by="student.c"), by="batch.d"), ("batch.d", "student.c", "student.crd")),
+        (scaled(cross_entropy, by="batch.sure"), ("batch.sure",)),
+    ],
+)
+def test_a_term_shows_the_places_that_it_reads(term, places):
+    assert term.places == places
+    assert jax.tree.unflatten(jax.tree.structure(term), jax.tree.leaves(term)).places == places
+
+
 def test_on_logits_is_a_short_form():
     term = on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature=3.0)
     assert jax.tree.structure(term) == jax.tree.structure(on_logits(soft_target_kl, temperature=3.0))
@@ -84,6 +108,8 @@ def test_a_value_worked_out_already_is_a_term():
     np.testing.assert_array_equal(scores.total, 2.0 * np.arange(6.0))
     with pytest.raises(ValueError, match=r"student has no feature 'crd'; it has \['embedding', 'stage1', 'stage2'\]"):
         computed("crd")(STUDENT, None, {})
+    with pytest.raises(ValueError, match=r"student has no feature 'stage3'.* Did you mean 'stage.'"):
+        on_feature(hint, "stage3")(STUDENT, TEACHER, {})
 
 
 def test_such_a_term_is_a_value_like_the_others():

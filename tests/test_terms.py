@@ -189,12 +189,13 @@ def test_labels_of_the_wrong_kind_are_refused():
         (lambda: on_feature(rkd_angle, "embedding", block=0), "block must be a whole number"),
         (
             lambda: on_logits(soft_target_kl, temperature=schedules.linear(4.0, 0.0, steps=10)),
-            r"temperature must be a finite number greater than 0; got 0\.0\., at step 10",
+            r"temperature must be a finite number greater than 0; got 0\.0, at step 10\.",
         ),
         (lambda: on_logits(soft_target_kl, temperature=lambda step: -1.0 - step), "temperature must be .* got -1.0"),
         (lambda: on_logits(soft_target_kl, temperature="4"), "temperature must be a number or a function of the step"),
         (lambda: on_logits(soft_target_kl, temperature=True), "temperature must be a number or a function of the step"),
         (lambda: weighted_sum(own=(jnp.ones(6), cross_entropy)), r"weight of own must be one number; got shape \(6,\)"),
+        (lambda: weighted_sum(own=(lambda step: jnp.ones(6), cross_entropy)), r"must be one number; got shape \(6,\)"),
     ],
 )
 def test_a_losss_own_checks_speak_when_the_term_is_made(make, message):

@@ -18,7 +18,7 @@ from kdjax import _checks
 from kdjax._types import AnyArray, Apply, Outputs, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
-from kdjax.objectives._terms import Computed, Match
+from kdjax.objectives._terms import Computed
 from kdjax.objectives._weighted_sum import Objective, Scaled
 
 __all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
@@ -166,17 +166,17 @@ def free_memory() -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _places_of(name: str, term: Any) -> list[str]:
-    if isinstance(term, Computed):
+def _places_of(name: str, term: Any) -> tuple[str, ...]:
+    inner = term
+    while isinstance(inner, Scaled):
+        inner = inner.term
+    if isinstance(inner, Computed):
         raise ValueError(
             f"objective must show what it reads; the term {name!r} is worked out by a connector, which reads the teacher "
             "itself. Name the features that the connector was made with."
         )
-    if isinstance(term, Scaled):
-        return [term.place, *_places_of(name, term.term)]
-    if isinstance(term, Match):
-        return [*term.places, *(place for _, place in term.named_places)]
-    return []
+    places: tuple[str, ...] = getattr(term, "places", ())
+    return places
 
 
 def check_wish(features: Sequence[str], top_k: int | None, dtype: str) -> None:

@@ -3,9 +3,6 @@
 A term is a pytree. Its numbers (temperatures, powers, …) are leaves, its names and functions are static.
 """
 
-import inspect
-import itertools
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Integer
 
 from kdjax import _checks
-from kdjax._types import Batch, Number, Outputs
-from kdjax.objectives import schedules
-from kdjax.objectives.schedules import Schedule
+from kdjax._types import Batch, Outputs
+from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
+from kdjax.objectives._places import is_place, name_of, read_batch, read_place, wants_labels
 
 
 def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
@@ -67,30 +63,37 @@ def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch)
 
 def read_labels(batch: Batch, size: int) -> Integer[Array, " batch"]:
     """``batch["labels"]``, or an error that says what is wrong with them."""
-    labels = _in_batch(batch, "labels")
+    labels = read_batch(batch, "labels")
     return _checks.labels('batch["labels"]', labels, size)
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("numbers",),
-    meta_fields=("loss", "places", "named_places", "settings"),
+    meta_fields=("loss", "arrays", "named_places", "settings"),
 )
 @dataclass(frozen=True)
 class Match:
     """One loss and the places from which it takes its arrays. Made by `on_logits`, `on_feature` and `on_outputs`."""
 
     loss: Callable[..., Float[Array, " batch"]]
-    places: tuple[str, ...]
+    arrays: tuple[str, ...]
     named_places: tuple[tuple[str, str], ...]
     numbers: Mapping[str, Any]
     settings: tuple[tuple[str, Any], ...]
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All that the term reads: its arrays in order, those it takes by name, and the labels if the loss wants them."""
+        named = dict(self.named_places)
+        labels = ("batch.labels",) if wants_labels(self.loss, len(self.arrays), named) else ()
+        return (*self.arrays, *named.values(), *labels)
+
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
         read = partial(read_place, self.loss, student, teacher, batch)
-        arrays = [read(place) for place in self.places]
+        arrays = [read(place) for place in self.arrays]
         keywords = dict(self.numbers) | dict(self.settings) | {name: read(place) for name, place in self.named_places}
-        if _wants_labels(self.loss, self.places, keywords):
+        if wants_labels(self.loss, len(self.arrays), keywords):
             keywords["labels"] = read_labels(batch, student.logits.shape[0])
         return self.loss(*arrays, **keywords)
 
@@ -100,12 +103,18 @@ def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: A
 
     Args:
       loss: ``loss(student, teacher, **hyper_parameters)``, or one that takes ``labels`` too.
-      **hyper_parameters: handed on to `loss`. Real numbers become leaves of the objective, unless the loss's own default
-        is an int or None (``block``, ``hardest``: they decide shapes). Functions of the step become schedules.
+      **hyper_parameters: handed on to `loss` by name. Floats, arrays and functions of the step, which become schedules,
+        are leaves of the objective: other values compile nothing again. An int is one too where the loss's own default is
+        a float; elsewhere it is static, as it may decide shapes (``block``, ``hardest``), and so are bools, names, None
+        and tuples of ints. A tuple that holds a leaf is leaves throughout.
+
+    Returns:
+      A term, whose ``places`` are all that it reads: those of its arrays, and ``"batch.labels"`` if `loss` takes them.
 
     Raises:
-      ValueError: if `loss` has no such hyper-parameter, if a number is not finite, or as `loss` itself does for its
-        numbers; a schedule is asked for its first value, and `linear`, `cosine` and `staircase` for their next too.
+      ValueError: if `loss` has no such hyper-parameter or does not take it by name alone, if a number is not finite, or as
+        `loss` itself does for its numbers; a schedule is asked for its value at step 0, and `linear`, `cosine` and
+        `staircase` for their next too.
 
     Example:
       >>> from kdjax.losses import soft_target_kl
@@ -160,7 +169,7 @@ def on_outputs(loss: Callable[..., Float[Array, " batch"]], *places: str, **hype
     for place in places:
         if not is_place(place):
             raise ValueError(
-                f'A place must be "student.NAME", "teacher.NAME" or "batch.NAME"; got {place!r} for {_name(loss)}.'
+                f'A place must be "student.NAME", "teacher.NAME" or "batch.NAME"; got {place!r} for {name_of(loss)}.'
             )
     return _match(loss, places, hyper_parameters)
 
@@ -174,8 +183,13 @@ class Computed:
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
         del teacher, batch
-        value: Array = _in_outputs("student", student, self.name)
+        value: Array = _checks.feature("student", student, self.name)
         return value
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The one that it reads. What its connector read to compute it, the connector knows."""
+        return (f"student.{self.name}",)
 
 
 def computed(name: str) -> Computed:
@@ -191,132 +205,8 @@ def computed(name: str) -> Computed:
 
 
 def _match(loss: Callable, places: tuple[str, ...], hyper_parameters: Mapping[str, Any]) -> Match:
-    parameters = inspect.signature(loss).parameters
-    known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    leaves: dict[str, Any] = {}
-    settings, named_places = {}, {}
-    for name, value in hyper_parameters.items():
-        _checks.one_of(f"A hyper-parameter of {_name(loss)}", name, known)
-        default = parameters[name].default
-        if is_place(value):
-            named_places[name] = value
-        elif default is inspect.Parameter.empty and isinstance(value, tuple):
-            leaves[name] = tuple(leaf_of(f"{name}[{place}]", one) for place, one in enumerate(value))
-        elif isinstance(default, float) or default is inspect.Parameter.empty:
-            leaves[name] = leaf_of(name, value)
-        else:
-            settings[name] = value.item() if isinstance(value, np.generic) else value
-    _fill_all_arguments(loss, places, hyper_parameters)
+    leaves, settings, named_places = sort_out(loss, hyper_parameters)
     match = Match(loss, places, tuple(sorted(named_places.items())), leaves, tuple(sorted(settings.items())))
-    _ask_the_loss(match)
+    fill_all_arguments(loss, places, hyper_parameters)
+    ask_the_loss(loss, len(places), leaves, settings, named_places)
     return match
-
-
-def _fill_all_arguments(loss: Callable, places: tuple[str, ...], keywords: Mapping[str, Any]) -> None:
-    """A ValueError where the loss would miss an argument, or get one too many."""
-    labels = {"labels": None} if _wants_labels(loss, places, keywords) else {}
-    try:
-        inspect.signature(loss).bind(*places, **keywords, **labels)
-    except TypeError as error:
-        wanted = ", ".join(
-            name
-            for name, parameter in inspect.signature(loss).parameters.items()
-            if parameter.default is parameter.empty and name != "labels"
-        )
-        raise ValueError(f"{_name(loss)} needs {wanted}; got the arrays {', '.join(places)}: {error}.") from None
-
-
-def is_place(value: Any) -> bool:
-    """Whether it says whose array it is and which, as in ``"student.stage2"``."""
-    who, dot, name = value.partition(".") if isinstance(value, str) else ("", "", "")
-    return who in ("student", "teacher", "batch") and bool(dot and name)
-
-
-def _wants_labels(loss: Callable, places: tuple[str, ...], keywords: Mapping[str, Any]) -> bool:
-    """Whether `loss` has an argument ``labels`` that neither a place nor a keyword fills."""
-    parameters = inspect.signature(loss).parameters
-    return "labels" in parameters and "labels" not in keywords and list(parameters).index("labels") >= len(places)
-
-
-def leaf_of(name: str, value: Any) -> Number | Schedule:
-    """A number or a schedule as a leaf of an objective, or the ValueError that says why it is none."""
-    if isinstance(value, Schedule):
-        return value
-    if callable(value):
-        return Schedule(value)
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number or hasattr(value, "dtype")):
-        raise ValueError(f"{name} must be a number or a function of the step; got {value!r}.")
-    _checks.finite(name, value)
-    # One type for all plain numbers: an int today and a float tomorrow would compile twice.
-    return float(value) if is_number else value
-
-
-def _ask_the_loss(match: Match) -> None:
-    """Lets the loss check its numbers here, where they are known; under jit they are traced, and pass.
-
-    It is called on the shapes of features, of logits and of indices, without computing anything. What it says of these
-    made-up inputs does not matter; what it says of a number is an error that starts with the number's name.
-    """
-    stages = {"": 0.0} | {
-        f", at step {leaf.numbers[-1]:g}": leaf.numbers[-1]
-        for leaf in jax.tree.leaves(dict(match.numbers), is_leaf=_is_schedule)
-        if isinstance(leaf, Schedule) and leaf.formula in schedules.FORMULAS
-    }
-    labels = {"labels": jnp.zeros(2, int)} if _wants_labels(match.loss, match.places, {}) else {}
-    for where, step in stages.items():
-        values = schedules.at(dict(match.numbers), step)
-        # A number a channel, such as a margin, tells how many channels there are.
-        channels = next((np.shape(value)[-1] for value in jax.tree.leaves(values) if np.ndim(value)), 3)
-        for shape, last in itertools.product(((2, channels), (2, 4, 4, channels)), (jnp.float32, jnp.int32)):
-            kinds = [jnp.float32] * (len(match.places) - 1) + [last]
-            inputs = [jax.ShapeDtypeStruct(shape, kind) for kind in kinds]
-            named = {name: jnp.zeros(shape[-1:]) for name, _ in match.named_places}
-            keywords = jax.tree.map(_plain, values) | dict(match.settings) | named | labels
-            try:
-                jax.eval_shape(partial(match.loss, **keywords), *inputs)
-            except _checks.OutOfRangeError as error:
-                if error.argument.partition("[")[0] in {*match.numbers, *dict(match.settings)}:
-                    raise ValueError(f"{error}{where}") from None
-            except Exception:  # of these made-up inputs, not of a number
-                continue
-
-
-def _is_schedule(value: Any) -> bool:
-    return isinstance(value, Schedule)
-
-
-def _plain(value: Any) -> Any:
-    """A single number as Python's own, which error messages show best; tracers and larger arrays as they are."""
-    return value if isinstance(value, jax.core.Tracer) or np.size(value) != 1 else np.asarray(value).item()
-
-
-def read_place(reader: Callable, student: Outputs, teacher: Outputs | None, batch: Batch, place: str) -> Any:
-    """What stands at a place such as ``"student.stage2"``, or the error that says why `reader` cannot have it."""
-    who, name = place.split(".", 1)
-    if who == "batch":
-        return _in_batch(batch, name)
-    if who == "teacher" and teacher is None:
-        raise ValueError(
-            f"{_name(reader)} compares the student with a teacher, and this step has none: "
-            'give make_train_step a teacher_apply, or the batch a "teacher".'
-        )
-    return _in_outputs(who, student if who == "student" or teacher is None else teacher, name)
-
-
-def _in_outputs(who: str, outputs: Outputs, name: str) -> Any:
-    if name == "logits":
-        return outputs.logits
-    if name not in outputs.features:
-        raise ValueError(f"The {who} has no feature {name!r}; it has {sorted(outputs.features)}.")
-    return outputs.features[name]
-
-
-def _in_batch(batch: Batch, name: str) -> Any:
-    if name not in batch:
-        raise ValueError(f'batch must have "{name}"; it has {sorted(batch)}.')
-    return batch[name]
-
-
-def _name(function: Callable) -> str:
-    return getattr(function, "__name__", repr(function))

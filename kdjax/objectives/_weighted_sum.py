@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.objectives import schedules
-from kdjax.objectives._terms import is_place, leaf_of, read_place
-from kdjax.objectives.schedules import Schedule
+from kdjax.objectives._places import is_place, read_place
+from kdjax.objectives.schedules import Schedule, leaf_of
 
 RESERVED = ("loss", "accuracy")
 
@@ -87,8 +87,8 @@ def weighted_sum(**terms: Any) -> Objective:
         if name in RESERVED or name.endswith("_weight"):
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = leaf_of(f"the weight of {name}", pair[0])
-        if jnp.ndim(schedules.at(weights[name], 0)):
-            raise ValueError(f"the weight of {name} must be one number; got shape {jnp.shape(pair[0])}.")
+        if shape := jnp.shape(schedules.at(weights[name], 0)):
+            raise ValueError(f"the weight of {name} must be one number; got shape {shape}.")
         functions[name] = _as_tree(pair[1])
     return Objective(weights, functions)
 
@@ -100,6 +100,11 @@ class Scaled:
 
     term: Any
     place: str
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """That of the weight, and those of the term."""
+        return (self.place, *getattr(self.term, "places", ()))
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
         factor = read_place(scaled, student, teacher, batch, self.place)

@@ -1,4 +1,4 @@
-"""Numbers that move while training runs: a weight or a temperature as a function of the step.
+"""Numbers that change while training runs: a weight or a temperature as a function of the step.
 
 A schedule is a pytree. Its numbers are leaves, so changing them compiles nothing again; its formula is static.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax import _checks
 from kdjax._types import Number, Tree
@@ -43,7 +44,7 @@ def at(tree: Tree, step: Number) -> Tree:
     return jax.tree.map(lambda node: node(step) if scheduled(node) else node, tree, is_leaf=scheduled)
 
 
-def linear(start: Number, end: Number, *, steps: int) -> Schedule:
+def linear(start: Number, end: Number, *, steps: Number) -> Schedule:
     """A straight line from `start` to `end` over `steps` updates, then `end`.
 
     Raises:
@@ -56,7 +57,7 @@ def linear(start: Number, end: Number, *, steps: int) -> Schedule:
     return _between(_line, start, end, steps)
 
 
-def cosine(start: Number, end: Number, *, steps: int) -> Schedule:
+def cosine(start: Number, end: Number, *, steps: Number) -> Schedule:
     """Half a cosine wave from `start` to `end` over `steps` updates, then `end`: flat at both ends.
 
     Raises:
@@ -69,7 +70,7 @@ def cosine(start: Number, end: Number, *, steps: int) -> Schedule:
     return _between(_half_wave, start, end, steps)
 
 
-def staircase(start: Number, *, factor: Number, every: int) -> Schedule:
+def staircase(start: Number, *, factor: Number, every: Number) -> Schedule:
     """`start`, multiplied by `factor` each time another `every` updates have passed.
 
     Raises:
@@ -79,22 +80,40 @@ def staircase(start: Number, *, factor: Number, every: int) -> Schedule:
       >>> [round(float(staircase(0.5, factor=0.5, every=10)(step)), 4) for step in (0, 9, 10, 25)]
       [0.5, 0.5, 0.25, 0.125]
     """
-    _checks.finite("start", start)
-    _checks.finite("factor", factor)
     _checks.positive("every", every)
-    return Schedule(_stairs, (_real(start), _real(factor), float(every)))
+    return Schedule(_stairs, (_number("start", start), _number("factor", factor), _number("every", every)))
 
 
-def _between(formula: Callable[..., Any], start: Number, end: Number, steps: int) -> Schedule:
-    _checks.finite("start", start)
-    _checks.finite("end", end)
+def leaf_of(name: str, value: Any) -> Any:
+    """A number or a schedule as a leaf of an objective, or the ValueError that says why it is none."""
+    if isinstance(value, Schedule):
+        return value
+    if callable(value):
+        return Schedule(value)
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or hasattr(value, "dtype")):
+        raise ValueError(f"{name} must be a number or a function of the step; got {value!r}.")
+    return _number(name, value)
+
+
+def plain(value: Any) -> Any:
+    """A single number of JAX or NumPy that is known now as Python's own; tracers, arrays and all else as they are."""
+    is_array = hasattr(value, "dtype") and not isinstance(value, type | jax.core.Tracer)
+    return np.asarray(value).item() if is_array and np.ndim(value) == 0 else value
+
+
+def _number(name: str, value: Any) -> Any:
+    """A finite number, as a float where it is known.
+
+    One type for all: an int or a float32 today and a float tomorrow would compile twice, and an int has no gradient.
+    """
+    _checks.finite(name, value)
+    known = plain(value)
+    return float(known) if isinstance(known, numbers.Real) else value
+
+
+def _between(formula: Callable[..., Any], start: Number, end: Number, steps: Number) -> Schedule:
     _checks.positive("steps", steps)
-    return Schedule(formula, (_real(start), _real(end), float(steps)))
-
-
-def _real(value: Number) -> Number:
-    """One type for plain numbers: an int today and a float tomorrow would compile twice, and an int has no gradient."""
-    return float(value) if isinstance(value, numbers.Real) else value
+    return Schedule(formula, (_number("start", start), _number("end", end), _number("steps", steps)))
 
 
 def _line(step: Number, start: Number, end: Number, steps: Number) -> jax.Array:

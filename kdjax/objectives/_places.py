@@ -1,0 +1,43 @@
+"""Where a term's arrays come from: places such as ``"student.stage2"``, ``"teacher.logits"`` and ``"batch.labels"``."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kdjax import _checks
+from kdjax._types import Batch, Outputs
+
+
+def is_place(value: Any) -> bool:
+    """Whether it names whose array it is and which, as ``"student.stage2"`` does."""
+    who, dot, name = value.partition(".") if isinstance(value, str) else ("", "", "")
+    return who in ("student", "teacher", "batch") and bool(dot and name)
+
+
+def read_place(reader: Callable, student: Outputs, teacher: Outputs | None, batch: Batch, place: str) -> Any:
+    """The array at a place, or the ValueError that names why `reader` cannot have it."""
+    who, name = place.split(".", 1)
+    if who == "batch":
+        return read_batch(batch, name)
+    if who == "teacher" and teacher is None:
+        raise ValueError(
+            f"{name_of(reader)} compares the student with a teacher, and this step has none: "
+            'give make_train_step a teacher_apply, or the batch a "teacher".'
+        )
+    return _checks.feature(who, student if who == "student" else teacher, name)
+
+
+def read_batch(batch: Batch, name: str) -> Any:
+    if name not in batch:
+        raise ValueError(f'batch must have "{name}"; it has {sorted(batch)}.')
+    return batch[name]
+
+
+def wants_labels(loss: Callable, arrays: int, keywords: Iterable[str]) -> bool:
+    """Whether `loss` has an argument ``labels`` that neither one of its first `arrays` arguments nor a keyword fills."""
+    parameters = list(inspect.signature(loss).parameters)
+    return "labels" in parameters and "labels" not in keywords and parameters.index("labels") >= arrays
+
+
+def name_of(function: Callable) -> str:
+    return getattr(function, "__name__", repr(function))
