@@ -12,6 +12,7 @@ Tree = Any  # a pytree of arrays; jax has no narrower static type for it
 Batch = Mapping[str, Any]
 AnyArray = jax.Array | np.ndarray
 Number = float | int | np.number | jax.Array
+Rng = PRNGKeyArray | None
 
 
 class Outputs(NamedTuple):

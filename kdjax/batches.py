@@ -1,5 +1,6 @@
-"""Which example when: batches as pure functions of (seed, epoch)."""
+"""Which example when: batches and their views as pure functions of a few numbers."""
 
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kdjax._types import AnyArray
+
+# Away from the key of the step itself, ``fold_in(rng, step)``.
+_OF_VIEWS = zlib.crc32(b"views")
 
 
 def epoch_indices(
@@ -101,3 +105,22 @@ def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[s
       [9, 7]
     """
     return jax.tree.map(lambda array: jnp.take(array, indices, axis=0), dict(arrays))
+
+
+def view_key(rng: PRNGKeyArray, number: int | Int[Array, ""]) -> PRNGKeyArray:
+    """Make the key of one batch's views: the one law for them, whether the teacher sees them in the step or before.
+
+    Args:
+      rng: the training state's key; views and the step's own noise never draw from the same one.
+      number: of the update, counted from the start of the run; where an epoch's views are kept and seen again, of the
+        update that saw them first. It may be traced.
+
+    Returns:
+      A key. Each example then draws from the key's ``fold_in`` of its own place in the data set.
+
+    Example:
+      >>> rng = jax.random.key(0)
+      >>> bool(view_key(rng, 3) == view_key(rng, 3)), bool(view_key(rng, 3) == jax.random.fold_in(rng, 3))
+      (True, False)
+    """
+    return jax.random.fold_in(jax.random.fold_in(rng, _OF_VIEWS), number)

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from kdjax import _processes, _trees
 from kdjax._files import as_json
-from kdjax._types import TrainState, Tree, Weights
+from kdjax._types import Tree, Weights
 
 
 class DamagedError(ValueError):
@@ -43,7 +43,7 @@ def save_weights(
     Args:
       path: the folder to make; folders missing above it are made too.
       weights: arrays of any dtype, typed PRNG keys among them.
-      description: what to say of them, such as model, data and accuracy; NaN becomes None, as in `records.as_json`.
+      description: what to say of them, such as model, data and accuracy; NaN becomes None, as in `kdjax.runs.as_json`.
 
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
@@ -138,9 +138,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
         yield run
 
 
-def save_state(
-    run: ocp.CheckpointManager, step: int, state: TrainState, record: Mapping[str, Any] | None = None
-) -> None:
+def save_state(run: ocp.CheckpointManager, step: int, state: Tree, record: Mapping[str, Any] | None = None) -> None:
     """Saves all that training needs to go on from `step`, in the background.
 
     Orbax copies the state first: it may be changed, or donated to the next step, at once. An earlier save that failed
@@ -149,8 +147,8 @@ def save_state(
     Args:
       run: from `open_run`.
       step: the number of updates made; greater than that of every step saved before.
-      state: the training state.
-      record: JSON beside it, such as epoch and accuracy so far; NaN becomes None, as in `records.as_json`.
+      state: the training state: a `TrainState`, or what any of `kdjax.training`'s steps has for one.
+      record: JSON beside it, such as epoch and accuracy so far; NaN becomes None, as in `kdjax.runs.as_json`.
 
     Raises:
       ValueError: if `step` is not after the last one; or naming leaves that are not the same in every process.
@@ -161,7 +159,7 @@ def save_state(
     run.save(step, args=_to_write(state, record or {}))
 
 
-def restore_state(run: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[str, Any]] | None:
     """Restores the latest state that is still, bit by bit, what was saved.
 
     A damaged step is warned of and set aside under the name ``damaged-<step>``, and the one before it is tried.

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "kdjax"
 # From the ground up; a package may import those of the layers below its own, and nothing else of kdjax.
 LAYERS = (
     {"_types"},
-    {"_checks", "_files", "_processes", "batches"},
+    {"_apply", "_checks", "_files", "_processes", "batches"},
     {"_trees"},
     {"losses"},
     {"connectors", "networks", "objectives"},

@@ -6,7 +6,6 @@ from kdjax.caching._outputs import choose_place as choose_place
 from kdjax.caching._outputs import features_of as features_of
 from kdjax.caching._outputs import free_memory as free_memory
 from kdjax.caching._views import cache_views as cache_views
-from kdjax.caching._views import on_views as on_views
 from kdjax.caching._views import view_batch as view_batch
 
 __all__ = [
@@ -16,6 +15,5 @@ __all__ = [
     "choose_place",
     "features_of",
     "free_memory",
-    "on_views",
     "view_batch",
 ]

@@ -25,7 +25,7 @@ _ROWS = 1000  # read at a time for a digest, which does not depend on it
 _SAID = {
     "teacher": "the teacher's weights are others",
     "inputs": "the inputs are others",
-    "views": "the views are others (seed, epochs, batch_size or JAX's version)",
+    "views": "the views are others (seed, rng, epochs, batch_size or JAX's version)",
     "program": "the teacher's program is another",
     "arrays": "other arrays are kept (features, top_k or dtype)",
 }

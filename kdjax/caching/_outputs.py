@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import _checks
+from kdjax._apply import run
 from kdjax._types import AnyArray, Apply, Outputs, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
@@ -208,7 +209,7 @@ def wanted(said: Outputs, features: Sequence[str], top_k: int | None, kept_as: s
 def _said(
     teacher: Weights, inputs: jax.Array, *, apply: Apply, features: Sequence[str], top_k: int | None, dtype: str
 ) -> dict[str, jax.Array]:
-    said, _ = apply(teacher.params, teacher.model_state, inputs, train=False)
+    said, _ = run(apply, *teacher, inputs, train=False)
     return wanted(said, features, top_k, dtype)
 
 

@@ -1,7 +1,8 @@
 """A teacher's outputs for augmented inputs, computed once for some epochs of views, which training then goes through again.
 
-A view is a pure function of (seed, epoch, example), and so is the order of an epoch. Outputs that were kept for a batch are
-therefore those that the teacher would give in the step: also where examples are mixed with their neighbours.
+A view is a pure function of the state's key, the number of the update and the example, and the order of an epoch one of
+(seed, epoch). Outputs that were kept for a batch are therefore those that the teacher would give in the step: also where
+examples are mixed with their neighbours.
 """
 
 import os
@@ -13,17 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks, _trees
-from kdjax._types import Apply, Batch, TrainState, Weights
-from kdjax.batches import epoch_indices, take
+from kdjax._apply import run
+from kdjax._types import Apply, Batch, Weights
+from kdjax.batches import epoch_indices, take, view_key
 from kdjax.caching import _folder
 from kdjax.caching._outputs import check_wish, entries, fill, in_memory, layout_of, wanted
-from kdjax.data import view_key
 from kdjax.data.mixing import Augment
-from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Metrics, TrainStep
-from kdjax.training.views import CACHED
 
 
 def cache_views(
@@ -34,6 +33,7 @@ def cache_views(
     *,
     batch_size: int,
     seed: int,
+    rng: PRNGKeyArray,
     epochs: int,
     features: Sequence[str] = (),
     top_k: int | None = None,
@@ -42,8 +42,8 @@ def cache_views(
 ) -> dict[str, Any]:
     """Runs the teacher over the views of some epochs, batch by batch in the order of training, and keeps what it says.
 
-    Batch s of epoch e are the examples ``epoch_indices(examples, batch_size, seed=seed, epoch=e)[s]``, changed by
-    ``augment(view_key(seed, e), batch)``.
+    Batch number n = e · steps + s are the examples ``epoch_indices(examples, batch_size, seed=seed, epoch=e)[s]``, changed
+    by ``augment(view_key(rng, n), batch)``: what `kdjax.training.augmented` makes of it in the n-th update.
 
     Args:
       apply: the teacher's `Apply`.
@@ -51,7 +51,8 @@ def cache_views(
       augment: ``augment(key, batch) -> batch``, a pure function, such as `kdjax.data.make_views` builds.
       arrays: the training data, by name [examples, …]: ``"inputs"``, and what else `augment` reads.
       batch_size: examples a batch, as in training.
-      seed: of the views and of their order.
+      seed: of the order.
+      rng: the key of the state that will be trained, ``state.rng``, from which the views are drawn.
       epochs: how many epochs of views. Training sees no others: few epochs of views are a smaller data set.
       features: as in `kdjax.caching.cache_teacher`.
       top_k: likewise.
@@ -59,9 +60,9 @@ def cache_views(
       path: likewise; a folder is of these views alone, and of this version of JAX, which draws them.
 
     Returns:
-      ``{"indices": …, "epoch": …, "teacher": Outputs}``, arrays [epochs, steps, batch, …]: which examples make the batch,
-      whose views they are, and what the teacher says of them; with `top_k`, ``"top_values"`` and ``"top_indices"`` in the
-      teacher's place. `view_batch` makes batches of it.
+      ``{"indices": …, "view": …, "teacher": Outputs}``, arrays [epochs, steps, batch, …]: which examples make the batch,
+      the number of their view, and what the teacher says of them; with `top_k`, ``"top_values"`` and ``"top_indices"`` in
+      the teacher's place. `view_batch` makes batches of it.
 
     Raises:
       ValueError: if the teacher has no such feature, or an argument is out of its range.
@@ -75,19 +76,21 @@ def cache_views(
       >>> from kdjax import Outputs, init_state, make_train_step, on_logits, weighted_sum
       >>> from kdjax.data import horizontal_flip, make_views, mixup
       >>> from kdjax.losses import soft_target_kl
+      >>> from kdjax.training import augmented, make_epoch
       >>> def network(params, model_state, inputs, *, train, rng=None):
       ...     return Outputs(inputs.reshape(len(inputs), -1) @ params, {}), model_state
       >>> train = {"inputs": jax.random.normal(jax.random.key(0), (8, 2, 2, 1)), "labels": jnp.arange(8) % 3}
       >>> augment = make_views(horizontal_flip, mix=mixup)
       >>> teacher = Weights(jnp.ones((4, 3)), {})
-      >>> kept = cache_views(network, teacher, augment, train, batch_size=4, seed=0, epochs=2)
+      >>> state = init_state(Weights(jnp.zeros((4, 3)), {}), optax.sgd(0.1), jax.random.key(1))
+      >>> kept = cache_views(network, teacher, augment, train, batch_size=4, seed=0, rng=state.rng, epochs=2)
       >>> kept["teacher"].logits.shape
       (2, 2, 4, 3)
-      >>> step = jax.jit(on_views(make_train_step(network, None, optax.sgd(0.1)), augment, seed=0))
-      >>> state = init_state(Weights(jnp.zeros((4, 3)), {}), optax.sgd(0.1), jax.random.key(1))
+      >>> epoch = make_epoch(augmented(make_train_step(network, None, optax.sgd(0.1)), augment))
       >>> objective = weighted_sum(soft=(1.0, on_logits(soft_target_kl)))
-      >>> for number in range(3 * 2):
-      ...     state, metrics = step(state, None, objective, view_batch(kept, train, number))
+      >>> for number in range(3):
+      ...     batches = (view_batch(kept, train, 2 * number + step) for step in range(2))
+      ...     state, means = epoch(state, None, objective, batches)
 
     Note:
       Space: epochs · examples · (classes + features) numbers. `kdjax.caching.choose_place` says where there is room.
@@ -98,17 +101,16 @@ def cache_views(
 
     def said(teacher: Weights, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         seen = augment(key, batch)
-        outputs, _ = apply(teacher.params, teacher.model_state, seen["inputs"], train=False)
+        outputs, _ = run(apply, *teacher, seen["inputs"], train=False)
         return wanted(outputs, features, top_k, dtype)
 
-    some = (teacher, view_key(seed, 0), _chosen(arrays, order["indices"][0, 0]))
+    some = (teacher, view_key(rng, 0), _chosen(arrays, order["indices"][0, 0]))
     layout = layout_of(jax.eval_shape(said, *some), order["indices"].size)
     compiled = jax.jit(said)
 
     def parts() -> Iterator[tuple[int, dict[str, jax.Array]]]:
         for number, chosen in enumerate(order["indices"].reshape(-1, batch_size)):
-            key = view_key(seed, number // order["indices"].shape[1])
-            yield number * batch_size, compiled(teacher, key, _chosen(arrays, chosen))
+            yield number * batch_size, compiled(teacher, view_key(rng, number), _chosen(arrays, chosen))
 
     def write(kept: Mapping[str, np.ndarray]) -> None:
         fill(kept, parts(), rows_are="views")
@@ -118,6 +120,7 @@ def cache_views(
     else:
         # Under another JAX the same keys may draw other views.
         views = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "jax": jax.__version__}
+        views |= {"rng": np.asarray(jax.random.key_data(rng)).tolist()}
         identity = _folder.identity(teacher, _digest(arrays), said, some, layout) | {"views": views}
         kept = _folder.in_folder(Path(path).absolute(), identity, layout, write)
     whole = order | entries({name: one.reshape(*order["indices"].shape, *one.shape[1:]) for name, one in kept.items()})
@@ -133,8 +136,8 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
       number: how many updates there were before; after a resumption, ``int(state.step)``.
 
     Returns:
-      The examples as they are, not augmented yet, their places in the data ``"indices"``, the ``"epoch"`` of their views,
-      and the teacher's outputs for those. For `on_views`.
+      The examples as they are, not augmented yet, their places in the data ``"indices"``, the number of their ``"view"``,
+      and the teacher's outputs for it. For a step that is `kdjax.training.augmented`.
 
     Raises:
       ValueError: if number is negative.
@@ -147,44 +150,11 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
     return take(arrays, rows["indices"]) | rows
 
 
-def on_views(step: TrainStep, augment: Augment, *, seed: int) -> TrainStep:
-    """Turns a step into one that changes the batch first, to the views of the epoch that the batch names.
-
-    It is what `kdjax.training.augmented` is where nothing is cached, and lets the teacher's outputs stand in the batch,
-    since those of `view_batch` are of the very same views. A batch without them is right too: the step's own teacher is run.
-
-    Args:
-      step: from `make_train_step`.
-      augment: the function that `cache_views` was given.
-      seed: the seed that it was given.
-
-    Returns:
-      A step like the one given, to be compiled, sharded and scanned in the same ways. **Examples that are mixed** see
-      their neighbour in the whole batch, as `cache_views` did, under `kdjax.training.jit_step`; under `jax.pmap` and
-      `jax.shard_map` they see that in the device's part, and the outputs are then of other views.
-
-    Raises:
-      ValueError: later, if the batch does not say whose epoch's views it wants, or as `augment` does.
-    """
-
-    def stepped(
-        state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
-        if "epoch" not in batch:
-            raise ValueError(f'batch must have "epoch", as view_batch adds it; it has {sorted(batch)}.')
-        outputs = {name: batch[name] for name in CACHED if name in batch}
-        plain = {name: value for name, value in batch.items() if name not in (*outputs, "epoch")}
-        seen = augment(view_key(seed, batch["epoch"][0]), plain)
-        return step(state, teacher, objective, {**seen, **outputs})
-
-    return stepped
-
-
 def _order(examples: int, batch_size: int, seed: int, epochs: int) -> dict[str, np.ndarray]:
-    """Whose example stands where, and in which epoch: int32 [epochs, steps, batch]."""
+    """Which example is where, and in which batch: int32 [epochs, steps, batch]."""
     indices = np.stack([epoch_indices(examples, batch_size, seed=seed, epoch=epoch) for epoch in range(epochs)])
-    epoch = np.broadcast_to(np.arange(epochs, dtype=np.int32)[:, None, None], indices.shape)
-    return {"indices": indices, "epoch": np.ascontiguousarray(epoch)}
+    numbers = np.arange(indices[..., 0].size, dtype=np.int32).reshape(*indices.shape[:2], 1)
+    return {"indices": indices, "view": np.ascontiguousarray(np.broadcast_to(numbers, indices.shape))}
 
 
 def _chosen(arrays: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from kdjax.data.augmentation import color_jitter as color_jitter
 from kdjax.data.augmentation import example_keys as example_keys
 from kdjax.data.augmentation import horizontal_flip as horizontal_flip
 from kdjax.data.augmentation import random_crop as random_crop
-from kdjax.data.augmentation import view_key as view_key
-from kdjax.data.augmentation import view_keys as view_keys
 from kdjax.data.dataset import Dataset as Dataset
 from kdjax.data.dataset import make_dataset as make_dataset
 from kdjax.data.examples import Examples as Examples
@@ -48,6 +46,4 @@ __all__ = [
     "symmetric_range",
     "take",
     "unit_range",
-    "view_key",
-    "view_keys",
 ]

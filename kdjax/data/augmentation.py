@@ -4,7 +4,6 @@ Each example has a key of its own, made from its place in the data set. So what 
 stands in nor on how the batch is split over devices. `kdjax.data.make_views` puts views together.
 """
 
-import zlib
 from functools import partial
 
 import jax
@@ -17,21 +16,6 @@ from kdjax._types import AnyArray, Number
 PADDINGS = {"zero": "constant", "reflect": "reflect", "edge": "edge"}
 GREY = (0.299, 0.587, 0.114)
 """How bright red, green and blue look: ITU-R BT.601."""
-# Away from the keys of `epoch_indices`, which start from the same (seed, epoch).
-_OF_VIEWS = zlib.crc32(b"views")
-
-
-def view_key(seed: int | Int[Array, ""], epoch: int | Int[Array, ""]) -> PRNGKeyArray:
-    """Make the key of one epoch's views.
-
-    Args:
-      seed: a whole number; it may be traced.
-      epoch: a whole number, likewise.
-
-    Returns:
-      A key, independent of those that shuffle the epoch.
-    """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _OF_VIEWS), epoch)
 
 
 def example_keys(key: PRNGKeyArray, indices: Int[AnyArray, " batch"]) -> Key[Array, " batch"]:
@@ -53,32 +37,6 @@ def example_keys(key: PRNGKeyArray, indices: Int[AnyArray, " batch"]) -> Key[Arr
             f"got shape {jnp.shape(indices)} and dtype {jnp.result_type(indices)}."
         )
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices))
-
-
-def view_keys(
-    seed: int | Int[Array, ""], epoch: int | Int[Array, ""], indices: Int[AnyArray, " batch"]
-) -> Key[Array, " batch"]:
-    """Give each example its key for one epoch: a pure function of (seed, epoch, the example's number).
-
-    Args:
-      seed: as in `view_key`.
-      epoch: as in `view_key`.
-      indices: the examples' places in the data set.
-
-    Returns:
-      Keys [batch], for ``jax.vmap(view)(keys, images)``.
-
-    Raises:
-      ValueError: if indices are not whole numbers [batch].
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from kdjax.data import view_keys
-      >>> together = view_keys(0, 3, jnp.array([7, 2, 9]))
-      >>> bool(together[2] == view_keys(0, 3, jnp.array([9]))[0])
-      True
-    """
-    return example_keys(view_key(seed, epoch), indices)
 
 
 def random_crop(

@@ -126,10 +126,11 @@ def make_views(*views: Callable[[PRNGKeyArray, Array], Array], mix: Callable[...
       >>> from functools import partial
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from kdjax.data import horizontal_flip, make_views, mixup, random_crop, view_key
+      >>> from kdjax.batches import view_key
+      >>> from kdjax.data import horizontal_flip, make_views, mixup, random_crop
       >>> augment = make_views(partial(random_crop, padding=1), horizontal_flip, mix=mixup)
       >>> batch = {"inputs": jnp.ones((3, 4, 4, 1)), "labels": jnp.arange(3), "indices": jnp.array([5, 0, 2])}
-      >>> seen = jax.jit(augment)(view_key(seed=0, epoch=1), batch)
+      >>> seen = jax.jit(augment)(view_key(jax.random.key(0), 1), batch)
       >>> sorted(seen), seen["partner_labels"].tolist()
       (['indices', 'inputs', 'labels', 'partner_labels', 'share'], [2, 0, 1])
 

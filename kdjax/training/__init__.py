@@ -1,10 +1,11 @@
-"""The train step, and what is made of steps: compiled on any devices, in phases, online, on views, many students at once."""
+"""The train step, the loop, and what is made of steps: on many devices, in phases, online, on views, in sweeps."""
 
 from kdjax.training import phases as phases
 from kdjax.training import sweeps as sweeps
 from kdjax.training._step import init_state as init_state
 from kdjax.training._step import make_eval_step as make_eval_step
 from kdjax.training._step import make_train_step as make_train_step
+from kdjax.training._step import weights_of as weights_of
 from kdjax.training.devices import data_mesh as data_mesh
 from kdjax.training.devices import jit_step as jit_step
 from kdjax.training.devices import pmap_step as pmap_step
@@ -15,8 +16,11 @@ from kdjax.training.devices import shard_by_rules as shard_by_rules
 from kdjax.training.devices import shard_largest_axis as shard_largest_axis
 from kdjax.training.devices import shard_map_step as shard_map_step
 from kdjax.training.devices import split_batch as split_batch
+from kdjax.training.loop import make_epoch as make_epoch
+from kdjax.training.loop import make_evaluation as make_evaluation
 from kdjax.training.online import follow as follow
-from kdjax.training.online import make_following_step as make_following_step
+from kdjax.training.online import init_mean_teacher as init_mean_teacher
+from kdjax.training.online import make_mean_teacher_step as make_mean_teacher_step
 from kdjax.training.online import make_mutual_step as make_mutual_step
 from kdjax.training.optimizers import clip_while as clip_while
 from kdjax.training.optimizers import freeze as freeze
@@ -31,10 +35,13 @@ __all__ = [
     "follow",
     "freeze",
     "hold_state",
+    "init_mean_teacher",
     "init_state",
     "jit_step",
+    "make_epoch",
     "make_eval_step",
-    "make_following_step",
+    "make_evaluation",
+    "make_mean_teacher_step",
     "make_mutual_step",
     "make_train_step",
     "phases",
@@ -48,4 +55,5 @@ __all__ = [
     "split_batch",
     "sweeps",
     "train_only",
+    "weights_of",
 ]

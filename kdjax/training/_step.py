@@ -1,7 +1,9 @@
 """The train step and the evaluation step: pure functions that know gradients and, where told, a device axis."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
+from kdjax._apply import outputs_of, run
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
-from kdjax.connectors import Connector, connect
+from kdjax.connectors import Connector, connect, student_of
 from kdjax.objectives._terms import cross_entropy, read_labels
 from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._axis import agreed, gather, mean_over
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
@@ -30,6 +34,28 @@ def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: P
     # Copies: a compiled step takes its state's memory, and these weights may be another student's, or the teacher's.
     params, model_state, rng = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (*weights, rng))
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), rng)
+
+
+def weights_of(state: Any) -> Any:
+    """The weights to evaluate and to keep, out of any step's state: of the student alone, without its connectors.
+
+    Args:
+      state: a `TrainState`; a pair (state, average), whose average it is; one in a phase; a tuple of states, for a tuple
+        of weights.
+
+    Raises:
+      ValueError: if `state` is none of them.
+    """
+    if isinstance(state, TrainState):
+        weights = Weights(state.params, state.model_state)
+        return student_of(weights) if _is_beside(state.params) else weights
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Weights):
+        return state[1]
+    if hasattr(state, "state"):
+        return weights_of(state.state)
+    if isinstance(state, tuple) and state:
+        return tuple(map(weights_of, state))
+    raise ValueError(f"state must be a TrainState, a pair (state, average) or a tuple of states; got {type(state)}.")
 
 
 def make_train_step(
@@ -77,37 +103,82 @@ def make_train_step(
       types say that the gradients are the same on all devices already, the outer mean would change nothing, and is left
       out: they travel once.
     """
+    learner = Learner(student_apply, optax.with_extra_args_support(optimizer), connectors)
 
     def step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(state.rng, state.step)
-        taught = _teach(teacher_apply, teacher, batch)
-        known = {name: value for name, value in batch.items() if name != "teacher"}
-
-        def loss_of(params: Tree) -> tuple[Array, tuple[Tree, Tree, Metrics]]:
-            (own, others), (own_state, others_state) = (
-                _parts(tree, connectors) for tree in (params, state.model_state)
-            )
-            with jax.named_scope("student"):
-                outputs, own_state = student_apply(own, own_state, batch["inputs"], train=True, rng=rng)
-            outputs, whole_taught, whole_batch = gather((outputs, taught, known), axis_name)
-            outputs, whole_taught, others_state = connect(
-                connectors or {}, others, others_state, outputs, whole_taught, whole_batch, train=True, rng=rng
-            )
-            with jax.named_scope("loss"):
-                loss, metrics = judge(objective, outputs, whole_taught, whole_batch, state.step, axis_name)
-            return loss, (own_state, others_state, metrics)
-
-        (_, (model_state, others_state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        gradients, model_state, metrics = mean_over(axis_name, (gradients, model_state, metrics))
-        if connectors is not None:
-            others_state = _agreed(axis_name, others_state, state.model_state["connectors"])
-            model_state = {"student": model_state, "connectors": others_state}
-        with jax.named_scope("optimizer"):
-            return update(optimizer, state, gradients, model_state), metrics
+        taught = gather(_teach(teacher_apply, teacher, batch), axis_name)
+        (state,), (metrics,) = learn([learner], [state], [objective], batch, lambda said: [taught], axis_name)
+        return state, metrics
 
     return step
+
+
+class Learner(NamedTuple):
+    """A network that a step trains: its apply, its optimizer, and its connectors by name."""
+
+    apply: Apply
+    optimizer: optax.GradientTransformationExtraArgs
+    connectors: Mapping[str, Connector] | None
+
+
+def learn(
+    learners: Sequence[Learner],
+    states: Sequence[TrainState],
+    objectives: Sequence[Objective],
+    batch: Batch,
+    teach: Callable[[list[Outputs]], Sequence[Outputs | None]],
+    axis_name: str | None,
+) -> tuple[list[TrainState], list[Metrics]]:
+    """One update of each network, all from one moment: the one place where a gradient is taken.
+
+    Args:
+      learners: the networks.
+      states: one for each.
+      objectives: one for each.
+      batch: what all of them see.
+      teach: from what the networks say of the whole batch, to each one's teacher's outputs, also of the whole batch.
+      axis_name: as in `make_train_step`.
+    """
+    rngs = [jax.random.fold_in(state.rng, state.step) for state in states]
+    known = {name: value for name, value in batch.items() if name != "teacher"}
+
+    def loss_of(all_params: list[Tree]) -> tuple[Array, list[tuple[Tree, Tree, Metrics]]]:
+        said, own_states, made = [], [], []
+        for learner, params, state, rng in zip(learners, all_params, states, rngs, strict=True):
+            own, own_state = (_parts(tree, learner.connectors)[0] for tree in (params, state.model_state))
+            with jax.named_scope("student"):
+                outputs, own_state = run(learner.apply, own, own_state, batch["inputs"], train=True, rng=rng)
+            said.append(outputs)
+            own_states.append(own_state)
+        said, whole_batch = gather((said, known), axis_name)
+        everything = zip(learners, all_params, states, objectives, said, teach(said), rngs, strict=True)
+        for learner, params, state, objective, outputs, taught, rng in everything:
+            others, others_state = (_parts(tree, learner.connectors)[1] for tree in (params, state.model_state))
+            outputs, taught, others_state = connect(
+                learner.connectors or {}, others, others_state, outputs, taught, whole_batch, train=True, rng=rng
+            )
+            with jax.named_scope("loss"):
+                made.append((others_state, judge(objective, outputs, taught, whole_batch, state.step, axis_name)))
+        # Each network's params reach its own loss alone: the gradient of the sum is each one's own.
+        total = reduce(operator.add, [loss for _, (loss, _) in made])
+        return total, [(own, others, its) for own, (others, (_, its)) in zip(own_states, made, strict=True)]
+
+    all_params = [state.params for state in states]
+    (_, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(all_params)
+    new_states, all_metrics = [], []
+    for learner, state, gradient, (own_state, others_state, metrics) in zip(
+        learners, states, gradients, parts, strict=True
+    ):
+        gradient, model_state, metrics = mean_over(axis_name, (gradient, own_state, metrics))
+        if learner.connectors is not None:
+            others_state = agreed(axis_name, others_state, state.model_state["connectors"])
+            model_state = {"student": model_state, "connectors": others_state}
+        with jax.named_scope("optimizer"):
+            new_states.append(_updated(learner.optimizer, state, gradient, model_state, metrics["loss"]))
+        all_metrics.append(metrics)
+    return new_states, all_metrics
 
 
 def judge(
@@ -123,11 +194,11 @@ def judge(
     return loss, metrics
 
 
-def update(
-    optimizer: optax.GradientTransformation, state: TrainState, gradients: Tree, model_state: Tree
+def _updated(
+    optimizer: optax.GradientTransformationExtraArgs, state: TrainState, gradient: Tree, model_state: Tree, loss: Array
 ) -> TrainState:
-    """The next state; the gradients are averaged over devices already."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    """The next state; the gradient and the loss are averaged over devices already."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, model_state, opt_state, state.rng)
 
@@ -151,7 +222,7 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
     """
 
     def step(weights: Weights, batch: Batch) -> Metrics:
-        outputs, _ = apply(weights.params, weights.model_state, batch["inputs"], train=False)
+        outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
         labels = read_labels(batch, outputs.logits.shape[0])
         mask = batch.get("mask", jnp.ones(labels.shape, jnp.float32))
         values = {
@@ -160,7 +231,8 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
             "cross_entropy": cross_entropy(outputs, None, batch),
         }
         if "teacher" in batch:
-            values["agreeing"] = _correct(outputs.logits, jnp.argmax(batch["teacher"].logits, axis=-1))
+            taught = outputs_of(batch["teacher"], 'batch["teacher"]')
+            values["agreeing"] = _correct(outputs.logits, jnp.argmax(taught.logits, axis=-1))
         # `where`, not a product: a padded example may be NaN, and 0 · NaN is NaN.
         sums = {name: jnp.sum(jnp.where(mask > 0, value, 0.0)) for name, value in values.items()}
         return sums if axis_name is None else lax.psum(sums, axis_name)
@@ -171,7 +243,7 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
 def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:
     """The teacher's outputs, from the batch or by running it; the one place where its gradient is stopped."""
     if "teacher" in batch:
-        return lax.stop_gradient(batch["teacher"])
+        return lax.stop_gradient(outputs_of(batch["teacher"], 'batch["teacher"]'))
     if teacher_apply is None:
         return None
     if teacher is None:
@@ -181,43 +253,15 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[
     # Also on the way in: then nothing of the teacher's backward pass is ever built.
     params, model_state = lax.stop_gradient(teacher)
     with jax.named_scope("teacher"):
-        outputs, _ = teacher_apply(params, model_state, batch["inputs"], train=False)
+        outputs, _ = run(teacher_apply, params, model_state, batch["inputs"], train=False)
     return lax.stop_gradient(outputs)
-
-
-def gather(tree: Tree, axis_name: str | None) -> Tree:
-    """Every device's examples on every device, in order. What no term reads is dropped by the compiler."""
-    if axis_name is None:
-        return tree
-    return jax.tree.map(lambda array: lax.all_gather(array, axis_name, tiled=True), tree)
-
-
-def mean_over(axis_name: str | None, tree: Tree) -> Tree:
-    """Averages floating-point leaves over the device axis; what is the same on all devices by its type stays."""
-    if axis_name is None:
-        return tree
-    # Only where types tell: elsewhere no array varies by its type, not even a device's own number.
-    typed = _varies(lax.axis_index(axis_name), axis_name)
-
-    def mean(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating) or (typed and not _varies(leaf, axis_name)):
-            return leaf
-        averaged: Array = lax.pmean(leaf, axis_name)
-        return averaged
-
-    return jax.tree.map(mean, tree)
-
-
-def _varies(leaf: Array, axis_name: str) -> bool:
-    """Whether an array's type says that it differs between devices. A JAX whose types are others says so of none."""
-    return axis_name in getattr(getattr(jax.typeof(leaf), "manual_axis_type", None), "varying", ())
 
 
 def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree, Tree]:
     """The student's part of the params or the model_state, and the connectors'."""
     if connectors is None:
         return tree, {}
-    if not (isinstance(tree, Mapping) and {*tree} == {"student", "connectors"}):
+    if not _is_beside(tree):
         raise ValueError(
             "state must hold the connectors beside the student, as init_beside makes them: params and model_state "
             f"{{'student': …, 'connectors': …}}; got {sorted(tree) if isinstance(tree, Mapping) else type(tree).__name__}."
@@ -225,11 +269,9 @@ def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree
     return tree["student"], tree["connectors"]
 
 
-def _agreed(axis_name: str | None, new: Tree, old: Tree) -> Tree:
-    """What every device computed alike from the whole batch, in a type that says so; what did not change stays."""
-    if axis_name is None:
-        return new
-    return jax.tree.map(lambda leaf, before: leaf if leaf is before else lax.pmax(leaf, axis_name), new, old)
+def _is_beside(tree: Tree) -> bool:
+    """Whether `init_beside` made it."""
+    return isinstance(tree, Mapping) and {*tree} == {"student", "connectors"}
 
 
 def _correct(logits: Array, labels: Array) -> Array:

@@ -1,28 +1,34 @@
 """Networks that learn while they teach: several from each other, or one from its own running average."""
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array
 
 from kdjax import _checks
-from kdjax._types import Apply, Batch, Number, TrainState, Tree, Weights
+from kdjax._types import Apply, Batch, Number, Outputs, TrainState, Tree, Weights
+from kdjax.connectors import Connector
 from kdjax.networks.ensembles import fixed_shares, pooled
 from kdjax.objectives import schedules
 from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Metrics, TrainStep, gather, judge, mean_over, update
+from kdjax.training._step import Learner, Metrics, TrainStep, learn, weights_of
 
-MutualStep = Callable[
-    [Sequence[TrainState], Sequence[Objective], Batch], tuple[tuple[TrainState, ...], tuple[Metrics, ...]]
-]
-FollowingStep = Callable[[TrainState, Weights, Objective, Batch], tuple[TrainState, Weights, Metrics]]
+States = tuple[TrainState, ...]
+Pair = tuple[TrainState, Weights]
+MutualStep = Callable[[States, None, Sequence[Objective], Batch], tuple[States, Metrics]]
+MeanTeacherStep = Callable[[Pair, None, Objective, Batch], tuple[Pair, Metrics]]
 
 
 def make_mutual_step(
-    applies: Sequence[Apply], optimizers: Sequence[optax.GradientTransformation], *, axis_name: str | None = None
+    applies: Sequence[Apply],
+    optimizers: Sequence[optax.GradientTransformation],
+    *,
+    connectors: Sequence[Mapping[str, Connector] | None] | None = None,
+    axis_name: str | None = None,
 ) -> MutualStep:
     """Builds a step in which each network learns from the others as they are now: deep mutual learning.
 
@@ -32,16 +38,19 @@ def make_mutual_step(
     Args:
       applies: two networks or more; any frameworks and sizes, the same classes.
       optimizers: one for each.
+      connectors: one mapping for each, as in `make_train_step`, or None for a network that has none.
       axis_name: as in `make_train_step`.
 
     Returns:
-      ``step(states, objectives, batch) -> (states, metrics)``, tuples with one entry a network. Each objective says what
-      its network learns from the labels and from its peers: with two networks the teacher's `Outputs` are the peer's
-      own; with more, the logits are of the mean probabilities of the others, and feature ``name`` of the i-th of them is
-      ``"i/name"``, as in `ensemble`.
+      ``step(states, teacher, objectives, batch) -> (states, metrics)``. The states are a tuple with one `TrainState` a
+      network, and so are the objectives, each of which says what its network learns from the labels and from its peers:
+      with two networks the teacher's `Outputs` are the peer's own; with more, the logits are of the mean probabilities of
+      the others, and feature ``name`` of the i-th of them is ``"i/name"``, as in `ensemble`. The teacher is None. Metrics
+      of network i have the name ``"i/name"``; ``"loss"`` is the sum of all losses.
 
     Raises:
-      ValueError: if there are fewer than two networks, or not one optimizer, state and objective for each.
+      ValueError: if there are fewer than two networks, or not one optimizer, mapping of connectors, state and objective
+        for each, or if there is a teacher.
 
     Example:
       >>> from kdjax import Outputs, cross_entropy, init_state, on_logits, weighted_sum
@@ -52,8 +61,8 @@ def make_mutual_step(
       >>> states = [init_state(Weights(scale * jnp.eye(3), {}), optax.sgd(0.1), jax.random.key(0)) for scale in (1, -1)]
       >>> goal = weighted_sum(labels=(1, cross_entropy), peer=(1, on_logits(soft_target_kl, temperature=1)))
       >>> batch = {"inputs": jnp.eye(3), "labels": jnp.arange(3)}
-      >>> states, metrics = step(states, [goal, goal], batch)
-      >>> len(states), bool(metrics[0]["peer"] > 0)
+      >>> states, metrics = step(tuple(states), None, (goal, goal), batch)
+      >>> len(states), bool(metrics["0/peer"] > 0)
       (2, True)
 
     Note:
@@ -68,42 +77,30 @@ def make_mutual_step(
     if count < 2:
         raise ValueError(f"applies must be two networks or more; got {count}.")
     _one_each("optimizers", optimizers, count)
+    _one_each("connectors", beside := [None] * count if connectors is None else list(connectors), count)
+    learners = [
+        Learner(apply, optax.with_extra_args_support(optimizer), own)
+        for apply, optimizer, own in zip(applies, optimizers, beside, strict=True)
+    ]
     share_out = fixed_shares(None, count - 1)
 
-    def step(
-        states: Sequence[TrainState], objectives: Sequence[Objective], batch: Batch
-    ) -> tuple[tuple[TrainState, ...], tuple[Metrics, ...]]:
-        _one_each("states", states, count)
-        _one_each("objectives", objectives, count)
-        known = {name: value for name, value in batch.items() if name != "teacher"}
+    def peers_of(said: list[Outputs]) -> list[Outputs]:
+        said = lax.stop_gradient(said)
+        others = [said[:own] + said[own + 1 :] for own in range(count)]
+        return [own[0] if count == 2 else pooled(own, mean="probabilities", share_out=share_out) for own in others]
 
-        def loss_of(all_params: tuple[Tree, ...]) -> tuple[Array, tuple[list[Tree], list[Metrics]]]:
-            said, new_states = [], []
-            for apply, params, state in zip(applies, all_params, states, strict=True):
-                rng = jax.random.fold_in(state.rng, state.step)
-                outputs, model_state = apply(params, state.model_state, batch["inputs"], train=True, rng=rng)
-                said.append(gather(outputs, axis_name))
-                new_states.append(model_state)
-            whole_batch = gather(known, axis_name)
-            losses, metrics = [], []
-            for own in range(count):
-                others = lax.stop_gradient(said[:own] + said[own + 1 :])
-                peers = others[0] if count == 2 else pooled(others, mean="probabilities", share_out=share_out)
-                loss, its = judge(objectives[own], said[own], peers, whole_batch, states[own].step, axis_name)
-                losses.append(loss)
-                metrics.append(its)
-            # Each network's params reach its own loss alone: the gradient of the sum is each one's own.
-            return jnp.sum(jnp.stack(losses)), (new_states, metrics)
-
-        params = tuple(state.params for state in states)
-        (_, (model_states, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        gradients, model_states, metrics = mean_over(axis_name, (gradients, model_states, metrics))
-        return tuple(map(update, optimizers, states, gradients, model_states)), tuple(metrics)
+    def step(states: States, teacher: None, objectives: Sequence[Objective], batch: Batch) -> tuple[States, Metrics]:
+        _no_teacher(teacher, "the networks teach each other")
+        _one_each("state", states, count)
+        _one_each("objective", objectives, count)
+        new_states, each = learn(learners, states, objectives, batch, peers_of, axis_name)
+        metrics = {f"{own}/{name}": value for own, its in enumerate(each) for name, value in its.items()}
+        return tuple(new_states), {"loss": reduce(operator.add, [its["loss"] for its in each])} | metrics
 
     return step
 
 
-def make_following_step(step: TrainStep, decay: Number | schedules.Schedule) -> FollowingStep:
+def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) -> MeanTeacherStep:
     """Builds a step whose teacher is the student's own running average: a mean teacher, self-distillation in one run.
 
     After each update, teacher ← decay · teacher + (1 − decay) · student, for parameters and running statistics alike.
@@ -113,25 +110,31 @@ def make_following_step(step: TrainStep, decay: Number | schedules.Schedule) -> 
       decay: how much of the teacher stays in a step, between 0 and 1; a number or a schedule of the step.
 
     Returns:
-      ``step(state, teacher, objective, batch) -> (state, teacher, metrics)``. Both the state and the teacher may be
-      donated; both belong into a checkpoint. Start with a copy of the student's own weights.
+      ``step((state, average), teacher, objective, batch) -> ((state, average), metrics)``. The pair is of
+      `init_mean_teacher`; the teacher is None, since the average is it. Connectors have no part in the average.
 
     Raises:
-      ValueError: if the decay is not between 0 and 1; later, if the teacher's tree is not the student's.
+      ValueError: if the decay is not between 0 and 1; later, if the average's tree is not the student's, or if there is
+        a teacher.
 
     Reference:
       Tarvainen and Valpola, Mean teachers are better role models, 2017, equation 1. https://arxiv.org/abs/1703.01780
     """
     _checks.between("decay", schedules.at(decay, 0), 0.0, 1.0)
 
-    def following(
-        state: TrainState, teacher: Weights, objective: Objective, batch: Batch
-    ) -> tuple[TrainState, Weights, Metrics]:
+    def averaging(pair: Pair, teacher: None, objective: Objective, batch: Batch) -> tuple[Pair, Metrics]:
+        _no_teacher(teacher, "the student's own average teaches it")
+        state, average = pair
         kept = schedules.at(decay, state.step)
-        state, metrics = step(state, teacher, objective, batch)
-        return state, follow(teacher, Weights(state.params, state.model_state), kept), metrics
+        state, metrics = step(state, average, objective, batch)
+        return (state, follow(average, weights_of(state), kept)), metrics
 
-    return following
+    return averaging
+
+
+def init_mean_teacher(state: TrainState) -> Pair:
+    """The state of `make_mean_teacher_step` before the first update: the average is a copy of the student."""
+    return state, jax.tree.map(jnp.copy, weights_of(state))
 
 
 def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
@@ -162,6 +165,12 @@ def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
     return Weights(*averaged)
 
 
-def _one_each(name: str, values: Sequence, count: int) -> None:
-    if len(values) != count:
-        raise ValueError(f"{name} must be one for each of the {count} networks; got {len(values)}.")
+def _one_each(name: str, values: object, count: int) -> None:
+    if not isinstance(values, list | tuple) or isinstance(values, TrainState) or len(values) != count:
+        got = len(values) if isinstance(values, list | tuple) else f"one {type(values).__name__}"
+        raise ValueError(f"{name} must be one for each of the {count} networks; got {got}.")
+
+
+def _no_teacher(teacher: None, why: str) -> None:
+    if teacher is not None:
+        raise ValueError(f"teacher must be None, since {why}; got a {type(teacher).__name__}.")

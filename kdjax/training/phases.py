@@ -6,8 +6,10 @@ the middle of a phase: its step says which.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +26,7 @@ class Phase(NamedTuple):
     """A stretch of training.
 
     Attributes:
-      name: for people, records, and `make_step` of `make_planned_step`.
+      name: for people, records, and the `make_step` of `make_planned_step`.
       steps: how many updates it has.
       objective: what is minimised. Its schedules count from the first step of the phase, as the optimizer's do.
       optimizer: what moves the parameters. It starts anew with the phase.
@@ -37,7 +39,26 @@ class Phase(NamedTuple):
 
 
 Plan = tuple[Phase, ...]
-PlannedStep = Callable[[int, TrainState, Weights | None, Batch], tuple[TrainState, Metrics]]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("state",), meta_fields=("phase",))
+@dataclass(frozen=True)
+class InPhase:
+    """The state of a planned step: which phase it is in, and that phase's own state.
+
+    The phase is no array but a part of the tree's structure: a compiled step has one program for each phase, and chooses
+    it without waiting for the device.
+
+    Attributes:
+      phase: the phase's index in the plan.
+      state: a `TrainState` with the opt_state of the phase's optimizer, or what else the phase's step takes.
+    """
+
+    phase: int
+    state: Any
+
+
+PlannedStep = Callable[[InPhase, Weights | None, Sequence[Objective], Batch], tuple[InPhase, Metrics]]
 
 
 def plan(*phases: Phase) -> Plan:
@@ -85,104 +106,136 @@ def phase_at(plan: Plan, step: Number) -> int:
     return min(bisect_right(ends, int(step)), len(plan)) - 1
 
 
-def objective_of(plan: Plan, index: int) -> Objective:
-    """A phase's objective, for steps that are counted from the start of the run, as a `TrainState` counts them.
+def objectives_of(plan: Plan) -> tuple[Objective, ...]:
+    """The phases' objectives, for steps that are counted from the start of the run, as a `TrainState` counts them.
 
     Example:
       >>> from kdjax import cross_entropy, schedules, weighted_sum
       >>> warm_up = weighted_sum(labels=(schedules.linear(0, 1, steps=10), cross_entropy))
       >>> after = plan(Phase("a", 100, warm_up, optax.sgd(0.1)), Phase("b", 100, warm_up, optax.sgd(0.1)))
-      >>> [float(schedules.at(objective_of(after, 1).weights["labels"], step)) for step in (100, 105, 110)]
+      >>> [float(schedules.at(objectives_of(after)[1].weights["labels"], step)) for step in (100, 105, 110)]
       [0.0, 0.5, 1.0]
     """
-    _in_plan(plan, index)
-    start = bounds(plan)[index]
 
-    def from_start(node: Any) -> Any:
-        return Schedule(_since, (start, node)) if isinstance(node, Schedule) else node
+    def from_start(start: int, objective: Objective) -> Objective:
+        def moved(node: Any) -> Any:
+            return Schedule(_since, (start, node)) if isinstance(node, Schedule) else node
 
-    objective: Objective = jax.tree.map(
-        from_start, plan[index].objective, is_leaf=lambda node: isinstance(node, Schedule)
-    )
-    return objective
+        after: Objective = jax.tree.map(moved, objective, is_leaf=lambda node: isinstance(node, Schedule))
+        return after
+
+    return tuple(from_start(start, phase.objective) for start, phase in zip(bounds(plan), plan, strict=False))
 
 
-def enter(plan: Plan, index: int, state: TrainState) -> TrainState:
+def enter(plan: Plan, index: int, state: TrainState | InPhase) -> InPhase:
     """The state with which a phase begins: its own optimizer's fresh opt_state, and all else as it is.
+
+    Args:
+      plan: the plan of the run.
+      index: of the phase that begins.
+      state: of the phase before, or of `init_state` with any optimizer.
 
     Raises:
       ValueError: if the plan has no phase of that index.
     """
     _in_plan(plan, index)
-    return state._replace(opt_state=plan[index].optimizer.init(state.params))
+    own = state.state if isinstance(state, InPhase) else state
+    return InPhase(index, own._replace(opt_state=plan[index].optimizer.init(own.params)))
 
 
-def state_like(plan: Plan, step: Number, state: TrainState) -> TrainState:
+def state_like(plan: Plan, step: Number, state: TrainState | InPhase) -> InPhase:
     """What a state saved after `step` updates looks like, to restore it into.
-
-    A state always has the opt_state of the phase of its next update: the one saved between two phases has entered.
 
     Args:
       plan: the plan of the run.
-      step: the saved state's, such as ``run.latest_step()``.
+      step: the saved state's, such as ``run.latest_step()``. Saved between two phases, it has the opt_state of the first.
       state: any state of the run, such as the first.
 
     Raises:
       ValueError: if the plan does not have `step`.
     """
-    return enter(plan, phase_at(plan, step), state)
+    return enter(plan, phase_at(plan, max(step - 1, 0)), state)
 
 
-def make_planned_step(plan: Plan, make_step: Callable[[Phase], TrainStep]) -> PlannedStep:
-    """Builds ``step(number, state, teacher, batch) -> (state, metrics)``, which is every phase's own step in its time.
+def stretches(plan: Plan, start: int, order: Any) -> Iterator[tuple[int, Any]]:
+    """Cuts the batches of an epoch where a phase ends.
 
     Args:
       plan: from `plan`.
-      make_step: makes a phase's step, compiled; called once a phase. It may give one phase another network than the next,
-        as long as the parameters stay.
+      start: how many updates there were before.
+      order: the batches, one row each, such as `kdjax.batches.epoch_indices` gives them.
 
-    Returns:
-      A function, not to be compiled itself, of
-
-        - `number`: the state's step as a plain int, which the loop knows: reading it off the device would wait for it.
-        - `state`: of `kdjax.init_state` with the first phase's optimizer, or what this function returned. After a phase's
-          last update it has entered the next one.
-        - `teacher`, `batch`: as for the step of `make_step`.
+    Yields:
+      Pairs (index, rows): the phase to `enter`, if the state is not in it yet, and its batches, in order.
 
     Raises:
-      ValueError: when called, if the plan has no update of that number.
+      ValueError: if the plan ends before the batches do, or begins after `start`.
+
+    Example:
+      >>> from kdjax import cross_entropy, weighted_sum
+      >>> goal = weighted_sum(labels=(1, cross_entropy))
+      >>> both = plan(Phase("a", 3, goal, optax.sgd(0.1)), Phase("b", 5, goal, optax.adam(0.1)))
+      >>> [(index, len(rows)) for index, rows in stretches(both, 2, [[0, 1], [2, 3], [4, 5]])]
+      [(0, 1), (1, 2)]
+    """
+    end = start + len(order)
+    phase_at(plan, start), phase_at(plan, end)
+    for index, (first, last) in enumerate(pairwise(bounds(plan))):
+        rows = order[max(first - start, 0) : max(last - start, 0)]
+        if len(rows):
+            yield index, rows
+
+
+def make_planned_step(plan: Plan, make_step: Callable[[Phase], TrainStep]) -> PlannedStep:
+    """Builds ``step(state, teacher, objectives, batch) -> (state, metrics)``, which is every phase's own step in its time.
+
+    Args:
+      plan: from `plan`.
+      make_step: makes a phase's step; called once a phase. It may give one phase another network than the next, as long
+        as the parameters stay.
+
+    Returns:
+      A function of
+
+        - `state`: `InPhase`, of `enter`. The step stays in the phase: where one ends, a loop enters the next.
+        - `teacher`, `batch`: as for the step of `make_step`.
+        - `objectives`: `objectives_of` the plan.
+
+    Raises:
+      ValueError: later, if the state is not of `enter`, or there is not one objective for each phase.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from kdjax import Outputs, cross_entropy, init_state, make_train_step, weighted_sum
+      >>> from kdjax import cross_entropy, init_state, make_train_step, weighted_sum
+      >>> from kdjax.batches import epoch_indices
+      >>> from kdjax.training import freeze, make_epoch
       >>> def network(params, model_state, inputs, *, train, rng=None):
-      ...     return Outputs(inputs @ params["body"] @ params["head"], {}), model_state
-      >>> from kdjax.training import freeze
+      ...     return inputs @ params["body"] @ params["head"], model_state
       >>> goal = weighted_sum(labels=(1, cross_entropy))
       >>> both = plan(Phase("head", 3, goal, freeze(optax.sgd(0.1), "body")), Phase("all", 2, goal, optax.adam(0.1)))
-      >>> step = make_planned_step(both, lambda phase: jax.jit(make_train_step(network, None, phase.optimizer)))
+      >>> epoch = make_epoch(make_planned_step(both, lambda phase: make_train_step(network, None, phase.optimizer)))
       >>> weights = Weights({"body": jnp.eye(2), "head": jnp.eye(2)}, {})
       >>> state = init_state(weights, both[0].optimizer, jax.random.key(0))
-      >>> for number in range(int(state.step), bounds(both)[-1]):
-      ...     state, metrics = step(number, state, None, {"inputs": jnp.eye(2), "labels": jnp.arange(2)})
-      ...     print(number, bool((state.params["body"] == jnp.eye(2)).all()))
-      0 True
-      1 True
-      2 True
-      3 False
-      4 False
+      >>> arrays = {"inputs": jnp.eye(2), "labels": jnp.arange(2)}
+      >>> order = [[0, 1]] * 5  # five batches
+      >>> for index, rows in stretches(both, 0, order):
+      ...     state, means = epoch(enter(both, index, state), None, objectives_of(both), arrays, rows)
+      ...     print(both[index].name, bool((state.state.params["body"] == jnp.eye(2)).all()))
+      head True
+      all False
     """
     steps = [make_step(phase) for phase in plan]
-    objectives = [objective_of(plan, index) for index in range(len(plan))]
-    last = bounds(plan)[-1]
 
-    def step(number: int, state: TrainState, teacher: Weights | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        if not 0 <= number < last:
-            raise ValueError(f"number must be that of one of the plan's {last} updates, from 0; got {number}.")
-        index = phase_at(plan, number)
-        state, metrics = steps[index](state, teacher, objectives[index], batch)
-        after = phase_at(plan, number + 1)
-        return (state if after == index else enter(plan, after, state)), metrics
+    def step(
+        state: InPhase, teacher: Weights | None, objectives: Sequence[Objective], batch: Batch
+    ) -> tuple[InPhase, Metrics]:
+        if not isinstance(state, InPhase):
+            raise ValueError(f"state must be in a phase, as enter gives it; got a {type(state).__name__}.")
+        if not isinstance(objectives, tuple | list) or len(objectives) != len(plan):
+            raise ValueError(f"objectives must be one for each of the {len(plan)} phases, as objectives_of gives them.")
+        _in_plan(plan, state.phase)
+        own, metrics = steps[state.phase](state.state, teacher, objectives[state.phase], batch)
+        return InPhase(state.phase, own), metrics
 
     return step
 

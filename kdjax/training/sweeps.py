@@ -5,36 +5,19 @@ Stacked, those numbers get a leading axis ``[students]``. Names, functions and s
 """
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kdjax import _checks
+from kdjax._apply import run
 from kdjax._types import Apply, Batch, TrainState, Tree, Weights
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.training._step import Metrics, TrainStep
 
-WAYS = ("vmap", "one by one")
-States = TrainState | list[TrainState]  # stacked, or one by one
-SweepStep = Callable[[Any, Weights | None, Objective, Batch], tuple[Any, Metrics]]
-
-
-class Choice(NamedTuple):
-    """The faster way on this machine, for these shapes.
-
-    Attributes:
-      way: ``"vmap"`` or ``"one by one"``.
-      step: the compiled sweep step of that way.
-      milliseconds: by way, the median time of a step of all students.
-    """
-
-    way: str
-    step: SweepStep
-    milliseconds: dict[str, float]
+SweepStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
@@ -83,130 +66,53 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """The students' own pytrees again: `stack` undone. What is a list of them already stays as it is.
+    """The students' own pytrees again: `stack` undone.
 
     Example:
       >>> [float(one["w"]) for one in unstack({"w": jnp.array([1.0, 2.0])})]
       [1.0, 2.0]
     """
-    if isinstance(tree, list):
-        return tree
     students = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
     if len(students) != 1 or () in students:
         raise ValueError(f"tree must have one leading axis in all leaves, [students, …]; got {sorted(students)}.")
     return _apart(tree, students.pop()[0])
 
 
-def make_sweep_step(step: TrainStep, teacher_apply: Apply | None, *, way: str) -> SweepStep:
-    """Compiles ``sweep(states, teacher, objectives, batch) -> (states, metrics)``: one update of every student.
+def make_sweep_step(step: TrainStep, teacher_apply: Apply | None = None) -> SweepStep:
+    """Builds ``sweep(states, teacher, objectives, batch) -> (states, metrics)``: one update of every student.
+
+    One program in which every operation does all students' work: what a GPU or TPU wants, whose one small student leaves
+    most of it idle. On a CPU `jax.vmap` turns convolutions into slow grouped ones: train such students one after the other
+    with `step` itself, whose program serves all of them, since what they differ in is traced.
 
     Args:
       step: from `make_train_step`, made without a teacher: it is run here, once for all students.
       teacher_apply: the teacher, or None to train without one. Not run where the batch carries ``"teacher"``.
-      way: ``"vmap"``, one program in which every operation does all students' work: what a GPU or TPU wants, whose one
-        small student leaves most of it idle; or ``"one by one"``, one program for a student, called for each: what a
-        CPU wants, where `jax.vmap` turns convolutions into slow grouped ones. `choose_way` measures which is faster.
 
     Returns:
       A function of
-        states: `stack` of the students' `TrainState`, or what the last call gave back. Donated: keep only what comes back.
-        teacher: the teacher's `Weights`, or None.
-        objectives: `stack` of the students' objectives.
-        batch: as in `make_train_step`; all students see the same one.
-      that returns the new states, to be handed to the next call, or to `unstack` in the end; and the step's metrics, each
-      [students]. It compiles at its first call, and never again for other numbers.
+
+        - `states`: `stack` of the students' `TrainState`. Safe to donate.
+        - `teacher`: the teacher's `Weights`, or None.
+        - `objectives`: `stack` of the students' objectives.
+        - `batch`: as in `make_train_step`; all students see the same one.
+
+      that returns the new states, for the next call or for `unstack`, and the step's metrics, each [students].
 
     Raises:
-      ValueError: if `way` is none of the two; when called, if the students' axes differ, or the teacher is missing or has
-        no teacher_apply.
+      ValueError: later, if the students' axes differ, or the teacher is missing or has no teacher_apply.
 
     Note:
       Students of different seeds differ in their initial weights and in their dropout, not in the order of the data nor in
       the teacher. An interval over such seeds says nothing about those two: repeat the sweep for that.
     """
-    _checks.one_of("way", way, WAYS)
-    return _together(step, teacher_apply) if way == "vmap" else _in_turn(step, teacher_apply)
 
-
-def choose_way(
-    step: TrainStep,
-    teacher_apply: Apply | None,
-    states: States,
-    teacher: Weights | None,
-    objectives: Objective,
-    batch: Batch,
-    *,
-    rounds: int = 5,
-) -> Choice:
-    """Times both ways on the real arrays, where they lie, and gives back the faster one, compiled.
-
-    Args:
-      step: as in `make_sweep_step`.
-      teacher_apply: likewise.
-      states: as the sweep step takes them; not donated here.
-      teacher: likewise.
-      objectives: likewise.
-      batch: likewise.
-      rounds: how many steps of each way are timed, in turns, after one that compiles.
-
-    Returns:
-      A `Choice`.
-
-    Raises:
-      ValueError: if rounds is less than 1; or as the sweep step does.
-    """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1; got {rounds}.")
-    steps = {way: make_sweep_step(step, teacher_apply, way=way) for way in WAYS}
-    copies: dict[str, Any] = {way: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), states) for way in WAYS}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(rounds + 1):
-        for way, sweep in steps.items():
-            jax.block_until_ready(copies[way])
-            started = time.perf_counter()
-            copies[way], metrics = sweep(copies[way], teacher, objectives, batch)
-            jax.block_until_ready((copies[way], metrics))
-            if number:
-                seconds[way].append(time.perf_counter() - started)
-    milliseconds = {way: 1000 * sorted(times)[len(times) // 2] for way, times in seconds.items()}
-    way = min(milliseconds, key=milliseconds.__getitem__)
-    return Choice(way, steps[way], milliseconds)
-
-
-def _together(step: TrainStep, teacher_apply: Apply | None) -> SweepStep:
-    @partial(jax.jit, donate_argnums=0)
     def sweep(
         states: TrainState, teacher: Weights | None, objectives: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         _check_axes(objectives=objectives, states=states)
         taught = dict(batch) | _teach(teacher_apply, teacher, batch)
         return jax.vmap(step, in_axes=(0, None, 0, None))(states, None, objectives, taught)
-
-    return sweep
-
-
-def _in_turn(step: TrainStep, teacher_apply: Apply | None) -> SweepStep:
-    teach = jax.jit(partial(_teach, teacher_apply))
-
-    # Which student is a number, so that one program serves all. The states come apart: XLA would copy a stack for each.
-    @partial(jax.jit, donate_argnums=0)
-    def advance(
-        state: TrainState, student: jax.Array | int, objectives: Objective, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
-        return step(state, None, jax.tree.map(lambda leaf: leaf[student], objectives), batch)
-
-    @jax.jit
-    def collected(metrics: list[Metrics]) -> Metrics:
-        return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-
-    def sweep(
-        states: States, teacher: Weights | None, objectives: Objective, batch: Batch
-    ) -> tuple[list[TrainState], Metrics]:
-        _check_axes(objectives=objectives, states=states)
-        batch = jax.device_put(dict(batch))  # once, not once a student
-        batch |= teach(teacher, batch)
-        results = [advance(state, student, objectives, batch) for student, state in enumerate(unstack(states))]
-        return [state for state, _ in results], collected([metrics for _, metrics in results])
 
     return sweep
 
@@ -220,20 +126,16 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Batch) -
             "teacher_apply and teacher belong together, the function and its Weights; "
             f"got no {'teacher_apply' if teacher_apply is None else 'teacher'}."
         )
-    return {"teacher": teacher_apply(teacher.params, teacher.model_state, batch["inputs"], train=False)[0]}
+    return {"teacher": run(teacher_apply, *teacher, batch["inputs"], train=False)[0]}
 
 
-def _check_axes(*, objectives: Objective, states: States) -> None:
-    trees: dict[str, Tree] = {"objectives": objectives}
-    if isinstance(states, TrainState):
-        if jnp.ndim(states.step) != 1:
-            raise ValueError(
-                f"states must be stacked, [students, …], as by stack([state, …]); their step has shape "
-                f"{jnp.shape(states.step)}."
-            )
-        trees["states"] = states
-    students = len(states.step if isinstance(states, TrainState) else states)
-    for name, tree in trees.items():
+def _check_axes(*, objectives: Objective, states: TrainState) -> None:
+    if jnp.ndim(states.step) != 1:
+        raise ValueError(
+            f"states must be stacked, [students, …], as by stack([state, …]); their step has shape {jnp.shape(states.step)}."
+        )
+    students = len(states.step)
+    for name, tree in (("objectives", objectives), ("states", states)):
         for path, leaf in jax.tree.leaves_with_path(tree):
             if jnp.shape(leaf)[:1] != (students,):
                 raise ValueError(

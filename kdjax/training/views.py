@@ -1,38 +1,41 @@
 """Training on views: both networks see the same changed inputs, drawn anew at every step."""
 
-import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from kdjax._types import Batch, TrainState, Weights
-from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Metrics, TrainStep
+from kdjax._types import Batch, TrainState
+from kdjax.batches import view_key
 
 CACHED = ("teacher", "top_values", "top_indices")
-"""The entries of a batch that `cache_teacher` makes: what a teacher said of the inputs as they are."""
-# Away from the key of the step itself, ``fold_in(rng, step)``.
-_OF_VIEWS = zlib.crc32(b"views")
+"""The entries of a batch that hold what a teacher said of it."""
+VIEW = "view"
+"""The entry of a batch that says whose views a teacher's outputs are of: [batch], `view_key`'s number."""
 
 
-def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) -> TrainStep:
+def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch], Batch]) -> Callable[..., Any]:
     """Turns a step into one that changes the batch first: teacher and student then see the same view.
 
-    The key is ``fold_in(fold_in(state.rng, views), state.step)``: it moves with the step and stands in the state, so that a
-    resumed run sees the views that an unbroken one would.
+    The key is ``view_key(state.rng, state.step)``: it changes with the step and is part of the state, so that a resumed run
+    sees the views that an unbroken one would. A batch of `kdjax.caching.view_batch` carries its view's number, and the
+    teacher's outputs for that very view: switching that cache on changes no view.
 
     Args:
-      step: from `make_train_step`; its teacher is run on the changed inputs.
+      step: any of this package's steps; its teacher is run on the changed inputs.
       augment: ``augment(key, batch) -> batch``, a pure function, such as `kdjax.data.make_views` builds.
 
     Returns:
       A step like the one given, to be compiled, sharded and scanned in the same ways. A batch split over devices is changed
       part by part, all parts with the same key: each example's noise must come from its own index, as `make_views` does it.
+      **Examples that are mixed** see their neighbour in the whole batch under `kdjax.training.jit_step`; under `jax.pmap`
+      and `jax.shard_map` they see that in the device's part, and outputs that were kept are then of other views. Networks
+      that learn together see the views of the first one's key.
 
     Raises:
-      ValueError: later, if the batch holds a teacher's cached outputs, which are of other inputs. Where they are of the
-        same views, the step is to be made by `kdjax.caching.on_views`.
+      ValueError: later, if the batch holds a teacher's cached outputs and does not say of which views.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,16 +63,24 @@ def augmented(step: TrainStep, augment: Callable[[PRNGKeyArray, Batch], Batch]) 
       https://arxiv.org/abs/2106.05237
     """
 
-    def on_views(
-        state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
-        if stale := [name for name in CACHED if name in batch]:
+    def on_views(state: Any, teacher: Any, objective: Any, batch: Batch) -> tuple[Any, Any]:
+        taught = {name: batch[name] for name in CACHED if name in batch}
+        if taught and VIEW not in batch:
             raise ValueError(
                 f"batch must not hold a teacher's cached outputs where the inputs are augmented: they are of other views; "
-                f"got {', '.join(stale)}. Run the teacher in the step, or cache epochs of views and train on those, by "
-                "kdjax.caching."
+                f"got {', '.join(taught)}. Run the teacher in the step, or cache epochs of views and train on those, by "
+                "kdjax.caching.cache_views."
             )
-        key = jax.random.fold_in(jax.random.fold_in(state.rng, _OF_VIEWS), state.step)
-        return step(state, teacher, objective, augment(key, batch))
+        first = next(part for part in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(part))
+        # Of students that train together, stacked, each has its own key and step; they see one batch.
+        rng, number = (leaf if jnp.ndim(first.step) == 0 else leaf[0] for leaf in (first.rng, first.step))
+        if VIEW in batch:
+            number = batch[VIEW][0]
+        plain = {name: value for name, value in batch.items() if name not in (*taught, VIEW)}
+        return step(state, teacher, objective, {**augment(view_key(rng, number), plain), **taught})
 
     return on_views
+
+
+def _is_state(part: Any) -> bool:
+    return isinstance(part, TrainState)

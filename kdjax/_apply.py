@@ -1,0 +1,69 @@
+"""Running a network: what an `Apply` is called with, and what it may return."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from kdjax._types import Apply, Outputs, Rng, Tree
+
+WHAT = "(params, model_state, inputs, *, train, rng=None) -> (outputs, model_state)"
+
+
+def run(
+    apply: Apply, params: Tree, model_state: Tree, inputs: Any, *, train: bool, rng: Rng = None
+) -> tuple[Outputs, Tree]:
+    """The network's `Outputs` and its new model_state, whichever of its forms `apply` returns.
+
+    Forms: ``(outputs, model_state)``, or the outputs alone where the model_state stays; and outputs are `Outputs`, logits,
+    or a pair (logits, features by name).
+
+    Raises:
+      ValueError: if `apply` cannot be called as an `Apply`, or returns something else.
+    """
+    _check_signature(apply)
+    result: Any = apply(params, model_state, inputs, train=train, rng=rng)
+    if isinstance(result, Outputs) or not (isinstance(result, tuple) and len(result) == 2):
+        return outputs_of(result, _name(apply)), model_state
+    first, second = result
+    if _is_array(first) and isinstance(second, Mapping) and _structure(second) != _structure(model_state):
+        # A pair of logits and features, unless it is a model_state that has grown: then no leaf is one row an example.
+        if any(leaf.shape[:1] != first.shape[:1] for leaf in jax.tree.leaves(second)):
+            raise ValueError(
+                f"{_name(apply)} must return a model_state of the structure that it was given, {_structure(model_state)}, "
+                f"or features with one row for each example; got {_structure(second)}."
+            )
+        return outputs_of(result, _name(apply)), model_state
+    return outputs_of(first, _name(apply)), second
+
+
+def outputs_of(result: Any, who: str) -> Outputs:
+    """`Outputs`, logits, or a pair (logits, features by name), as `Outputs`."""
+    is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)  # Outputs is one, too
+    logits, features = result if is_pair else (result, {})
+    if not _is_array(logits):
+        raise ValueError(
+            f"{who} must give logits, a pair (logits, features by name), or Outputs; its logits were "
+            f"{type(logits).__name__}."
+        )
+    return Outputs(logits, dict(features))
+
+
+def _check_signature(apply: Apply) -> None:
+    try:
+        inspect.signature(apply).bind(None, None, None, train=True, rng=None)
+    except TypeError as error:
+        raise ValueError(f"An Apply must be a function {WHAT}; {_name(apply)} is none: {error}.") from None
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _structure(tree: Tree) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _name(apply: Any) -> str:
+    return getattr(apply, "__name__", repr(apply))
