@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import Outputs, on_feature, on_logits, on_outputs, schedules, weighted_sum
+from kdjax import Outputs, _checks, on_feature, on_logits, on_outputs, schedules, weighted_sum
 from kdjax.losses import hierarchical_context, info_nce, jensen_shannon, overhaul, rkd_angle, soft_target_kl
 from kdjax.objectives.schedules import Schedule
 
@@ -68,13 +68,13 @@ def goal(weight=1.0, loss=soft_target_kl, **hyper_parameters):
         ({"scales": (3, 4)}, [3.0, 4.0]),
         ({"scales": 3}, [3.0]),
     ],
-    ids=str,
 )
 def test_the_value_given_decides_what_is_a_leaf(given, leaves):
     term = on_logits(kd, **given)
     got = jax.tree.leaves(term)
     assert got == leaves
     assert all(type(leaf) is float for leaf in got)
+    assert [name for name, _ in term.settings] == ([] if leaves else list(given))
     hash(jax.tree.structure(term))  # jit needs it of all that is static
 
 
@@ -88,6 +88,8 @@ def test_arrays_and_schedules_are_leaves_whatever_the_default():
 
 
 def test_a_losss_static_settings_reach_it_as_they_were_given():
+    absolute = on_logits(kd, distance=jnp.abs)(STUDENT, TEACHER, {})
+    np.testing.assert_array_equal(absolute, kd(STUDENT.logits, TEACHER.logits, distance=jnp.abs))
     assert dict(on_feature(rkd_angle, "f", block=np.int64(2)).settings) == {"block": 2}
     assert dict(on_feature(hierarchical_context, "f", levels=[4, 1]).settings) == {"levels": (4, 1)}
 
@@ -248,6 +250,21 @@ def test_an_array_is_asked_at_its_own_size():
     on_logits(loss, margin=jnp.ones(5))
     assert seen == [(5, 5)]
     on_feature(overhaul, "f", margin=jnp.full(5, -0.5))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (3,)])
+def test_a_number_is_checked_beside_an_array_that_is_taken_by_name(shape):
+    """The array is one number, one an example or one a channel; it has no values, so none of its own is out of range."""
+
+    def loss(student, teacher, *, power, scale):
+        if scale.shape != shape:
+            raise TypeError("another shape")
+        _checks.positive("scale", scale.sum())
+        _checks.positive("power", power)
+        return jnp.square(student - teacher).sum(-1)
+
+    with pytest.raises(ValueError, match=r"power must be a finite number greater than 0; got -1\.0\.$"):
+        on_logits(loss, power=-1.0, scale="student.scale")
 
 
 def test_a_loss_that_accepts_its_numbers_is_traced_once():

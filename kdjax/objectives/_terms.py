@@ -105,8 +105,9 @@ def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: A
       loss: ``loss(student, teacher, **hyper_parameters)``, or one that takes ``labels`` too.
       **hyper_parameters: handed on to `loss` by name. Floats, arrays and functions of the step, which become schedules,
         are leaves of the objective: other values compile nothing again. An int is one too where the loss's own default is
-        a float; elsewhere it is static, as it may decide shapes (``block``, ``hardest``), and so are bools, names, None
-        and tuples of ints. A tuple that holds a leaf is leaves throughout.
+        a float; elsewhere it is static, as it may decide shapes (``block``, ``hardest``), and so are bools, names, None,
+        tuples of ints, and a function where the default is one. A tuple that holds a leaf is leaves throughout. A loss
+        that takes ``**settings`` is given all names.
 
     Returns:
       A term, whose ``places`` are all that it reads: those of its arrays, and ``"batch.labels"`` if `loss` takes them.
