@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,12 +166,13 @@ def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
     return Weights(*averaged)
 
 
-def _one_each(name: str, values: object, count: int) -> None:
-    if not isinstance(values, list | tuple) or isinstance(values, TrainState) or len(values) != count:
-        got = len(values) if isinstance(values, list | tuple) else f"one {type(values).__name__}"
+def _one_each(name: str, values: Any, count: int) -> None:
+    several = isinstance(values, list | tuple) and not isinstance(values, TrainState)  # which is a tuple, too
+    got = len(values) if several else f"one {type(values).__name__}"
+    if got != count:
         raise ValueError(f"{name} must be one for each of the {count} networks; got {got}.")
 
 
-def _no_teacher(teacher: None, why: str) -> None:
+def _no_teacher(teacher: object, why: str) -> None:
     if teacher is not None:
         raise ValueError(f"teacher must be None, since {why}; got a {type(teacher).__name__}.")
