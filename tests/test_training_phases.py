@@ -1,8 +1,11 @@
 """Plans of phases: what each phase moves, bit by bit, that a resumed run is the unbroken one, and the steps in between."""
 
 import functools
+import inspect
 import itertools
+from dataclasses import FrozenInstanceError
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +25,22 @@ from kdjax import (
 )
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.losses import hint, soft_target_kl
-from kdjax.training import freeze, hold_state, train_only
-from kdjax.training.phases import Phase, bounds, enter, make_planned_step, objective_of, phase_at, plan, state_like
+from kdjax.training import freeze, hold_state, jit_step, make_epoch, train_only
+from kdjax.training.phases import (
+    Phase,
+    bounds,
+    enter,
+    make_planned_step,
+    objectives_of,
+    phase_at,
+    plan,
+    state_like,
+    stretches,
+)
 
 PARTS = ("stage1", "stage2", "logits")
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
+ONE = Phase("a", 2, LABELS, optax.sgd(0.1))
 
 
 def network(params, model_state, inputs, *, train, rng=None):
@@ -54,31 +68,31 @@ def batch(number):
 
 
 def prepared(phases):
-    """The plan, its step, and the compiled step of each phase by name."""
-    made = {}
+    """The plan, and its compiled step."""
 
     def make_step(phase):
         student = hold_state(network, "stage[12]") if phase.name == "head" else network
-        made[phase.name] = jax.jit(make_train_step(student, network, phase.optimizer), donate_argnums=0)
-        return made[phase.name]
+        return make_train_step(student, network, phase.optimizer)
 
-    return phases, make_planned_step(phases, make_step), made
+    return phases, jit_step(make_planned_step(phases, make_step))
 
 
 def start(phases, seed=0):
-    return init_state(weights(seed), phases[0].optimizer, jax.random.key(5 + seed))
+    return enter(phases, 0, init_state(weights(seed), phases[0].optimizer, jax.random.key(5 + seed)))
 
 
 def run(training, *, state=None, until=None):
     """Trains from a state, or from the start. Returns the last state, on the host each state, and each step's metrics."""
-    phases, step, made = training
+    phases, step = training
     state = state or start(phases)
     seen, every_metrics = [], []
-    for number in range(int(state.step), bounds(phases)[-1] if until is None else until):
-        state, metrics = step(number, state, weights(1), batch(number))
+    for number in range(int(state.state.step), bounds(phases)[-1] if until is None else until):
+        if state.phase != phase_at(phases, number):
+            state = enter(phases, phase_at(phases, number), state)
+        state, metrics = step(state, weights(1), objectives_of(phases), batch(number))
         every_metrics.append(jax.device_get(metrics))
-        seen.append(jax.device_get(state._replace(rng=())))
-    assert all(own._cache_size() <= 1 for own in made.values()), "each phase compiles once"
+        seen.append(jax.device_get(state.state._replace(rng=())))
+    assert step._cache_size() <= len(phases), "each phase compiles once"
     return state, seen, every_metrics
 
 
@@ -107,6 +121,7 @@ def two_stages():
 
 def test_two_stages_move_the_features_and_then_the_head_and_nothing_else():
     _, seen, metrics = run(two_stages())
+    assert two_stages()[1]._cache_size() == 2
     before, first, second = weights(0), seen[3], seen[-1]
     assert moved(before, first) == {"stage1", "stage2"}
     assert moved(first, second) == {"logits"}
@@ -154,27 +169,91 @@ def test_a_term_that_warms_up_in_its_phase_starts_from_nothing():
 
 @pytest.mark.parametrize("stop", [2, 4, 6])  # in the first phase, between the two, and in the second
 def test_a_run_that_is_resumed_ends_in_the_same_bits(tmp_path, stop):
-    phases, *_ = two_stages()
+    phases, _ = two_stages()
     whole, _, _ = run(two_stages())
     broken, _, _ = run(two_stages(), until=stop)
     with open_run(tmp_path) as folder:
         save_state(folder, stop, broken)
     with open_run(tmp_path) as folder:
         restored, _ = restore_state(folder, state_like(phases, folder.latest_step(), start(phases, seed=3)))
-    assert bits(restored.params) == bits(broken.params) != bits(whole.params)
+    assert restored.phase == broken.phase == (1 if stop == 6 else 0)
+    assert bits(restored.state.params) == bits(broken.state.params) != bits(whole.state.params)
     resumed, _, _ = run(two_stages(), state=restored)
-    assert bits(resumed._replace(rng=())) == bits(whole._replace(rng=()))
-    assert int(resumed.step) == 9
+    assert bits(resumed.state._replace(rng=())) == bits(whole.state._replace(rng=()))
+    assert int(resumed.state.step) == 9
+
+
+def test_a_loop_by_epochs_that_do_not_end_with_the_phases_ends_in_the_same_bits():
+    """Epochs of three and six updates, through a plan of four and five."""
+    phases, step = two_stages()
+    whole, _, metrics = run(two_stages())
+    rows = [batch(number) for number in range(9)]
+    arrays = {name: np.concatenate([one[name] for one in rows]) for name in rows[0]}
+    order = np.arange(9 * 8).reshape(9, 8)
+    epoch, state, seen = make_epoch(step), start(phases), []
+    for first, last in ((0, 3), (3, 9)):
+        for index, own in stretches(phases, first, order[first:last]):
+            if state.phase != index:
+                state = enter(phases, index, state)
+            state, means = epoch(state, weights(1), objectives_of(phases), arrays, own)
+            seen.append((index, len(own), means["loss"]))
+    chex.assert_trees_all_close(state.state.params, whole.state.params, rtol=1e-6, atol=1e-7)
+    assert [one[:2] for one in seen] == [(0, 3), (0, 1), (1, 5)]
+    losses = np.array([float(one["loss"]) for one in metrics])
+    np.testing.assert_allclose([one[2] for one in seen], [losses[:3].mean(), losses[3], losses[4:].mean()], rtol=1e-5)
 
 
 def test_entering_a_phase_starts_its_optimizer_and_keeps_all_else():
-    phases, *_ = two_stages()
+    phases, _ = two_stages()
     before, _, _ = run(two_stages(), until=3)
     after = enter(phases, 1, before)
-    assert bits((after.step, after.params, after.model_state)) == bits((before.step, before.params, before.model_state))
-    assert bits(after.opt_state) == bits(phases[1].optimizer.init(before.params))
-    assert jax.tree.structure(after.opt_state) != jax.tree.structure(before.opt_state)
-    assert bool(jnp.all(after.rng == before.rng))
+    assert (before.phase, after.phase) == (0, 1)
+    old, new = before.state, after.state
+    assert bits((new.step, new.params, new.model_state)) == bits((old.step, old.params, old.model_state))
+    assert bits(new.opt_state) == bits(phases[1].optimizer.init(old.params))
+    assert jax.tree.structure(new.opt_state) != jax.tree.structure(old.opt_state)
+    assert bool(jnp.all(new.rng == old.rng))
+    # Also from a state that is in no phase yet.
+    chex.assert_trees_all_equal(enter(phases, 1, old), after)
+
+
+def test_the_phase_is_part_of_the_trees_structure_and_no_number_of_the_device():
+    """A step chooses its program by it, without waiting for the device."""
+    phases, _ = two_stages()
+    first, second = start(phases), enter(phases, 1, start(phases))
+    assert jax.tree.structure(first) != jax.tree.structure(second)
+    assert jax.tree.map(lambda leaf: leaf, second).phase == 1
+    with pytest.raises(FrozenInstanceError):
+        first.phase = 1
+
+
+def test_a_schedule_counts_from_the_start_of_its_phase_and_constants_stay():
+    phases, _ = two_stages()
+    of_features, of_head = objectives_of(phases)
+    assert [float(schedules.at(of_features.weights["two"], step)) for step in (0, 3, 9)] == [0, 1, 1]
+    assert [float(schedules.at(of_head.weights["soft"], step)) for step in (4, 6, 8, 9)] == [1, 0.75, 0.5, 0.5]
+    assert of_head.weights["labels"] == 0.5
+    own = schedules.linear(4.0, 2.0, steps=2)
+    warm = weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=own)))
+    moved = objectives_of(plan(ONE, ONE._replace(name="b", objective=warm)))[1]
+    logits = jnp.array([[1.0, 0.0, -1.0]])
+    for step, temperature in ((2, 4.0), (3, 3.0), (4, 2.0)):
+        said = moved(Outputs(logits, {}), Outputs(-logits, {}), {}, step).terms["soft"]
+        np.testing.assert_allclose(said, soft_target_kl(logits, -logits, temperature=temperature), rtol=1e-6)
+
+
+def test_epochs_are_cut_where_a_phase_ends():
+    phases = plan(*(Phase(name, steps, LABELS, optax.sgd(0.1)) for name, steps in (("a", 1), ("b", 3), ("c", 2))))
+    rows = np.arange(12).reshape(6, 2)
+    assert [(index, own.tolist()) for index, own in stretches(phases, 0, rows)] == [
+        (0, [[0, 1]]),
+        (1, [[2, 3], [4, 5], [6, 7]]),
+        (2, [[8, 9], [10, 11]]),
+    ]
+    assert [(index, len(own)) for index, own in stretches(phases, 3, rows[:3])] == [(1, 1), (2, 2)]
+    assert [*stretches(phases, 4, rows[:0])] == []
+    with pytest.raises(ValueError, match="step must lie between 0 and 6, the plan's updates; got 7"):
+        [*stretches(phases, 4, rows[:3])]
 
 
 def test_the_phase_is_a_function_of_the_step():
@@ -184,7 +263,9 @@ def test_the_phase_is_a_function_of_the_step():
     assert phase_at(phases, jnp.int32(4)) == 2
 
 
-ONE = Phase("a", 2, LABELS, optax.sgd(0.1))
+def planned(state, objectives):
+    step = make_planned_step(plan(ONE), lambda phase: make_train_step(network, None, phase.optimizer))
+    inspect.unwrap(step)(state, None, objectives, batch(0))
 
 
 @pytest.mark.parametrize(
@@ -195,14 +276,23 @@ ONE = Phase("a", 2, LABELS, optax.sgd(0.1))
         (lambda: plan(ONE._replace(steps=0)), "steps of phase 'a' must be a whole number of 1 or more; got 0"),
         (lambda: phase_at(plan(ONE), 3), "step must lie between 0 and 2, the plan's updates; got 3"),
         (lambda: phase_at(plan(ONE), -1), "step must lie between 0 and 2, the plan's updates; got -1"),
-        (lambda: objective_of(plan(ONE), 1), "index must be that of one of the plan's 1 phases, from 0; got 1"),
         (
-            lambda: enter(plan(ONE), -1, start([ONE])),
+            lambda: enter(plan(ONE), -1, start(plan(ONE))),
             "index must be that of one of the plan's 1 phases, from 0; got -1",
         ),
         (
-            lambda: make_planned_step(plan(ONE), lambda phase: print)(2, start([ONE]), None, {}),
-            "number must be that of one of the plan's 2 updates, from 0; got 2",
+            lambda: enter(plan(ONE), 1, start(plan(ONE))),
+            "index must be that of one of the plan's 1 phases, from 0; got 1",
+        ),
+        (
+            lambda: planned(start(plan(ONE)).state, objectives_of(plan(ONE))),
+            "state must be in a phase, as enter gives it; got a TrainState",
+        ),
+        (lambda: planned(start(plan(ONE)), LABELS), "objectives must be one for each of the 1 phases"),
+        (lambda: planned(start(plan(ONE)), (LABELS, LABELS)), "objectives must be one for each of the 1 phases"),
+        (
+            lambda: planned(enter(plan(ONE, ONE._replace(name="b")), 1, start(plan(ONE))), (LABELS,)),
+            "index must be that of one of the plan's 1 phases, from 0; got 1",
         ),
     ],
 )
