@@ -1,9 +1,11 @@
 """Shapes in signatures are checked, warnings and rank promotion are errors, four devices exist: for every test."""
 
+import gc
 import os
 from pathlib import Path
 
 import jax
+import jaxlib
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
@@ -21,8 +23,26 @@ settings.register_profile("fast", max_examples=30, **PATIENT)
 settings.register_profile("slow", max_examples=3_400, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
+# XLA's older emitters without LLVM's optimisation: the tests compile thousands of small programs, in under half the time.
+QUICK_COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+
 # Real data lies beside a checkout or where KDJAX_TEST_DATA says; tests that want it skip where it is missing.
 DATA = Path(os.environ.get("KDJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_configure(config):
+    """The slow tests and the certificate take the compiler as users have it, and so does whoever sets XLA_FLAGS."""
+    slow = config.option.markexpr == "slow" or os.environ.get("HYPOTHESIS_PROFILE") == "slow"
+    # A release that knew a flag no more would end the process.
+    if not slow and jaxlib.__version__.startswith("0.10."):
+        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
+
+
+def pytest_collection_finish():
+    """What is alive before the first test lives to the end: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +71,16 @@ def cifar10_pictures() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_program_is_compiled_twice(tmp_path_factory):
-    """Compiling is most of the work: what one module, or one worker, has compiled in this run the others only read."""
+    """Compiling is most of the work: what one module, worker or process has compiled in this run the others only read."""
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in {
+        "jax_compilation_cache_dir": str(shared / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 @pytest.fixture(autouse=True, scope="module")

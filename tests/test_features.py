@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from jax.test_util import check_grads
 
 from kdjax import losses
 
@@ -41,7 +42,7 @@ def test_margin_and_its_gradient_are_finite_and_never_above_zero(dtype):
 def test_margin_has_the_numerical_gradient():
     with jax.enable_x64(True):
         arrays = jnp.array([1.0, -2.0, 0.5, 1.0]), jnp.array([0.3, 1.5, -3.0, 9.0])
-        jax.test_util.check_grads(losses.negative_margin, arrays, order=1, atol=1e-6, rtol=1e-6)
+        check_grads(losses.negative_margin, arrays, order=1, atol=1e-6, rtol=1e-6)
 
 
 def test_margin_hides_no_nan_and_names_a_wrong_shape():
