@@ -2,50 +2,64 @@
 
 from functools import partial
 
+import dense
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
+from dense import CLASSES, fresh_state, optimizer, teacher, teacher_weights
 
 from kdjax import Outputs, Weights, make_train_step
-from kdjax.batches import epoch_indices, take
-from kdjax.caching import StaleError, cache_views, features_of, on_views, view_batch
-from kdjax.data import cutmix, horizontal_flip, make_views, mixup, random_crop, view_key
-from kdjax.training import jit_step
+from kdjax.batches import epoch_indices, take, view_key
+from kdjax.caching import StaleError, cache_views, features_of, view_batch
+from kdjax.data import cutmix, horizontal_flip, make_views, mixup, random_crop
+from kdjax.training import augmented, jit_step, make_epoch
 
-_, APPLY = networks.teacher()
-TEACHER = networks.teacher_weights()
-TRAIN = networks.batch(size=27, seed=3)
+HEIGHT, WIDTH = 3, 2
+
+
+def flat(apply):
+    """A dense network that takes images."""
+
+    def of_images(params, model_state, images, *, train, rng=None):
+        return apply(params, model_state, images.reshape(len(images), -1), train=train, rng=rng)
+
+    return of_images
+
+
+APPLY, STUDENT = flat(teacher), flat(dense.student())
+TEACHER = teacher_weights()
+PLAIN = dense.batch(27, seed=3)
+TRAIN = {"inputs": PLAIN["inputs"].reshape(27, HEIGHT, WIDTH, 1), "labels": PLAIN["labels"]}
 SEED, SIZE, EPOCHS, STEPS = 5, 8, 2, 3  # three examples sit each epoch out
+RNG = fresh_state().rng
 VIEWS = (partial(random_crop, padding=1), horizontal_flip)
 ALONE, MIXED = make_views(*VIEWS), make_views(*VIEWS, mix=mixup)
-KEPT = {"batch_size": SIZE, "seed": SEED, "epochs": EPOCHS}
+KEPT = {"batch_size": SIZE, "seed": SEED, "rng": RNG, "epochs": EPOCHS}
+OBJECTIVE = dense.objective()
 
 
 def cached(augment, **changes):
     return cache_views(APPLY, TEACHER, augment, TRAIN, **(KEPT | changes))
 
 
-def trained(step, teacher, batches):
+def trained(step, its, batches):
     """The params after those batches."""
-    state = networks.fresh_state()
+    state = fresh_state()
     for batch in batches:
-        state, _ = step(state, teacher, networks.objective(), batch)
+        state, _ = step(state, its, OBJECTIVE, batch)
     return jax.device_get(state.params)
 
 
 def step_for(teacher_apply):
-    step = make_train_step(networks.student()[1], teacher_apply, networks.optimizer())
-    return jit_step(on_views(step, MIXED, seed=SEED))
+    return augmented(make_train_step(STUDENT, teacher_apply, optimizer()), MIXED)
 
 
-def online(epochs):
-    """The batches of a training that runs its teacher, written without the cache."""
-    for epoch in range(epochs):
-        for chosen in epoch_indices(27, SIZE, seed=SEED, epoch=epoch % EPOCHS):
-            where = {"indices": chosen, "epoch": jnp.full(SIZE, epoch % EPOCHS)}
-            yield take(TRAIN, chosen) | where
+def plain(number):
+    """A batch of a training that runs its teacher, written without the cache."""
+    epoch, step = divmod(number, STEPS)
+    chosen = epoch_indices(27, SIZE, seed=SEED, epoch=epoch % EPOCHS)[step]
+    return take(TRAIN, chosen) | {"indices": chosen}
 
 
 def same(first, second):
@@ -54,27 +68,55 @@ def same(first, second):
 
 def test_training_on_cached_views_is_training_with_the_teacher_to_the_last_bit(tmp_path):
     """Mixed with their neighbours: the order of the batches counts too."""
-    expected = trained(step_for(APPLY), TEACHER, online(3))
-    step, features = step_for(None), features_of(networks.objective())
+    # In the third epoch the views of the first are seen again.
+    again = [plain(n) | {"view": jnp.full(SIZE, n % (EPOCHS * STEPS))} for n in range(3 * STEPS)]
+    expected = trained(jit_step(step_for(APPLY)), TEACHER, again)
+    step, features = jit_step(step_for(None)), features_of(OBJECTIVE)
     for path in (None, tmp_path / "views"):
         kept = cached(MIXED, features=features, path=path)
-        assert kept["teacher"].logits.shape == (EPOCHS, STEPS, SIZE, 10)
+        assert kept["teacher"].logits.shape == (EPOCHS, STEPS, SIZE, CLASSES)
         assert isinstance(kept["teacher"].logits, np.memmap if path else jax.Array)
-        # Two epochs of views, and the first again.
-        assert same(trained(step, None, (view_batch(kept, TRAIN, number) for number in range(3 * STEPS))), expected)
+        batches = [view_batch(kept, TRAIN, number) for number in range(3 * STEPS)]
+        assert same(trained(step, None, batches), expected)
+    # By the loop, too.
+    state, _ = make_epoch(step_for(None))(fresh_state(), None, OBJECTIVE, iter(batches))
+    assert same(jax.device_get(state.params), expected)
     # Control: other views of the same examples in the same order are another training.
     kept["teacher"] = jax.tree.map(lambda array: array[::-1], kept["teacher"])
     assert not same(trained(step, None, (view_batch(kept, TRAIN, number) for number in range(3 * STEPS))), expected)
 
 
+def test_switching_the_cache_on_changes_no_view(tmp_path):
+    """In the epochs that are kept, a training without a cache has the very same batches."""
+    expected = trained(jit_step(step_for(APPLY)), TEACHER, map(plain, range(EPOCHS * STEPS)))
+    kept = cached(MIXED, features=features_of(OBJECTIVE))
+    batches = [view_batch(kept, TRAIN, number) for number in range(EPOCHS * STEPS)]
+    assert same(trained(jit_step(step_for(None)), None, batches), expected)
+    seen = []
+
+    def noting(state, its, objective, batch):
+        seen.append(batch)
+        return state._replace(step=state.step + 1), {}
+
+    step, states = augmented(noting, MIXED), [fresh_state(), fresh_state()]
+    for number, batch in enumerate(batches):
+        states = [step(state, None, None, one)[0] for state, one in zip(states, (plain(number), batch), strict=True)]
+        without, with_cache = seen[-2:]
+        assert {*with_cache} - {*without} == {"teacher"}
+        assert same({name: with_cache[name] for name in without}, without)
+    # They do differ from the plain images, and from one step to the next.
+    assert not same(seen[0]["inputs"], plain(0)["inputs"])
+    assert not same(MIXED(view_key(RNG, 1), plain(0))["inputs"], seen[0]["inputs"])
+
+
 def test_what_is_kept_is_said_of_the_views_and_of_no_others():
     kept = cached(MIXED, dtype="float16")
     assert kept["teacher"].features == {}
-    assert kept["epoch"].tolist() == np.repeat([0, 1], STEPS * SIZE).reshape(EPOCHS, STEPS, SIZE).tolist()
+    assert kept["view"].tolist() == np.repeat(range(EPOCHS * STEPS), SIZE).reshape(EPOCHS, STEPS, SIZE).tolist()
     for epoch in range(EPOCHS):
         np.testing.assert_array_equal(kept["indices"][epoch], epoch_indices(27, SIZE, seed=SEED, epoch=epoch))
         for step, chosen in enumerate(kept["indices"][epoch]):
-            seen = MIXED(view_key(SEED, epoch), take(TRAIN, chosen) | {"indices": chosen})["inputs"]
+            seen = MIXED(view_key(RNG, epoch * STEPS + step), take(TRAIN, chosen) | {"indices": chosen})["inputs"]
             said = APPLY(*TEACHER, seen, train=False)[0].logits
             np.testing.assert_allclose(kept["teacher"].logits[epoch, step], said, rtol=2e-3, atol=2e-3)
     top = cached(ALONE, top_k=3)
@@ -95,22 +137,23 @@ def test_other_views_another_teacher_or_other_data_are_refused(tmp_path):
     other_data = TRAIN | {"inputs": TRAIN["inputs"].at[0, 0, 0, 0].add(1e-3)}
     for wanted, message in [
         (lambda: cached(MIXED, path=path, seed=6), "the views are others"),
+        (lambda: cached(MIXED, path=path, rng=jax.random.key(6)), "the views are others"),
         (lambda: cached(MIXED, path=path, epochs=3), "the views are others.*, other arrays"),
         (lambda: cached(MIXED, path=path, batch_size=9), "the views are others"),
         (lambda: cached(ALONE, path=path), "the teacher's program is another"),
         (lambda: cached(make_views(*VIEWS, mix=cutmix), path=path), "the teacher's program is another"),
         (lambda: cache_views(APPLY, TEACHER, MIXED, other_data, **KEPT, path=path), "the inputs are others"),
         (
-            lambda: cache_views(APPLY, networks.teacher_weights(8), MIXED, TRAIN, **KEPT, path=path),
+            lambda: cache_views(APPLY, teacher_weights(8), MIXED, TRAIN, **KEPT, path=path),
             "weights are others",
         ),
     ]:
         with pytest.raises(StaleError, match=message):
             wanted()
     # An array that a view brings along has no place in the program's text, and counts too.
-    cached(shifted_by(np.full((1, 8, 8, 1), 0.5, np.float32)), path=tmp_path / "shifted")
+    cached(shifted_by(np.full((1, HEIGHT, WIDTH, 1), 0.5, np.float32)), path=tmp_path / "shifted")
     with pytest.raises(StaleError, match="the teacher's program is another"):
-        cached(shifted_by(np.full((1, 8, 8, 1), 0.7, np.float32)), path=tmp_path / "shifted")
+        cached(shifted_by(np.full((1, HEIGHT, WIDTH, 1), 0.7, np.float32)), path=tmp_path / "shifted")
 
 
 def test_what_is_wrong_is_said(tmp_path):
@@ -129,6 +172,8 @@ def test_what_is_wrong_is_said(tmp_path):
     kept = {"indices": np.zeros((1, 1, 2), np.int32), "teacher": Outputs(np.zeros((1, 1, 2, 3)), {})}
     with pytest.raises(ValueError, match="number must be 0 or greater; got -1"):
         view_batch(kept, TRAIN, -1)
-    step = on_views(make_train_step(networks.student()[1], None, networks.optimizer()), ALONE, seed=SEED)
-    with pytest.raises(ValueError, match=r'batch must have "epoch", as view_batch adds it; it has \[\'indices\''):
-        step(networks.fresh_state(), None, networks.objective(), TRAIN | {"indices": np.arange(27)})
+    # Outputs that do not say of which views.
+    batch = {name: value for name, value in view_batch(cached(ALONE), TRAIN, 0).items() if name != "view"}
+    step = augmented(make_train_step(STUDENT, None, optimizer()), ALONE)
+    with pytest.raises(ValueError, match=r"batch must not hold a teacher's cached outputs .*; got teacher"):
+        step(fresh_state(), None, OBJECTIVE, batch)
