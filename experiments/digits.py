@@ -13,15 +13,14 @@ more than the gain: hence 32. The student, T and α were chosen on the validatio
 
 from dataclasses import dataclass
 
-from experiments._loop import Recipe
-from experiments._three_runs import Settings, run
-
 import optax
 import tyro
 
+from experiments._settings import Settings, network, run
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
+from kdjax.runs import Recipe
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Digits(Settings):
     """A teacher with BatchNorm and dropout, a student of a few hundred numbers, scikit-learn's bundled scans."""
 
     data: str = "digits"
-    """where the examples come from: digits, mnist, fashion_mnist, tfds:NAME, idx:DIR or npz:FILE"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
     seeds: int = 32
     """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
     print_every: int = 0
@@ -53,6 +52,7 @@ class Digits(Settings):
 
 
 def main(settings: Digits) -> None:
+    data = settings.load()
     labels_only = weighted_sum(labels=(1.0, cross_entropy))
     with_teacher = weighted_sum(
         labels=(settings.alpha, cross_entropy),
@@ -63,11 +63,12 @@ def main(settings: Digits) -> None:
         def optimizer(updates):
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
-        return Recipe(model, objective, optimizer, epochs, settings.batch_size)
+        return Recipe(network(model, data), objective, optimizer, epochs, settings.batch_size, name=model)
 
     run(
         "digits",
         settings,
+        data,
         preprocess=unit_range,
         teacher=recipe(settings.teacher_model, labels_only, settings.teacher_epochs),
         alone=recipe(settings.student_model, labels_only, settings.epochs),

@@ -19,15 +19,14 @@ is 0.2 points: three seeds show that it does no harm, and no more.
 
 from dataclasses import dataclass
 
-from experiments._loop import Recipe
-from experiments._three_runs import Settings, run
-
 import optax
 import tyro
 
+from experiments._settings import Settings, network, run
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import symmetric_range
 from kdjax.losses import soft_target_kl
+from kdjax.runs import Recipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Pipeline(Settings):
 
 
 def main(settings: Pipeline) -> None:
+    data = settings.load()
     labels_only = weighted_sum(labels=(1.0, cross_entropy))
     with_teacher = weighted_sum(
         labels=(settings.alpha, cross_entropy),
@@ -59,11 +59,14 @@ def main(settings: Pipeline) -> None:
 
     def recipe(model, objective):
         optimizer = optax.adam(settings.learning_rate)
-        return Recipe(model, objective, lambda updates: optimizer, settings.epochs, settings.batch_size)
+        return Recipe(
+            network(model, data), objective, lambda updates: optimizer, settings.epochs, settings.batch_size, name=model
+        )
 
     run(
         "pipeline",
         settings,
+        data,
         preprocess=symmetric_range,
         teacher=recipe(settings.teacher_model, labels_only),
         alone=recipe(settings.student_model, labels_only),

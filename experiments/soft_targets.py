@@ -17,16 +17,15 @@ and down by 0.2 points from one epoch to the next, and `--decay` takes that away
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments._loop import Recipe
-from experiments._pictures import draw
-from experiments._three_runs import Settings, run
-
 import optax
 import tyro
 
+from experiments._pictures import draw
+from experiments._settings import Settings, network, run
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
+from kdjax.runs import Recipe
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class SoftTargets(Settings):
 
 
 def main(settings: SoftTargets) -> Path:
+    data = settings.load()
     labels_only = weighted_sum(labels=(1.0, cross_entropy))
     soft_only = weighted_sum(soft=(1.0, on_logits(soft_target_kl, temperature=settings.temperature)))
 
@@ -60,17 +60,18 @@ def main(settings: SoftTargets) -> Path:
             rate = settings.learning_rate
             return optax.adam(optax.cosine_decay_schedule(rate, updates) if settings.decay else rate)
 
-        return Recipe(model, objective, optimizer, settings.epochs, batch_size)
+        return Recipe(network(model, data), objective, optimizer, settings.epochs, batch_size, name=model)
 
     out = run(
         "soft_targets",
         settings,
+        data,
         preprocess=unit_range,
         teacher=recipe(settings.teacher_model, labels_only, settings.teacher_batch_size),
         alone=recipe(settings.student_model, labels_only, settings.batch_size),
         distilled=recipe(settings.student_model, soft_only, settings.batch_size),
     )
-    draw(settings, out, preprocess=unit_range)
+    draw(settings, data, out, preprocess=unit_range)
     return out
 
 

@@ -15,6 +15,7 @@ from kdjax.networks.pca import Projection as Projection
 from kdjax.networks.pca import fit_pca as fit_pca
 from kdjax.networks.pca import project as project
 from kdjax.networks.pca import projection_of as projection_of
+from kdjax.networks.precision import computed_in as computed_in
 from kdjax.networks.probes import linear_probe as linear_probe
 from kdjax.networks.transfer import Transfer as Transfer
 from kdjax.networks.transfer import copy_matching as copy_matching
@@ -25,6 +26,7 @@ __all__ = [
     "Transfer",
     "average_of",
     "by_confidence",
+    "computed_in",
     "copy_matching",
     "ensemble",
     "ensemble_weights",

@@ -1,13 +1,21 @@
-"""What a run is: its records and its report."""
+"""What a run is: `compare` trains and compares, and what it wrote is recorded, resumed and reported."""
 
-from kdjax._files import append_json_line as append_json_line
-from kdjax._files import as_json as as_json
-from kdjax._files import write_bytes as write_bytes
-from kdjax._files import write_json as write_json
+from kdjax.runs.compare import compare as compare
+from kdjax.runs.fitting import Recipe as Recipe
+from kdjax.runs.records import append_json_line as append_json_line
+from kdjax.runs.records import as_json as as_json
+from kdjax.runs.records import digest as digest
+from kdjax.runs.records import provenance as provenance
+from kdjax.runs.records import write_bytes as write_bytes
+from kdjax.runs.records import write_json as write_json
 
 __all__ = [
+    "Recipe",
     "append_json_line",
     "as_json",
+    "compare",
+    "digest",
+    "provenance",
     "write_bytes",
     "write_json",
 ]

@@ -89,6 +89,13 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
             newest = jax.tree.map(lambda values: values[-1], history)
         return state, totals, newest
 
+    @jax.jit
+    def zeros(state: Any, teacher: Any, objective: Any, arrays: Tree, rows: Tree) -> Metrics:
+        """Where the metrics of an epoch are added up, on the device; the step is traced for their shapes once."""
+        batch = _batch_of(arrays, jax.tree.map(lambda array: array[0], rows))
+        _, metrics = jax.eval_shape(step, state, teacher, objective, batch)
+        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), metrics)
+
     def epoch(
         state: Any,
         teacher: Any,
@@ -104,7 +111,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
         done = 0
         for rows in calls:
             if totals is None:
-                totals = _zeros(step, state, teacher, objective, resident, rows)
+                totals = zeros(state, teacher, objective, resident, rows)
             state, totals, newest = advance(state, totals, teacher, objective, resident, rows)
             done += len(jax.tree.leaves(rows)[0])
             if watch is not None:
@@ -215,19 +222,8 @@ def _split(batch: Tree, mesh: Mesh | None) -> Tree:
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def _zeros(step: Any, state: Any, teacher: Any, objective: Any, arrays: Tree, rows: Tree) -> Metrics:
-    """Where the metrics of an epoch are added up, on the device."""
-
-    def metrics(state: Any, teacher: Any, objective: Any, arrays: Tree, rows: Tree) -> Metrics:
-        batch = _batch_of(arrays, jax.tree.map(lambda array: array[0], rows))
-        return step(state, teacher, objective, batch)[1]
-
-    shapes = jax.eval_shape(metrics, state, teacher, objective, arrays, rows)
-    return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
-
-
 def _mean(total: Any, steps: int) -> Any:
-    mean = np.asarray(total) / steps
+    mean = np.asarray(total, np.float64) / steps
     return mean if mean.ndim else float(mean)
 
 

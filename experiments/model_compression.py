@@ -1,7 +1,7 @@
 """Does a teacher help a student 30 times smaller? Article C's networks on MNIST: 273,802 parameters teach 9,098.
 
-    python experiments/compression.py --data mnist --data-dir DIR --seeds 3
-    python experiments/compression.py --data mnist --data-dir DIR --seeds 12 --teacher TEACHER --out OUT
+    python experiments/model_compression.py --data mnist --data-dir DIR --seeds 3
+    python experiments/model_compression.py --data mnist --data-dir DIR --seeds 12 --teacher TEACHER --out OUT
 
 About 5 minutes a seed on 2 CPU cores, 4 of them for the teacher. Test accuracy in %, last epoch, mean ± 95 % interval:
 
@@ -15,19 +15,18 @@ few to say so.
 
 from dataclasses import dataclass
 
-from experiments._loop import Recipe
-from experiments._three_runs import Settings, run
-
 import optax
 import tyro
 
+from experiments._settings import Settings, network, run
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
+from kdjax.runs import Recipe
 
 
 @dataclass(frozen=True)
-class Compression(Settings):
+class ModelCompression(Settings):
     """The teacher, the student alone and the student with the teacher, all with the same optimiser and batches."""
 
     teacher_model: str = "compression_teacher"
@@ -46,7 +45,8 @@ class Compression(Settings):
     """weight of the labels; the soft targets weigh 1 − alpha"""
 
 
-def main(settings: Compression) -> None:
+def main(settings: ModelCompression) -> None:
+    data = settings.load()
     labels_only = weighted_sum(labels=(1.0, cross_entropy))
     with_teacher = weighted_sum(
         labels=(settings.alpha, cross_entropy),
@@ -55,11 +55,14 @@ def main(settings: Compression) -> None:
 
     def recipe(model, objective):
         optimizer = optax.adam(settings.learning_rate)
-        return Recipe(model, objective, lambda updates: optimizer, settings.epochs, settings.batch_size)
+        return Recipe(
+            network(model, data), objective, lambda updates: optimizer, settings.epochs, settings.batch_size, name=model
+        )
 
     run(
-        "compression",
+        "model_compression",
         settings,
+        data,
         preprocess=unit_range,
         teacher=recipe(settings.teacher_model, labels_only),
         alone=recipe(settings.student_model, labels_only),
@@ -68,4 +71,4 @@ def main(settings: Compression) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Compression, description=__doc__))
+    main(tyro.cli(ModelCompression, description=__doc__))

@@ -1,0 +1,118 @@
+"""What every script's command line has, and how its settings become a run of `kdjax.runs.compare`."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from kdjax.data import Dataset, load
+from kdjax.models import make_model
+from kdjax.networks import from_linen
+from kdjax.runs import compare
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"
+STOPPED = 130  # what a shell gives to a program that Ctrl-C has ended
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the examples come from."""
+
+    data: str = "mnist"
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    data_dir: Path | None = None
+    """folder with the original files of mnist or fashion_mnist, or with prepared TFDS data sets"""
+    size: int | None = None
+    """height and width in pixels to which the pictures of folder:DIR are brought"""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number, 0 or greater; got {value!r}.")
+            if name == "alpha" and value > 1:
+                raise ValueError(
+                    f"alpha must lie between 0 and 1, since the soft targets weigh 1 − alpha; got {value!r}."
+                )
+            least = 0 if name == "print_every" else 1
+            if type(value) is int and value < least:
+                raise ValueError(f"{name} must be a whole number, {least} or greater; got {value!r}.")
+
+    def load(self, *splits: str) -> list[Dataset]:
+        """The data's splits, by default those to train on and to test on."""
+        keywords = {} if self.size is None else {"size": self.size}
+        return [load(self.data, split, data_dir=self.data_dir, **keywords) for split in splits or ("train", "test")]
+
+    def folder(self, name: str) -> Path:
+        """Where the run goes: --out, or a place of its own."""
+        source = self.data.replace(":", "-").replace("/", "-")
+        own: Path | None = getattr(self, "out", None)
+        found = own or ROOT / "checkpoints" / "runs" / f"{name}-{source}"
+        if getattr(self, "resume", False) and not found.exists():
+            raise ValueError(f"--resume needs a run to go on with; there is no folder {found}.")
+        return found
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings, as JSON can hold them."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Settings(Data):
+    """What every comparison's command line has."""
+
+    out: Path | None = None
+    """folder for everything that the run writes; default checkpoints/runs/NAME-DATA"""
+    resume: bool = False
+    """go on with the run in --out, from the last saved epoch of each network"""
+    seeds: int = 3
+    """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
+    teacher: Path | None = None
+    """use this saved teacher for every seed, such as OUT/seed-0/teacher/weights, and train none"""
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    """run the teacher once over the training data and keep its logits: in memory, or on disk in --out; off: run it every
+    step; auto: memory if they take up to a quarter of what is free there, else disk up to a half, else off"""
+    devices: Literal["one", "all"] = "one"
+    """split each batch over one device, or over all"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """what the networks compute in; weights and losses are float32"""
+    print_every: int = 1
+    """print a line each so many epochs; 0: only after the last"""
+
+
+def network(model: str, data: list[Dataset]) -> tuple[Any, Any]:
+    """A network of `kdjax.models` for the data's classes, as (init, apply)."""
+    return from_linen(make_model(model, classes=len(data[0].class_names)))
+
+
+def keep_programs() -> None:
+    """What was compiled once is read from disk by the next run."""
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def run(name: str, settings: Settings, data: list[Dataset], **recipes: Any) -> Path:
+    """`kdjax.runs.compare` by a command line's settings; returns the folder of it all."""
+    keep_programs()
+    out = settings.folder(name)
+    try:
+        compare(
+            out,
+            data=data,
+            seeds=settings.seeds,
+            resume=settings.resume,
+            given_teacher=settings.teacher,
+            cache=settings.cache,
+            devices="all" if settings.devices == "all" else 1,
+            dtype=settings.dtype,
+            config=settings.recorded(),
+            title=name,
+            print_every=settings.print_every,
+            **recipes,
+        )
+    except KeyboardInterrupt:
+        print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
+        raise SystemExit(STOPPED) from None
+    return out

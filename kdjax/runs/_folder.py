@@ -1,0 +1,95 @@
+"""A run's folder: one writer, one configuration, never overwritten."""
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdjax import _files, _processes
+
+_LOCK = ".lock"
+_CONFIG = "config.json"
+# What may differ between a run and its resumption.
+FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir")
+
+
+@contextmanager
+def opened(out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+    """Makes or finds the folder, proves that it can be written, and keeps other writers out until the block is left.
+
+    Of several processes the first one makes and locks it.
+
+    Args:
+      out: the folder. One that holds a run is gone on with by `resume`, and else refused; an empty one, or one in which a
+        run was stopped before it wrote anything, is taken.
+      config: what the run is made of, as JSON can hold it; a resumption must bring the same, `FREE` excepted.
+      resume: whether to go on with what is there.
+
+    Raises:
+      NotADirectoryError: if `out` is a file.
+      FileExistsError: if it holds a run and `resume` is not set, or holds something else.
+      PermissionError: if it cannot be written.
+      RuntimeError: if another process is writing there.
+      ValueError: if `config` differs from the run's, or what the folder says of itself is damaged.
+    """
+    folder = Path(out)
+    if not _processes.is_first():
+        yield folder
+        return
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"out must be a folder; {folder} is a file.")
+    found = sorted(one.name for one in folder.iterdir()) if folder.exists() else []
+    if _CONFIG in found and not resume:
+        raise FileExistsError(f"out is not empty: {folder}. Go on with it by --resume, or name another by --out.")
+    # Another one's unfinished write of config.json begins with its name and a dot.
+    others = [name for name in found if name != _LOCK and not name.startswith(f".{_CONFIG}.")]
+    if _CONFIG not in found and others:
+        raise FileExistsError(
+            f"out holds no run that could be gone on with, and is not empty: {folder} has {others[0]}."
+        )
+    _check_writable(folder)
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"out is being written by another process: {folder}. Wait for it, or stop it.") from None
+        _same(folder / _CONFIG, _files.as_json(config, "config"))
+        yield folder
+
+
+def _check_writable(folder: Path) -> None:
+    """By writing: permissions alone do not tell of full disks and read-only mounts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f"{_LOCK}.{secrets.token_hex(4)}"
+        trial.write_bytes(b"written")
+        trial.unlink()
+    except OSError as error:
+        raise PermissionError(f"out cannot be written to: {folder} ({error.strerror}).") from error
+
+
+def _same(path: Path, config: dict[str, Any]) -> None:
+    if path.exists():
+        before = read_object(path)
+        changed = [key for key in config | before if key not in FREE and before.get(key) != config.get(key)]
+        if changed:
+            changes = ", ".join(f"{key} was {before.get(key)!r} and is now {config.get(key)!r}" for key in changed)
+            raise ValueError(f"--resume needs the settings that the run in {path.parent} began with; {changes}.")
+        if config.get("seeds", 0) < before.get("seeds", 0):
+            raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
+    _files.write_json(path, config)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or the ValueError that names it."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} must hold JSON, as the run wrote it; it is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, as the run wrote it; got a {type(found).__name__}.")
+    return found

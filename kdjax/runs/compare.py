@@ -1,0 +1,286 @@
+"""A teacher, a student alone, and the student with the teacher: over seeds, then one table.
+
+Alone and distilled start from the same weights and see the same batches in the same order: for each seed their difference
+is what the teacher changed, and nothing else.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import _checks, _processes
+from kdjax._types import Outputs, Tree, Weights
+from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
+from kdjax.checkpoints import load_weights, read_description, save_weights
+from kdjax.connectors import init_beside
+from kdjax.data import Dataset, on_device, unit_range
+from kdjax.metrics import parameter_count
+from kdjax.networks.precision import computed_in
+from kdjax.runs import _folder, records
+from kdjax.runs.fitting import Recipe, Trainer, described, fit, parameters, prepare
+from kdjax.runs.report import comparison
+from kdjax.training import data_mesh, replicate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PHASES = ("teacher", "alone", "distilled")
+Cache = Literal["auto", "memory", "disk", "off"]
+
+
+def compare(
+    out: str | os.PathLike[str],
+    *,
+    data: Sequence[Dataset],
+    teacher: Recipe,
+    alone: Recipe,
+    distilled: Recipe,
+    preprocess: Callable[[jax.Array], jax.Array] = unit_range,
+    seeds: int = 3,
+    resume: bool = False,
+    given_teacher: str | os.PathLike[str] | None = None,
+    cache: Cache = "auto",
+    devices: int | Literal["all"] = 1,
+    dtype: str = "float32",
+    config: Mapping[str, Any] | None = None,
+    title: str = "comparison",
+    print_every: int = 1,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Trains all three over all seeds, prints the table, and writes everything into one folder.
+
+    Args:
+      out: the folder: states, weights, a line of metrics an epoch, ``config.json``, ``results.json``.
+      data: the training and the test data, as of `kdjax.data.load`.
+      teacher: how the teacher is trained.
+      alone: how the student is trained from labels alone.
+      distilled: how the student is trained with the teacher; its connectors, if any, stay behind.
+      preprocess: from the data's inputs to the networks', float32.
+      seeds: how often everything is repeated, with seeds 0, 1, 2, …
+      resume: go on with the run in `out`, from the last saved epoch of each network, where there is one.
+      given_teacher: the folder of a teacher's saved weights, used for every seed in the place of a trained one.
+      cache: whether the teacher is run once over the training data and what it says is kept: ``"memory"``, ``"disk"`` (in
+        `out`), ``"off"`` (it is run in every step), or ``"auto"``: the first of these for which there is room.
+      devices: over how many devices each batch is split; ``"all"``, also those of other processes.
+      dtype: what networks compute in, ``"float32"`` or ``"bfloat16"``; weights, losses and the optimiser are float32.
+      config: what else the run is made of, as JSON can hold it: recorded, and compared at a resumption.
+      title: of the table.
+      print_every: print a line each so many epochs; 0: only after the last of each network.
+      console: where to print; None: standard output.
+
+    Returns:
+      What ``results.json`` holds: `kdjax.runs.provenance`, the networks' ``"parameters"``, and a record for each of
+      ``"seeds"``: by network its test means and its seconds of training.
+
+    Raises:
+      ValueError: if an argument is out of its range, or a resumption's settings or data are others.
+      FileExistsError, NotADirectoryError, PermissionError, RuntimeError: if `out` cannot be the run's folder; nothing is
+        trained then.
+      FloatingPointError: if training diverges.
+    """
+    from rich.console import Console
+
+    for name, value in (("seeds", seeds), *(() if devices == "all" else (("devices", devices),))):
+        _checks.whole(name, value, 1)
+    _checks.one_of("cache", cache, ("auto", "memory", "disk", "off"))
+    _checks.one_of("dtype", dtype, ("float32", "bfloat16"))
+    console = console or Console()
+    console.quiet = console.quiet or not _processes.is_first()
+    run = _Run(Path(out), data, preprocess, cache, devices, dtype, given_teacher, print_every, console)
+    recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
+    trainers = run.prepared(recipes)
+    digests = {one.split: records.digest(one.inputs, one.labels) for one in data}
+    about = {"title": title, "seeds": seeds, "cache": cache, "dtype": dtype, "data_digests": digests}
+    about |= {name: described(recipe) for name, recipe in recipes.items()} | dict(config or {})
+    given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
+    results = records.provenance(about, data=digests)
+    with _folder.opened(out, about, resume=resume) as folder:
+        run.announce(title, trainers)
+        place = run.place_of_cache(trainers["distilled"].recipe)
+        results["parameters"] = {
+            name: parameter_count(parameters(trainer, run.train["inputs"][:1]).params)
+            for name, trainer in trainers.items()
+        }
+        results["experiment"], results["seeds"] = title, []
+        for seed in range(seeds):
+            results["seeds"].append(run.one_seed(seed, trainers, given, place))
+        if _processes.is_first():
+            records.write_json(folder / "results.json", results)
+    comparison(results, console)
+    return results
+
+
+@dataclass
+class _Run:
+    """What all seeds of a comparison share."""
+
+    out: Path
+    data: Sequence[Dataset]
+    preprocess: Callable[[jax.Array], jax.Array]
+    cache: str
+    devices: int | str
+    dtype: str
+    given_teacher: Any
+    print_every: int
+    console: "Console"
+
+    def __post_init__(self) -> None:
+        if len(self.data) != 2:
+            raise ValueError(f"data must be two data sets, to train on and to test on; got {len(self.data)}.")
+        found = jax.devices()
+        count = len(found) if self.devices == "all" else int(self.devices)
+        if count > len(found):
+            raise ValueError(f"devices must be at most the {len(found)} there are; got {count}.")
+        self.mesh = None if count == 1 else data_mesh(found[:count])
+        self.parts = count
+        self.train, self.test = (self.placed(on_device(part, self.preprocess)) for part in self.data)
+
+    def placed(self, tree: Tree) -> Tree:
+        return tree if self.mesh is None else replicate(tree, self.mesh)
+
+    def prepared(self, recipes: Mapping[str, Recipe]) -> dict[str, Trainer]:
+        made: dict[str, Trainer] = {}
+        for name, recipe in recipes.items():
+            if recipe.batch_size % self.parts:
+                raise ValueError(
+                    f"batch_size of {name} must divide by the {self.parts} devices; got {recipe.batch_size}."
+                )
+            init, apply = recipe.network
+            if self.dtype != "float32":
+                recipe = replace(recipe, network=(init, computed_in(apply, jnp.dtype(self.dtype))))
+            teacher_apply = made["teacher"].apply if name == "distilled" else None
+            made[name] = prepare(recipe, len(self.train["labels"]), teacher_apply=teacher_apply, mesh=self.mesh)
+        return made
+
+    def announce(self, title: str, trainers: Mapping[str, Trainer]) -> None:
+        train, test = (len(part["labels"]) for part in (self.train, self.test))
+        devices = f"{self.parts} × {jax.devices()[0].platform}" if self.parts > 1 else jax.devices()[0].platform
+        self.say(
+            f"{title}: {train:,} training and {test:,} test examples of {self.data[0].name}, {devices}; results go to "
+            f"{self.out}"
+        )
+        for batch_size in sorted({trainer.recipe.batch_size for trainer in trainers.values()}):
+            if left_over := train % batch_size:
+                self.say(
+                    f"{left_over} examples fill no batch of {batch_size} and sit an epoch out, other ones each epoch."
+                )
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def place_of_cache(self, distilled: Recipe) -> str:
+        """Where what the teacher says of the training data is kept, and a line about it."""
+        classes = len(self.data[0].class_names)
+        size = (
+            len(self.train["labels"]) * classes * 4
+        )  # of logits; features come on top, and are found when they are kept
+        self.out.mkdir(parents=True, exist_ok=True)
+        memory, disk = free_memory(), shutil.disk_usage(self.out).free
+        place = choose_place(size, memory=memory, disk=disk) if self.cache == "auto" else self.cache
+        where = {"memory": "are kept in memory", "disk": f"are kept in {self.out}", "off": "are computed in every step"}
+        chosen = f", as {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
+        self.say(
+            f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}"
+            f"{chosen if self.cache == 'auto' else ''}."
+        )
+        return place
+
+    def loaded(self, trainer: Trainer, path: Path) -> Weights:
+        """A saved teacher, if it is of this network and was trained on these data; one that does not say is believed."""
+        saved = read_description(path)
+        wanted = {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
+        for key, value in wanted.items():
+            if saved.get(key, value) != value:
+                raise ValueError(f"teacher must have been trained with {key} {value!r}; {path} says {saved[key]!r}.")
+        weights = load_weights(path, parameters(trainer, self.train["inputs"][:1]))
+        for name, leaf in jax.tree.leaves_with_path(weights):
+            if not jnp.isfinite(leaf).all():
+                raise ValueError(
+                    f"teacher must hold finite numbers; {path} has NaN or infinity in {jax.tree_util.keystr(name)}."
+                )
+        return self.placed(weights)
+
+    def one_seed(self, seed: int, trainers: Mapping[str, Trainer], given: Weights | None, place: str) -> dict[str, Any]:
+        """The teacher, the student alone, the student with the teacher."""
+        record: dict[str, Any] = {"seed": seed}
+        first, test = self.train["inputs"][:1], self.test
+        if given is None:
+            teacher, record["teacher"] = self.trained(seed, "teacher", trainers, self.train, test)
+        else:
+            teacher = given
+            record["teacher"] = trainers["teacher"].evaluate(given, test) | {"seconds": 0.0}
+        test = test | self.placed(self.said(trainers["teacher"], teacher, test, ()))
+        _, record["alone"] = self.trained(seed, "alone", trainers, self.train, test)
+        recipe, train, seconds = trainers["distilled"].recipe, self.train, 0.0
+        if place != "off":
+            started = time.monotonic()
+            features = features_of(recipe.objective, recipe.connectors)
+            path = self.out / f"seed-{seed}" / "teacher-outputs" if place == "disk" else None
+            kept = self.said(trainers["teacher"], teacher, self.train, features, path)
+            train = train | (kept if path else self.placed(jax.block_until_ready(kept)))
+            seconds = time.monotonic() - started
+        beside = (teacher, trainers["teacher"].apply, first)
+        running = teacher if place == "off" else None
+        _, record["distilled"] = self.trained(seed, "distilled", trainers, train, test, running, beside)
+        record["distilled"]["seconds"] += seconds
+        return record
+
+    def trained(
+        self,
+        seed: int,
+        phase: str,
+        trainers: Mapping[str, Trainer],
+        train: Mapping[str, Any],
+        test: Mapping[str, Any],
+        teacher: Weights | None = None,
+        beside: tuple[Weights, Any, Any] | None = None,
+    ) -> tuple[Weights, dict[str, Any]]:
+        """One network: its weights, saved, and its last epoch's record."""
+        trainer, folder = trainers[phase], self.out / f"seed-{seed}" / phase
+        # One key for both students, another for the teacher.
+        key = jax.random.fold_in(jax.random.key(seed), min(PHASES.index(phase), 1))
+        weights = trainer.init(key, train["inputs"][:1])
+        if trainer.recipe.connectors is not None and beside is not None:
+            its_weights, its_apply, inputs = beside
+            weights = init_beside(
+                trainer.recipe.connectors, key, trainer.apply, weights, its_apply, its_weights, inputs
+            )
+        weights, history = fit(
+            trainer,
+            weights,
+            train,
+            test,
+            seed=seed,
+            folder=folder,
+            console=self.console,
+            label=f"seed {seed} {phase}",
+            teacher=teacher,
+            place=self.placed,
+            print_every=self.print_every,
+        )
+        if not (folder / "weights").exists():
+            about = {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
+            save_weights(folder / "weights", weights, description=about | {"seed": seed, "test": history[-1]["test"]})
+        return weights, history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
+
+    def said(
+        self,
+        trainer: Trainer,
+        teacher: Weights,
+        arrays: Mapping[str, Any],
+        features: Sequence[str],
+        path: Path | None = None,
+    ) -> dict[str, Outputs]:
+        """The teacher's outputs for all examples; what `path` holds from before a resumption is checked, and used."""
+        return cache_teacher(trainer.apply, teacher, arrays["inputs"], features=features, path=path)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
