@@ -10,25 +10,21 @@ import optax
 import pytest
 
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
-from kdjax.batches import epoch_indices
+from kdjax.batches import epoch_indices, view_key
 from kdjax.caching import cache_teacher
-from kdjax.data import (
-    color_jitter,
-    cutmix,
-    example_keys,
-    horizontal_flip,
-    make_views,
-    mixup,
-    random_crop,
-    view_key,
-    view_keys,
-)
+from kdjax.data import color_jitter, cutmix, example_keys, horizontal_flip, make_views, mixup, random_crop
 from kdjax.losses import hint, soft_target_kl
 from kdjax.objectives import mixed_cross_entropy
-from kdjax.training import augmented, data_mesh, jit_step, shard_batch, shard_map_step
+from kdjax.training import augmented, data_mesh, jit_step, phases, shard_batch, shard_map_step, sweeps
 
 MANY = 400
-KEYS = view_keys(0, 0, jnp.arange(MANY))
+
+
+def of_views(seed, number):
+    return view_key(jax.random.key(seed), number)
+
+
+KEYS = example_keys(of_views(0, 0), jnp.arange(MANY))
 IMAGE = np.random.default_rng(0).uniform(size=(6, 7, 3)).astype(np.float32)
 
 
@@ -125,33 +121,33 @@ VIEWS = (partial(random_crop, padding=2), horizontal_flip, color_jitter)
 PLAIN, AUGMENT = jax.jit(make_views(*VIEWS)), jax.jit(make_views(*VIEWS, mix=mixup))
 
 
-def test_a_view_is_a_function_of_seed_epoch_and_example_alone():
+def test_a_view_is_a_function_of_the_key_the_number_and_the_example_alone():
     def seen(key, *parts):
         return np.concatenate([PLAIN(key, data(part))["inputs"] for part in parts])
 
-    whole = seen(view_key(0, 1), range(8), range(8, 16))
+    whole = seen(of_views(0, 1), range(8), range(8, 16))
     order = np.random.default_rng(1).permutation(16)
-    np.testing.assert_array_equal(seen(view_key(0, 1), order[:8], order[8:]), whole[order])
-    for key in (view_key(0, 2), view_key(1, 1)):
+    np.testing.assert_array_equal(seen(of_views(0, 1), order[:8], order[8:]), whole[order])
+    for key in (of_views(0, 2), of_views(1, 1)):
         assert (np.abs(seen(key, range(8)) - whole[:8]).max((1, 2, 3)) > 1e-3).all()
-    # The same key by hand, and none that two examples or the shuffle share.
-    keys = view_keys(0, 1, jnp.arange(40))
-    assert (keys == example_keys(view_key(0, 1), jnp.arange(40))).all()
-    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 40
-    assert view_key(0, 1) != jax.random.fold_in(jax.random.key(0), 1)
-    assert not np.array_equal(jax.random.permutation(view_key(0, 1), 40), epoch_indices(40, 40, seed=0, epoch=1)[0])
+    # No key that two examples, the step's own noise or the shuffle share.
+    key = of_views(0, 1)
+    keys = [jax.random.key_data(example_keys(of_views(0, number), jnp.arange(40))) for number in range(3)]
+    assert len(np.unique(np.concatenate(keys), axis=0)) == 120
+    assert key != jax.random.fold_in(jax.random.key(0), 1)
+    assert not np.array_equal(jax.random.permutation(key, 40), epoch_indices(40, 40, seed=0, epoch=1)[0])
 
 
 def test_each_view_draws_for_itself():
     """Two flips with one key would always undo each other."""
-    twice = jax.jit(make_views(horizontal_flip, horizontal_flip))(view_key(0, 0), data(range(40)))["inputs"]
+    twice = jax.jit(make_views(horizontal_flip, horizontal_flip))(of_views(0, 0), data(range(40)))["inputs"]
     same = [bool((a == b).all()) for a, b in zip(twice, data(range(40))["inputs"], strict=True)]
     assert 8 < sum(same) < 32
 
 
 def test_the_partner_is_the_example_before():
     indices = [4, 9, 2, 7, 0, 1, 8, 3]
-    seen, views = (augment(view_key(0, 0), data(indices)) for augment in (AUGMENT, PLAIN))
+    seen, views = (augment(of_views(0, 0), data(indices)) for augment in (AUGMENT, PLAIN))
     by, views = seen["share"][:, None, None, None], views["inputs"]
     np.testing.assert_allclose(
         seen["inputs"], by * views + (1 - by) * jnp.concatenate([views[-1:], views[:-1]]), atol=1e-6
@@ -162,7 +158,7 @@ def test_the_partner_is_the_example_before():
 
 def test_mixed_cross_entropy_is_that_of_soft_labels():
     logits = jax.random.normal(jax.random.key(0), (8, 10))
-    seen = jax.device_get(AUGMENT(view_key(0, 0), data(range(8))))
+    seen = jax.device_get(AUGMENT(of_views(0, 0), data(range(8))))
     share = seen["share"][:, None]
     soft = share * np.eye(10)[seen["labels"]] + (1 - share) * np.eye(10)[seen["partner_labels"]]
     term = jax.jit(mixed_cross_entropy)(Outputs(logits, {}), None, seen)
@@ -194,7 +190,7 @@ def test_teacher_and_student_see_the_same_view():
     assert float(metrics["same"]) == 0
     # Control: a teacher that saw the plain images.
     plain = looking(*teacher, data(range(8))["inputs"], train=False)[0]
-    shortcut = {**AUGMENT(view_key(0, 0), data(range(8))), "teacher": plain}
+    shortcut = {**AUGMENT(of_views(6, 0), data(range(8))), "teacher": plain}
     assert float(jax.jit(inner)(state, teacher, SEE, shortcut)[1]["same"]) > 0.01
 
 
@@ -216,6 +212,31 @@ def test_a_resumed_run_sees_the_same_views_and_each_step_others():
     np.testing.assert_array_equal(seen[3], seen[2])
     for other in (0, 1):
         assert (np.abs(seen[other] - seen[2]).max((1, 2, 3)) > 1e-3).all()
+
+
+def test_any_state_has_the_views_of_its_first_students_key():
+    first, teacher = beginning()
+    second = first._replace(rng=jax.random.key(9), step=jnp.int32(5))
+    plan = phases.plan(phases.Phase("all", 2, SEE, optax.sgd(0.1)))
+    batch, seen = data(range(8)), []
+
+    def noting(state, teacher, objective, batch):
+        seen.append(np.asarray(batch["inputs"]))
+        return state, {}
+
+    for state in (
+        first,
+        (first, second),
+        (first, teacher),
+        phases.enter(plan, 0, first),
+        sweeps.stack([first, second]),
+    ):
+        augmented(noting, AUGMENT)(state, None, SEE, batch)
+    augmented(noting, AUGMENT)((second, first), None, SEE, batch)
+    *same, other = seen
+    for views in same:
+        np.testing.assert_array_equal(views, AUGMENT(of_views(6, 0), batch)["inputs"])
+    np.testing.assert_array_equal(other, AUGMENT(of_views(9, 5), batch)["inputs"])
 
 
 def test_a_batch_split_over_devices_sees_the_views_of_the_whole():
@@ -274,6 +295,6 @@ def test_what_cannot_be_done_is_a_named_error(view, images, keywords, words):
 
 def test_examples_must_be_numbered():
     with pytest.raises(ValueError, match='batch must have "indices", the examples'):
-        make_views()(view_key(0, 0), {"inputs": IMAGE[None]})
+        make_views()(of_views(0, 0), {"inputs": IMAGE[None]})
     with pytest.raises(ValueError, match="indices must be whole numbers of shape"):
-        inspect.unwrap(example_keys)(view_key(0, 0), np.zeros(3))
+        inspect.unwrap(example_keys)(of_views(0, 0), np.zeros(3))
