@@ -99,9 +99,9 @@ def make_train_step(
       Several devices: the mean over `axis_name` is taken of the loss inside the differentiated function and of the
       gradients outside it. Under `jax.shard_map`, gradients of replicated params arrive summed, so the common
       "differentiate, then average" gives n times too much; under `jax.pmap`, the inner mean alone is wrong. Both
-      together are right everywhere (tests/test_parallel.py, with the wrong forms as controls). Where `jax.shard_map`'s
-      types say that the gradients are the same on all devices already, the outer mean would change nothing, and is left
-      out: they travel once.
+      together are right everywhere (tests/test_training_devices.py, with the wrong forms as controls). Where the types
+      of `jax.shard_map` say that the gradients are the same on all devices already, the outer mean would change nothing,
+      and is left out: they travel once.
     """
     learner = Learner(student_apply, optax.with_extra_args_support(optimizer), connectors)
 

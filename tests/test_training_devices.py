@@ -1,4 +1,7 @@
-"""One step, nine ways to run it, one result; and two wrong ways, which must be seen to be wrong."""
+"""What a step sends between devices, what each process feeds, and what goes wrong where gradients are averaged outside.
+
+That a step gives the same however it is run is in test_training_ways.py.
+"""
 
 import math
 import re
@@ -8,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense import BATCH, CLASSES, batch, fresh_state, optimizer, student, teacher, teacher_weights
 from jax import lax
-from networks import BATCH, batch, fresh_state, objective, optimizer, student, teacher, teacher_weights
 
-from kdjax import make_eval_step, make_train_step
+from kdjax import cross_entropy, make_eval_step, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax.losses import rkd_distance, soft_target_kl
 from kdjax.training import (
     data_mesh,
     jit_step,
-    pmap_step,
     process_rows,
     replicate,
     shard_batch,
@@ -24,115 +27,15 @@ from kdjax.training import (
 )
 
 DEVICES = 4
+GOAL = weighted_sum(
+    labels=(0.5, cross_entropy),
+    soft=(0.5, on_logits(soft_target_kl, temperature=4.0)),
+    relations=(3.0, on_feature(rkd_distance, "embedding")),  # of every pair in the whole batch
+)
 
 
 def step_for(axis_name=None):
-    return make_train_step(student(axis_name)[1], teacher()[1], optimizer(), axis_name=axis_name)
-
-
-def plain(state, *rest):
-    return step_for()(state, *rest)
-
-
-def jit(state, *rest):
-    return jit_step(step_for())(state, *rest)
-
-
-def jit_with_named_sharding(state, weights, goal, data):
-    mesh = data_mesh()
-    placed = replicate((state, weights), mesh)
-    return jit_step(step_for())(*placed, goal, shard_batch(data, mesh))
-
-
-def pmap(state, weights, goal, data):
-    return pmap_step(step_for("data"))(state, weights, goal, split_batch(data, DEVICES))
-
-
-def shard_map(state, *rest):
-    return shard_map_step(step_for("data"), data_mesh())(state, *rest)
-
-
-def vmap_over_the_batch(state, weights, goal, data):
-    mapped = jax.vmap(step_for("data"), in_axes=(None, None, None, 0), out_axes=None, axis_name="data")
-    return jax.jit(mapped)(state, weights, goal, split_batch(data, DEVICES))
-
-
-def vmap_over_students(state, weights, goal, data):
-    other = fresh_state(seed=5)
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, other)
-    mapped = jax.jit(jax.vmap(step_for(), in_axes=(0, None, 0, None)))
-    goals = jax.tree.map(lambda *leaves: jnp.stack(leaves), goal, objective(temperature=2.0))
-    states, metrics = mapped(states, weights, goals, data)
-    return jax.tree.map(lambda leaf: leaf[0], (states, metrics))
-
-
-def pmap_of_vmap(state, weights, goal, data):
-    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
-    many = jax.vmap(step_for("data"), in_axes=(0, None, None, None))
-    mapped = jax.pmap(many, axis_name="data", in_axes=(None, None, None, 0), out_axes=None)
-    states, metrics = mapped(states, weights, goal, split_batch(data, DEVICES))
-    return jax.tree.map(lambda leaf: leaf[1], (states, metrics))
-
-
-def scan(state, weights, goal, data):
-    def body(carry, one_batch):
-        return step_for()(carry, weights, goal, one_batch)
-
-    batches = jax.tree.map(lambda array: array[None], data)
-    state, history = jax.jit(lambda start: lax.scan(body, start, batches))(state)
-    return state, jax.tree.map(lambda values: values[0], history)
-
-
-WAYS = [
-    jit,
-    jit_with_named_sharding,
-    pmap,
-    shard_map,
-    vmap_over_the_batch,
-    vmap_over_students,
-    pmap_of_vmap,
-    scan,
-]
-
-
-def arguments():
-    return fresh_state(), teacher_weights(), objective(), batch()
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return jax.device_get(without_key(plain(*arguments())))
-
-
-def without_key(result):
-    """The state's typed key as numbers, which can be compared."""
-    state, metrics = result
-    return state._replace(rng=jax.random.key_data(state.rng)), metrics
-
-
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_the_same_step_however_it_is_run(way, expected):
-    state, metrics = jax.device_get(without_key(way(*arguments())))
-    chex.assert_trees_all_equal_structs(state, expected[0])
-    chex.assert_trees_all_close(state, expected[0], rtol=1e-6, atol=1e-6)
-    chex.assert_trees_all_close(metrics, expected[1], rtol=1e-6, atol=1e-6)
-
-
-def test_the_step_moves_what_it_should(expected):
-    before = fresh_state()
-    moved = [
-        np.max(np.abs(a - b)) for a, b in zip(*map(jax.tree.leaves, (before.params, expected[0].params)), strict=True)
-    ]
-    assert max(moved) > 1e-2  # else the comparison above would compare nothing
-    assert expected[1]["relations"] > 1e-3
-
-
-def test_a_relational_loss_of_each_part_alone_is_another_number(expected):
-    """Control: what data parallelism gives where nothing is gathered."""
-    parts = split_batch(batch(), DEVICES)
-    each = jax.jit(jax.vmap(step_for(), in_axes=(None, None, None, 0)))
-    means = each(fresh_state(), teacher_weights(), objective(), parts)[1]["relations"]
-    assert abs(float(means.mean()) - float(expected[1]["relations"])) > 1e-3
+    return make_train_step(student(axis_name), teacher, optimizer(), axis_name=axis_name)
 
 
 def test_gradients_averaged_only_outside_are_n_times_too_large_under_shard_map():
@@ -161,8 +64,8 @@ def test_gradients_averaged_only_outside_are_n_times_too_large_under_shard_map()
 COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 TYPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 SIZE = 24  # a batch like no axis of the networks
-LOGITS, OWN, OTHERS = (SIZE, 10), (SIZE, 8), (SIZE, 12)  # of the networks: logits, the two embeddings
-CHANNELS = 4 + 4  # that the student's BatchNorm normalises
+LOGITS, OWN, OTHERS = (SIZE, CLASSES), (SIZE, 4), (SIZE, 8)  # of the networks: logits, the two embeddings
+CHANNELS = 4  # that the student's batch normalisation normalises
 
 
 def sent(compiled):
@@ -185,24 +88,24 @@ def amount(shapes):
 
 def test_shard_map_sends_gradients_and_what_terms_read_and_nothing_else():
     step = shard_map_step(step_for("data"), data_mesh())
-    found = sent(step.lower(fresh_state(), teacher_weights(), objective(), batch(SIZE)).compile())
+    found = sent(step.lower(fresh_state(), teacher_weights(), GOAL, batch(SIZE)).compile())
     assert found.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
     # Labels, both networks' logits, both embeddings; back come the student's gradients, each device's own part.
     assert found["all-gather"] == sorted([(SIZE,), LOGITS, LOGITS, OWN, OTHERS])
-    assert found["reduce-scatter"] == [(SIZE // DEVICES, 8), (SIZE // DEVICES, 10)]
+    assert found["reduce-scatter"] == [(SIZE // DEVICES, 4), (SIZE // DEVICES, CLASSES)]
     # The gradients go once: summed as shard_map differentiates, and not averaged again by the step, as pmap needs it.
     student_ = shapes_of(fresh_state().params)
     kernels = [shape for shape in student_ if len(shape) > 1]
     assert [shape for shape in found["all-reduce"] if shape in kernels] == sorted(kernels)
-    # A channel of BatchNorm: two sums forward, one backward beside its gradients. And the metrics.
+    # A channel that is normalised: two sums forward, two backward. And the metrics.
     rest = amount(found["all-reduce"]) - amount(student_)
-    assert 0 < rest <= 3 * CHANNELS + 8
+    assert 0 < rest <= 4 * CHANNELS + 8
 
 
 def test_jit_sends_gradients_once_and_what_terms_read_and_nothing_else():
     mesh = data_mesh()
     placed = replicate((fresh_state(), teacher_weights()), mesh)
-    found = sent(jit_step(step_for()).lower(*placed, objective(), shard_batch(batch(SIZE), mesh)).compile())
+    found = sent(jit_step(step_for()).lower(*placed, GOAL, shard_batch(batch(SIZE), mesh)).compile())
     shapes = [shape for several in found.values() for shape in several]
     # XLA may transpose what it adds. No kernel of the teacher is among these, no map, and none of the student's twice.
     student_ = shapes_of(fresh_state().params)
@@ -239,8 +142,8 @@ def test_a_process_feeds_its_block_of_every_batch():
 def test_evaluation_over_devices_counts_each_example_once(axis_name):
     weights, data = teacher_weights(), batch()
     data["mask"] = jnp.arange(BATCH) < BATCH - 3
-    expected = make_eval_step(teacher()[1])(weights, jax.tree.map(lambda array: array[: BATCH - 3], data))
-    step = make_eval_step(teacher()[1], axis_name=axis_name)
+    expected = make_eval_step(teacher)(weights, jax.tree.map(lambda array: array[: BATCH - 3], data))
+    step = make_eval_step(teacher, axis_name=axis_name)
     if axis_name is None:
         sums = jax.jit(step)(weights, shard_batch(data, data_mesh()))
     else:
