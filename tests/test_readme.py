@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import jax
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -16,8 +15,8 @@ def run(block):
     return names
 
 
-def test_both_examples_are_found():
-    assert len(BLOCKS) == 2
+def test_all_examples_are_found():
+    assert len(BLOCKS) == 3
 
 
 def test_one_loss_has_a_gradient():
@@ -27,21 +26,26 @@ def test_one_loss_has_a_gradient():
     assert float(abs(names["gradient"]).max()) > 0
 
 
-def test_own_model_and_data_learn():
+def test_own_model_and_data_are_compared_and_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = run(BLOCKS[1])
-    assert names["state"].step == 100
-    step, teacher, objective = names["step"], names["teacher"], names["objective"]
-    fresh = names["init_state"](
-        names["init_student"](jax.random.key(1), names["inputs"]), names["optimizer"], jax.random.key(2)
-    )
-    batch = {"inputs": names["inputs"], "labels": names["labels"]}
-    first = step(fresh, teacher, objective, batch)[1]["loss"]
-    assert float(names["metrics"]["loss"]) < 0.7 * float(first)
+    assert [seed["seed"] for seed in names["results"]["seeds"]] == [0, 1]
+    assert all(seed["teacher"]["accuracy"] > 0.5 for seed in names["results"]["seeds"])
+    assert "distilled − alone" in capsys.readouterr().out
+    again = run(BLOCKS[1])["results"]
+    for first, second in zip(names["results"]["seeds"], again["seeds"], strict=True):
+        assert all(first[name]["accuracy"] == second[name]["accuracy"] for name in ("teacher", "alone", "distilled"))
 
 
-def test_the_example_is_about_20_lines():
-    lines = [line for line in BLOCKS[1].splitlines() if line.strip() and not line.startswith(("import", "from"))]
-    assert len(lines) <= 20
+def test_a_loop_of_ones_own_learns():
+    names = run(BLOCKS[2])
+    assert names["state"].step == 80
+    assert names["measured"]["cross_entropy"] < 1.09
+
+
+def test_the_comparison_is_at_most_25_lines():
+    lines = [line for line in BLOCKS[1].splitlines() if line.strip()]
+    assert len(lines) <= 25
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", README))
