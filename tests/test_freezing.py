@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
-from kdjax.training import freeze, hold_state, train_only
+from kdjax.training import freeze, freeze_model_state, train_only
 
 PARAMS = {
     "stage1": {"kernel": jnp.array([[-0.0, 1.0], [1e-30, -2.0]]), "bias": jnp.array([-0.0])},
@@ -112,7 +112,7 @@ def test_statistics_that_are_held_stay_and_the_outputs_are_the_same():
     def run(network):
         return jax.jit(lambda state: network(state.params, state.model_state, inputs, train=True, rng=rng))(state)
 
-    outputs, held = run(hold_state(apply, "stage1"))
+    outputs, held = run(freeze_model_state(apply, "stage1"))
     expected, free = run(apply)
     jax.tree.map(np.testing.assert_array_equal, outputs, expected)
     old, new, all_new = (tree["batch_stats"] for tree in (state.model_state, held, free))
@@ -138,13 +138,13 @@ def test_a_part_beside_connectors_is_named_by_where_it_begins():
             "The tree's own parts are head, stage1, stage10",
         ),
         (
-            lambda: hold_state(lambda p, s, x, *, train, rng=None: (None, {}), "a")(
+            lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (None, {}), "a")(
                 {}, {"a": 1.0}, jnp.ones(1), train=True
             ),
             "model_state must keep its tree",
         ),
         (
-            lambda: hold_state(lambda p, s, x, *, train, rng=None: (None, s), "b")(
+            lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (None, s), "b")(
                 {}, {"a": 1.0}, jnp.ones(1), train=True
             ),
             "patterns must name parts of the tree; 'b' stands in no path. The tree's own parts are a",

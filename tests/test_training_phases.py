@@ -25,7 +25,7 @@ from kdjax import (
 )
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.losses import hint, soft_target_kl
-from kdjax.training import freeze, hold_state, jit_step, make_epoch, train_only
+from kdjax.training import freeze, freeze_model_state, jit_step, make_epoch, train_only
 from kdjax.training.phases import (
     Phase,
     bounds,
@@ -71,7 +71,7 @@ def prepared(phases):
     """The plan, and its compiled step."""
 
     def make_step(phase):
-        student = hold_state(network, "stage[12]") if phase.name == "head" else network
+        student = freeze_model_state(network, "stage[12]") if phase.name == "head" else network
         return make_train_step(student, network, phase.optimizer)
 
     return phases, jit_step(make_planned_step(phases, make_step))

@@ -24,7 +24,7 @@ from kdjax.training.online import make_mean_teacher_step as make_mean_teacher_st
 from kdjax.training.online import make_mutual_step as make_mutual_step
 from kdjax.training.optimizers import clip_while as clip_while
 from kdjax.training.optimizers import freeze as freeze
-from kdjax.training.optimizers import hold_state as hold_state
+from kdjax.training.optimizers import freeze_model_state as freeze_model_state
 from kdjax.training.optimizers import train_only as train_only
 from kdjax.training.views import augmented as augmented
 
@@ -34,7 +34,7 @@ __all__ = [
     "data_mesh",
     "follow",
     "freeze",
-    "hold_state",
+    "freeze_model_state",
     "init_mean_teacher",
     "init_state",
     "jit_step",

@@ -74,7 +74,7 @@ def train_only(optimizer: optax.GradientTransformation, *patterns: str) -> optax
     return _partition(optimizer, patterns, of_named="trained", of_others="frozen")
 
 
-def hold_state(apply: Apply, *patterns: str) -> Apply:
+def freeze_model_state(apply: Apply, *patterns: str) -> Apply:
     """The same network, whose model_state stays where it is named: BatchNorm's statistics of frozen parts.
 
     Args:
@@ -91,7 +91,7 @@ def hold_state(apply: Apply, *patterns: str) -> Apply:
     Example:
       >>> def counting(params, model_state, inputs, *, train, rng=None):
       ...     return Outputs(inputs @ params, {}), {name: seen + 1 for name, seen in model_state.items()}
-      >>> _, after = hold_state(counting, "stage1")(jnp.eye(2), {"stage1": 3, "stage2": 3}, jnp.eye(2), train=True)
+      >>> _, after = freeze_model_state(counting, "stage1")(jnp.eye(2), {"stage1": 3, "stage2": 3}, jnp.eye(2), train=True)
       >>> int(after["stage1"]), int(after["stage2"])
       (3, 4)
 
