@@ -2,9 +2,11 @@
 
 from kdjax.runs.compare import compare as compare
 from kdjax.runs.fitting import Recipe as Recipe
+from kdjax.runs.folders import open_folder as open_folder
 from kdjax.runs.records import append_json_line as append_json_line
 from kdjax.runs.records import as_json as as_json
 from kdjax.runs.records import digest as digest
+from kdjax.runs.records import open_results as open_results
 from kdjax.runs.records import provenance as provenance
 from kdjax.runs.records import write_bytes as write_bytes
 from kdjax.runs.records import write_json as write_json
@@ -15,6 +17,8 @@ __all__ = [
     "as_json",
     "compare",
     "digest",
+    "open_folder",
+    "open_results",
     "provenance",
     "write_bytes",
     "write_json",

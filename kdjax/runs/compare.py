@@ -23,8 +23,9 @@ from kdjax.connectors import init_beside
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.metrics import parameter_count
 from kdjax.networks.precision import computed_in
-from kdjax.runs import _folder, records
+from kdjax.runs import records
 from kdjax.runs.fitting import Recipe, Trainer, described, fit, parameters, prepare
+from kdjax.runs.folders import open_folder
 from kdjax.runs.report import comparison
 from kdjax.training import data_mesh, replicate
 
@@ -101,7 +102,7 @@ def compare(
     about |= {name: described(recipe) for name, recipe in recipes.items()} | dict(config or {})
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
     results = records.provenance(about, data=digests)
-    with _folder.opened(out, about, resume=resume) as folder:
+    with open_folder(out, about, resume=resume) as folder:
         run.announce(title, trainers)
         place = run.place_of_cache(trainers["distilled"].recipe)
         results["parameters"] = {

@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from kdjax._files import append_json_line as append_json_line
 from kdjax._files import as_json as as_json
 from kdjax._files import write_bytes as write_bytes
 from kdjax._files import write_json as write_json
+from kdjax.runs.folders import read_object
 
 PACKAGES = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -51,6 +52,51 @@ def provenance(config: Mapping[str, Any], *, data: Mapping[str, str] | None = No
         },
         "commit": _commit(Path(sys.argv[0]).absolute().parent),
     })  # fmt: skip
+
+
+def open_results(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]]:
+    """A ``results.json`` with a record a seed, which is written entry by entry and gone on with where it was left.
+
+    Args:
+      path: of the file; what it holds from before a resumption stays.
+      about: of `provenance`. That of the runs before stands under ``"before"``.
+
+    Returns:
+      The results, `about` and the list of ``"seeds"``, and ``entry(seed, name, make, *arguments)``. It gives what the seed's
+      record holds under that name from before, or else ``make(*arguments)``, as JSON can hold it and written at once.
+
+    Raises:
+      ValueError: if the file is damaged.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "results.json"
+      >>> results, entry = open_results(path, {"commit": "a"})
+      >>> entry(0, "alone", lambda: {"accuracy": 0.5})
+      {'accuracy': 0.5}
+      >>> results, entry = open_results(path, {"commit": "b"})
+      >>> entry(0, "alone", lambda: "not called"), entry(1, "alone", lambda: {"accuracy": 0.75}), len(results["seeds"])
+      ({'accuracy': 0.5}, {'accuracy': 0.75}, 2)
+    """
+    file = Path(path)
+    results: dict[str, Any] = {"seeds": []}
+    if file.exists():
+        results = read_object(file)
+        if not isinstance(results.get("seeds"), list):
+            raise ValueError(f"{file} must hold a list of seeds, as the run wrote it; it is damaged.")
+        last = {name: results[name] for name in about if name in results}
+        results["before"] = [*results.get("before", []), last]
+    results |= as_json(about)
+
+    def entry(seed: int, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        seeds = results["seeds"]
+        seeds.extend({} for _ in range(seed + 1 - len(seeds)))
+        if name not in seeds[seed]:
+            seeds[seed][name] = as_json(make(*arguments))
+            write_json(file, results)
+        return seeds[seed][name]
+
+    return results, entry
 
 
 def digest(*arrays: Any) -> str:

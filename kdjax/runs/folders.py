@@ -18,7 +18,7 @@ FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir")
 
 
 @contextmanager
-def opened(out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
     """Makes or finds the folder, proves that it can be written, and keeps other writers out until the block is left.
 
     Of several processes the first one makes and locks it.
@@ -46,7 +46,7 @@ def opened(out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bo
     if _CONFIG in found and not resume:
         raise FileExistsError(f"out is not empty: {folder}. Go on with it by --resume, or name another by --out.")
     # Another one's unfinished write of config.json begins with its name and a dot.
-    others = [name for name in found if name != _LOCK and not name.startswith(f".{_CONFIG}.")]
+    others = [name for name in found if not name.startswith((_LOCK, f".{_CONFIG}."))]
     if _CONFIG not in found and others:
         raise FileExistsError(
             f"out holds no run that could be gone on with, and is not empty: {folder} has {others[0]}."
