@@ -11,6 +11,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+# A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
+SPREAD = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup demo test slow certificate lint format docs lock clean
 
@@ -29,7 +31,7 @@ demo: $(READY)
 	$(BIN)/python experiments/digits.py --out checkpoints/runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(SPREAD) -m "not slow"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

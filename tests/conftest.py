@@ -1,9 +1,11 @@
 """Shapes in signatures are checked, warnings and rank promotion are errors, four devices exist: for every test."""
 
+import functools
 import gc
 import os
 from pathlib import Path
 
+import compiler
 import jax
 import jaxlib
 import pytest
@@ -23,9 +25,6 @@ settings.register_profile("fast", max_examples=30, **PATIENT)
 settings.register_profile("slow", max_examples=3_400, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
-# XLA's older emitters without LLVM's optimisation: the tests compile thousands of small programs, in under half the time.
-QUICK_COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-
 # Real data lies beside a checkout or where KDJAX_TEST_DATA says; tests that want it skip where it is missing.
 DATA = Path(os.environ.get("KDJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -35,7 +34,18 @@ def pytest_configure(config):
     slow = config.option.markexpr == "slow" or os.environ.get("HYPOTHESIS_PROFILE") == "slow"
     # A release that knew a flag no more would end the process.
     if not slow and jaxlib.__version__.startswith("0.10."):
-        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
+        os.environ.setdefault("XLA_FLAGS", compiler.QUICK)
+
+
+def pytest_collection_modifyitems(items):
+    """Under `--dist loadgroup` one worker has a whole file, and makes its fixtures and programs once.
+
+    The laws of the losses are the longest file: a worker has all that is asked of one loss, which shares a program.
+    """
+    for item in items:
+        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        of_one_loss = item.path.name == "test_losses.py" and case is not None
+        item.add_marker(pytest.mark.xdist_group(case.name if of_one_loss else item.path.stem))
 
 
 def pytest_collection_finish():
@@ -88,3 +98,10 @@ def programs_of_one_module_at_a_time():
     """All compiled programs of all tests together are gigabytes, and every test after them is slower for it."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def compiled_as_users_do(monkeypatch):
+    """What `jax.jit` is given from here on is compiled with all optimisation: for laws of the last bit."""
+    options = {"compiler_options": compiler.AS_USERS_HAVE_IT}
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, **options))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dense
 import jax
 import jax.numpy as jnp
 import networks
@@ -42,21 +43,20 @@ def test_the_cache_holds_what_the_teacher_says_of_each_example(tmp_path, batch_s
         assert sorted(file.name for file in path.parent.iterdir()) == ["cache"]
 
 
-def test_training_on_the_cache_is_training_with_the_teacher_to_the_last_bit():
+def test_training_on_the_cache_is_training_with_the_teacher_to_the_last_bit(compiled_as_users_do):
     """Both compute the teacher on the very same batches: what differs is only when."""
-    step = make_train_step(networks.student()[1], APPLY, networks.optimizer())
-    labels = networks.batch(size=40, seed=3)["labels"]
-    size = 8
+    step = make_train_step(dense.student(), dense.teacher, dense.optimizer())
+    teacher, size = dense.teacher_weights(), 8
     order = np.asarray(epoch_indices(40, size, seed=0, epoch=0))
-    shuffled = {"inputs": INPUTS[order.ravel()], "labels": labels[order.ravel()]}
-    cached = shuffled | cache_teacher(APPLY, TEACHER, shuffled["inputs"], features=FEATURES, batch_size=size)
+    shuffled = jax.tree.map(lambda array: array[order.ravel()], dense.batch(size=40, seed=3))
+    cached = shuffled | cache_teacher(dense.teacher, teacher, shuffled["inputs"], features=FEATURES, batch_size=size)
     online_step, cached_step = jax.jit(step), jax.jit(step)
-    online_state = cached_state = networks.fresh_state()
+    online_state = cached_state = dense.fresh_state()
     for number in range(len(order)):
         rows = np.arange(number * size, (number + 1) * size)
-        objective = networks.objective()
-        online_state, _ = online_step(online_state, TEACHER, objective, take(shuffled, rows))
-        cached_state, _ = cached_step(cached_state, TEACHER, objective, take(cached, rows))
+        objective = dense.objective()
+        online_state, _ = online_step(online_state, teacher, objective, take(shuffled, rows))
+        cached_state, _ = cached_step(cached_state, teacher, objective, take(cached, rows))
     for online, stored in zip(jax.tree.leaves(online_state.params), jax.tree.leaves(cached_state.params), strict=True):
         np.testing.assert_array_equal(online, stored)
 
