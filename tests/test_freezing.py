@@ -138,13 +138,13 @@ def test_a_part_beside_connectors_is_named_by_where_it_begins():
             "The tree's own parts are head, stage1, stage10",
         ),
         (
-            lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (None, {}), "a")(
+            lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (x, {}), "a")(
                 {}, {"a": 1.0}, jnp.ones(1), train=True
             ),
             "model_state must keep its tree",
         ),
         (
-            lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (None, s), "b")(
+            lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (x, s), "b")(
                 {}, {"a": 1.0}, jnp.ones(1), train=True
             ),
             "patterns must name parts of the tree; 'b' stands in no path. The tree's own parts are a",

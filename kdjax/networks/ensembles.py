@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
+from kdjax._apply import run
 from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
 
 ShareOut = Callable[[Float[Array, "members batch classes"]], Float[Array, "members batch"]]
@@ -71,7 +72,7 @@ def ensemble(
         said, states = [], []
         for i, (member, own_params, own_state) in enumerate(zip(applies, params, model_state, strict=True)):
             own_rng = None if rng is None else jax.random.fold_in(rng, i)
-            outputs, new_state = member(own_params, own_state, inputs, train=train, rng=own_rng)
+            outputs, new_state = run(member, own_params, own_state, inputs, train=train, rng=own_rng)
             said.append(outputs)
             states.append(new_state)
         return pooled(said, mean=mean, share_out=share_out), tuple(states)

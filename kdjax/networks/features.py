@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
+from kdjax._apply import run
 from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
 from kdjax.losses import _math
 
@@ -40,12 +41,12 @@ def layer_names(apply: Apply, weights: Weights, inputs: Any) -> tuple[str, ...]:
     # The names are noted while tracing, since the dict that eval_shape returns is sorted already.
     seen: list[str] = []
 
-    def run(weights: Weights, inputs: Any) -> Array:
-        outputs, _ = apply(weights.params, weights.model_state, inputs, train=False)
+    def noted(weights: Weights, inputs: Any) -> Array:
+        outputs, _ = run(apply, *weights, inputs, train=False)
         seen[:] = outputs.features
         return outputs.logits
 
-    jax.eval_shape(run, weights, inputs)
+    jax.eval_shape(noted, weights, inputs)
     return (*seen, "logits")
 
 
@@ -103,7 +104,7 @@ def with_features(apply: Apply, **functions: FromOutputs) -> Apply:
     def apply_with(
         params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
-        outputs, model_state = apply(params, model_state, inputs, train=train, rng=rng)
+        outputs, model_state = run(apply, params, model_state, inputs, train=train, rng=rng)
         if taken := sorted(functions.keys() & {*outputs.features, "logits"}):
             raise ValueError(
                 f"with_features must add features of new names; got {', '.join(taken)}, and the network has "

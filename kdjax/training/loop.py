@@ -171,6 +171,8 @@ def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
         if not parts:
             raise ValueError("arrays must give one batch at least; got none.")
         totals = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
+        if not totals["examples"]:
+            raise ValueError("arrays must have one example at least whose mask is not 0; got none.")
         named = {"accuracy": "correct", "cross_entropy": "cross_entropy", "agreement": "agreeing"}
         return {name: totals[own] / totals["examples"] for name, own in named.items() if own in totals}
 
@@ -184,7 +186,7 @@ def _calls(
     if not isinstance(arrays, Mapping):
         if order is not None:
             raise ValueError("order must be None where the batches come one by one; got an order beside an iterable.")
-        return {}, ({"batch": jax.tree.map(lambda array: array[None], dict(batch))} for batch in arrays)
+        return {}, ({"batch": jax.tree.map(lambda array: array[None], _by_name(batch))} for batch in arrays)
     if order is None:
         raise ValueError("order must say which examples make which batch, [steps, batch]; got None.")
     order = np.asarray(order)
@@ -209,6 +211,12 @@ def _calls(
     return resident, calls()
 
 
+def _by_name(batch: Any) -> dict[str, Any]:
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"arrays must be arrays by name, or an iterable of batches by name; got a {type(batch).__name__}.")
+    return dict(batch)
+
+
 def _batch_of(arrays: Tree, rows: Tree) -> dict[str, Any]:
     """The batch of one step: what the host sent, and what is taken where the arrays are."""
     if "chosen" not in rows:
@@ -231,7 +239,7 @@ def _examples(arrays: Arrays) -> int:
     sizes = {name: {np.shape(leaf)[:1] for leaf in _leaves(value)} for name, value in arrays.items()}
     found = set().union(*sizes.values())
     if len(found) != 1 or () in found:
-        shown = {name: sorted(size[0] if size else "no axis" for size in own) for name, own in sizes.items()}
+        shown = {name: [size[0] if size else "no axis" for size in sorted(own)] for name, own in sizes.items()}
         raise ValueError(f"arrays must have one row for each example, all as many; got {shown}.")
     return int(found.pop()[0])
 

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks, _trees
+from kdjax._apply import run
 from kdjax._types import AnyArray, Apply, Number, Outputs, Tree
 
 
@@ -104,7 +105,7 @@ def freeze_model_state(apply: Apply, *patterns: str) -> Apply:
     def held(
         params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
-        outputs, new = apply(params, model_state, inputs, train=train, rng=rng)
+        outputs, new = run(apply, params, model_state, inputs, train=train, rng=rng)
         named = _trees.chosen("patterns", patterns, _trees.by_path(model_state))
         old_leaves, new_leaves = _trees.by_path(model_state), _trees.by_path(new)
         if old_leaves.keys() != new_leaves.keys():
