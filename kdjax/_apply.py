@@ -28,8 +28,9 @@ def run(
         return outputs_of(result, _name(apply)), model_state
     first, second = result
     if _is_array(first) and isinstance(second, Mapping) and _structure(second) != _structure(model_state):
-        # A pair of logits and features, unless it is a model_state that has grown: then no leaf is one row an example.
-        if any(leaf.shape[:1] != first.shape[:1] for leaf in jax.tree.leaves(second)):
+        # A pair of logits and features, unless it is a model_state that has changed: then no leaf is one row an example.
+        leaves = jax.tree.leaves(second)
+        if not leaves or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
             raise ValueError(
                 f"{_name(apply)} must return a model_state of the structure that it was given, {_structure(model_state)}, "
                 f"or features with one row for each example; got {_structure(second)}."

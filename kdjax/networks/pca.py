@@ -10,6 +10,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Float
 
 from kdjax import _checks
+from kdjax._apply import run
 from kdjax._types import AnyArray, Apply, Batch, Outputs, Weights
 
 Moments = tuple[Any, Any, Any]
@@ -74,7 +75,7 @@ def fit_pca(
 
     @jax.jit
     def of_batch(weights: Weights, batch: Batch) -> tuple[Array, Array, Array, Array]:
-        outputs, _ = apply(weights.params, weights.model_state, batch["inputs"], train=False)
+        outputs, _ = run(apply, *weights, batch["inputs"], train=False)
         return _moments(feature, _checks.feature("network", outputs, feature), batch.get("mask"))
 
     count, mean, scatter = 0.0, np.zeros(()), np.zeros(())
