@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def described() -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Changes with the code of the losses, and not with their docstrings, comments or layout."""
+    """Changes with the code of the losses, and not with their docstrings, comments, layout or checks of arguments."""
     files = sorted(Path(losses.__file__).parent.glob("*.py"))
     text = "\n".join(_bare(ast.parse(file.read_text())) for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -86,8 +87,18 @@ def _bare(node: object) -> str:
     # Fields that are empty differ between versions of Python. A statement that is only a string is a docstring.
     fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
     if isinstance(fields.get("body"), list):
-        fields["body"] = [statement for statement in fields["body"] if not _is_docstring(statement)]
+        fields["body"] = [one for one in fields["body"] if not (_is_docstring(one) or _only_checks(one))]
     return f"({type(node).__name__} {' '.join(f'{name}={_bare(value)}' for name, value in fields.items())})"
+
+
+def _only_checks(statement: ast.stmt) -> bool:
+    """Whether all that a statement can do is to refuse an argument: no value of a valid call comes from it."""
+    if isinstance(statement, ast.Raise):
+        return True
+    if isinstance(statement, ast.Expr):
+        return bool(re.match(r"_checks\.\w+\(", ast.unparse(statement)))
+    inner = getattr(statement, "body", None)
+    return isinstance(statement, ast.If | ast.For) and not statement.orelse and all(map(_only_checks, inner or [None]))
 
 
 def _is_docstring(statement: ast.AST) -> bool:
