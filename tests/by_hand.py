@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from kdjax import Outputs, Weights
+from kdjax.connectors import Seen
 
 
 def outputs(seed, **shapes):
@@ -26,8 +27,11 @@ def made(connector, own, others, seed=0):
 
 
 def run(connector, weights, own, others, *, train=True, batch=None):
-    apply = jax.jit(connector.apply, static_argnames="train")
-    result = apply(*weights, own, others, batch or {}, train=train, rng=jax.random.key(3))
+    @jax.jit
+    def apply(weights, own, others, batch, rng):
+        return connector.apply(*weights, Seen(own, others, batch, train, rng))
+
+    result = apply(weights, own, others, batch or {}, jax.random.key(3))
     return jax.tree.map(lambda array: np.asarray(array, np.float64), result)
 
 

@@ -10,6 +10,7 @@ import pytest
 from by_hand import by_hand, close, made, outputs, run
 
 from kdjax import connectors, losses
+from kdjax.connectors import Seen
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -70,11 +71,11 @@ def test_a_queue_is_first_in_first_out_whatever_the_batch(size):
     memory = [np.asarray(row, np.float64) for row in model_state["queue"]]  # oldest first
     for number in range(5):
         one = outputs(number, f=(4, 2, 3))
-        _, of_teacher, model_state = connector.apply({}, model_state, one, one, {}, train=True, rng=None)
+        _, of_teacher, model_state = connector.apply({}, model_state, Seen(one, one, {}, True, None))
         got = np.asarray(of_teacher["queue"], np.float64)
         expected = np.stack(memory)
         close(got[np.lexsort(got.T)], expected[np.lexsort(expected.T)])
         rows = np.asarray(one.features["f"], np.float64).reshape(4, 6)
         memory = [*memory, *(rows / np.linalg.norm(rows, axis=1, keepdims=True))][-size:]
-    _, of_teacher, same = connector.apply({}, model_state, one, one, {}, train=False, rng=None)
+    _, of_teacher, same = connector.apply({}, model_state, Seen(one, one, {}, False, None))
     chex.assert_trees_all_equal((of_teacher["queue"], same), (model_state["queue"], model_state))

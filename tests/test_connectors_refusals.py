@@ -7,6 +7,7 @@ from by_hand import made, outputs, run
 from connected import head, network, paraphrased, student, teacher
 
 from kdjax import Weights, connectors
+from kdjax.connectors import Seen
 
 PAIR = (outputs(0, f=(2, 4, 4, 3), g=(2, 5)), outputs(1, f=(2, 2, 2, 7), g=(2, 5)))
 
@@ -29,7 +30,10 @@ PAIR = (outputs(0, f=(2, 4, 4, 3), g=(2, 5)), outputs(1, f=(2, 2, 2, 7), g=(2, 5
         (lambda: connectors.contrast("f", size=2, labels=[1, 1]), "labels must be of two classes at least"),
         (lambda: connectors.queue("h", size=3), "The teacher has no feature 'h'"),
         (lambda: connectors.queue("f", size=0), "size must be a whole number of 1 or more; got 0"),
-        (lambda: connectors.paraphraser("g"), r"teacher.g must have 4 axes"),
+        (
+            lambda: connectors.paraphraser("g"),
+            r"teacher.g must be \[batch, height, width, channels\]; got shape \(2, 5\)",
+        ),
         (lambda: connectors.paraphraser("f", rate=0.0), "rate must be a finite number greater than 0"),
         (
             lambda: connectors.translator("f", paraphraser=paraphrased()),
@@ -40,6 +44,7 @@ PAIR = (outputs(0, f=(2, 4, 4, 3), g=(2, 5)), outputs(1, f=(2, 2, 2, 7), g=(2, 5
             "paraphraser must be the Weights of a trained",
         ),
         (lambda: connectors.review(()), "students must name one feature at least"),
+        (lambda: connectors.review(("f", "f")), r"students must .* none twice; got \('f', 'f'\)"),
         (lambda: connectors.review(("f", "g"), ("f",)), r"teachers must name one feature for each of students, 2"),
         (
             lambda: connectors.projector("f", classifier_weights={"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3)}),
@@ -72,11 +77,24 @@ def test_a_name_that_is_taken_and_a_batch_without_indices_are_named_errors():
     with pytest.raises(ValueError, match='batch must have "indices"'):
         run(contrast, made(contrast, *PAIR), *PAIR)
     with pytest.raises(ValueError, match="rng must be a key"):
-        contrast.apply(*made(contrast, *PAIR), *PAIR, {"indices": jnp.arange(2)}, train=True, rng=None)
+        contrast.apply(*made(contrast, *PAIR), Seen(*PAIR, {"indices": jnp.arange(2)}, True, None))
     with pytest.raises(ValueError, match="A connector reads the teacher's feature 'f', and there is no teacher"):
         run(connectors.regressor("f"), made(connectors.regressor("f"), *PAIR), PAIR[0], None)
     with pytest.raises(ValueError, match="teacher must be cached Outputs where teacher_apply is None; got Weights"):
         connectors.init_beside({}, jax.random.key(0), network, student(), None, teacher(), data)
+
+
+def test_what_a_connector_says_it_reads_has_to_be_there():
+    made_of = connectors.regressor("stage1")
+    for reads, words in (
+        (("stage1",), r"A connector's place must be \"student.NAME\" or \"teacher.NAME\"; got 'stage1'"),
+        (("teacher.stage11",), r"The teacher has no feature 'stage11'; .* Did you mean 'stage1'"),
+    ):
+        beside = {"c": made_of._replace(reads=reads)}
+        with pytest.raises(ValueError, match=words):
+            connectors.init_beside(
+                beside, jax.random.key(0), network, student(), network, teacher(), jnp.ones((2, 4, 4, 2))
+            )
 
 
 def test_only_what_stands_beside_connectors_can_be_left_alone():

@@ -13,6 +13,7 @@ from saved import bits
 
 from kdjax import Outputs, connectors, init_state, make_train_step, on_outputs, schedules, weighted_sum
 from kdjax.checkpoints import open_run, restore_state, save_state
+from kdjax.connectors import Seen
 from kdjax.losses import soft_target_kl
 from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
@@ -93,7 +94,7 @@ def test_the_curriculum_is_half_a_cosine_wave_of_the_steps_seen():
     @jax.jit
     def gradient(params, model_state):
         def value(params):
-            added, _, after = connector.apply(params, model_state, NOTHING, None, {}, train=True, rng=None)
+            added, _, after = connector.apply(params, model_state, Seen(NOTHING, None, {}, True, None))
             return added[""], after
 
         return jax.grad(value, has_aux=True)(params)
@@ -105,7 +106,7 @@ def test_the_curriculum_is_half_a_cosine_wave_of_the_steps_seen():
     root = math.sqrt(0.5)
     np.testing.assert_allclose(found, [0, (1 - root) / 2, 0.5, (1 + root) / 2, 1, 1], atol=1e-6)
     assert gradient._cache_size() == 1
-    _, _, still = connector.apply(params, model_state, NOTHING, None, {}, train=False, rng=None)
+    _, _, still = connector.apply(params, model_state, Seen(NOTHING, None, {}, False, None))
     assert int(model_state["step"]) == int(still["step"]) == 6
 
 

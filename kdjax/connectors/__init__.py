@@ -1,20 +1,24 @@
 """Learnt parts that stand between two networks: they train with the student and are left behind when it leaves.
 
 A connector is a pair of pure functions, `Connector`. Its parameters live beside the student's in the training state; what
-it adds to the networks' features is read by terms under its name.
+it adds to the networks' features is read by terms under its name. `kdjax.connectors.bricks` has the layers that one of
+your own is made of.
 """
 
+from kdjax.connectors import bricks as bricks
 from kdjax.connectors._auxiliary import auxiliary as auxiliary
+from kdjax.connectors._beside import connect as connect
+from kdjax.connectors._beside import connector_of as connector_of
+from kdjax.connectors._beside import init_beside as init_beside
+from kdjax.connectors._beside import student_of as student_of
+from kdjax.connectors._beside import through as through
 from kdjax.connectors._classifiers import average_and_dense as average_and_dense
 from kdjax.connectors._classifiers import projector as projector
 from kdjax.connectors._classifiers import shared_classifier as shared_classifier
 from kdjax.connectors._connector import Connector as Connector
-from kdjax.connectors._connector import connect as connect
-from kdjax.connectors._connector import connector_of as connector_of
-from kdjax.connectors._connector import init_beside as init_beside
+from kdjax.connectors._connector import Seen as Seen
 from kdjax.connectors._connector import no_student as no_student
-from kdjax.connectors._connector import student_of as student_of
-from kdjax.connectors._connector import through as through
+from kdjax.connectors._connector import read_places as read_places
 from kdjax.connectors._control import controlled as controlled
 from kdjax.connectors._control import observe as observe
 from kdjax.connectors._embeddings import contrast as contrast
@@ -29,8 +33,10 @@ from kdjax.connectors._temperature import learnt_temperature as learnt_temperatu
 
 __all__ = [
     "Connector",
+    "Seen",
     "auxiliary",
     "average_and_dense",
+    "bricks",
     "connect",
     "connector_of",
     "contrast",
@@ -43,6 +49,7 @@ __all__ = [
     "paraphraser",
     "projector",
     "queue",
+    "read_places",
     "regressor",
     "review",
     "shared_classifier",

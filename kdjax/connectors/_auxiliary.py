@@ -1,14 +1,12 @@
 """A connector that classifies a middle layer of the student."""
 
-from typing import Any
-
 import jax
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, read
-from kdjax.connectors._layers import apply_layer, averaged, init_layer
+from kdjax._types import Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Seen, read_places
+from kdjax.connectors.bricks import apply_layer, average_to_vector, init_layer, join
 
 
 def auxiliary(student: str, *, width: int | None = None) -> Connector:
@@ -49,10 +47,10 @@ def auxiliary(student: str, *, width: int | None = None) -> Connector:
     """
     if width is not None:
         _checks.whole("width", width, 1)
+    place = f"student.{student}"
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        del of_teacher
-        feature = _classifiable(of_student, student)
+        (feature,) = read_places([place], of_student, of_teacher, axes=(2, 4))
         channels, classes = feature.shape[-1], of_student.logits.shape[-1]
         layers = {}
         if width is not None:
@@ -61,35 +59,16 @@ def auxiliary(student: str, *, width: int | None = None) -> Connector:
                 jax.random.fold_in(rng, 1), (*sides, channels, width), normalize=True, gain=2.0
             )
         layers["logits"] = init_layer(jax.random.fold_in(rng, 2), (width or channels, classes))
-        return Weights(
-            {name: layer.params for name, layer in layers.items()},
-            {name: layer.model_state for name, layer in layers.items()},
-        )
+        return join(layers)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        x, states = _classifiable(of_student, student), dict(model_state)
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        (x,) = read_places([place], seen.student, None, axes=(2, 4))
+        states = dict(model_state)
         if width is not None:
-            x, states["hidden"] = apply_layer(params["hidden"], model_state["hidden"], x, train=train)
+            x, states["hidden"] = apply_layer(params["hidden"], states["hidden"], x, train=seen.train)
             x = jax.nn.relu(x)
-        logits, states["logits"] = apply_layer(params["logits"], model_state["logits"], averaged(x), train=train)
-        return {"": logits}, {} if of_teacher is None else {"": of_teacher.logits}, states
+        x = average_to_vector(x)
+        logits, states["logits"] = apply_layer(params["logits"], states["logits"], x, train=seen.train)
+        return {"": logits}, {} if seen.teacher is None else {"": seen.teacher.logits}, states
 
-    return Connector(init, apply)
-
-
-def _classifiable(of_student: Outputs, name: str) -> Any:
-    feature = read("student", of_student, name)
-    if feature.ndim not in (2, 4):
-        raise ValueError(
-            f"student.{name} must be [batch, height, width, channels] or [batch, dim]; got shape {tuple(feature.shape)}."
-        )
-    return feature
+    return Connector(init, apply, (place, "teacher.logits"))

@@ -9,10 +9,15 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, read, read_pair
-from kdjax.connectors._layers import apply_chain, averaged, init_chain, widened
-from kdjax.losses import _math
+from kdjax._types import Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Features, Seen, pair_of, read_places
+from kdjax.connectors.bricks import (
+    apply_chain,
+    at_least_float32,
+    average_to_size,
+    average_to_vector,
+    init_chain,
+)
 
 Classifier = Callable[[Tree, Array], Array]
 
@@ -24,7 +29,7 @@ def average_and_dense(weights: Tree, features: Float[Array, "batch ..."]) -> Flo
       weights: ``{"kernel": [dim, classes], "bias": [classes]}``, as Flax's Dense has them.
       features: [batch, height, width, dim] or [batch, dim].
     """
-    x = averaged(widened(features))
+    x = average_to_vector(at_least_float32(features))
     return x @ weights["kernel"] + weights["bias"][None, :]
 
 
@@ -82,9 +87,10 @@ def projector(
       https://arxiv.org/abs/2203.14001
     """
     _checks.whole("reduction", reduction, 1)
+    places = pair_of(student, teacher)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        own, wanted = _classified_pair(of_student, student, of_teacher, teacher)
+        own, wanted = read_places(places, of_student, of_teacher, axes=(2, 4))
         _fits(classifier, classifier_weights, of_teacher, wanted)
         channels = wanted.shape[-1]
         middle = max(1, channels // reduction)
@@ -97,27 +103,18 @@ def projector(
             model_state |= dict(zip(("rows", "columns"), (_averaging(a, min(a, b)) for a, b in sizes), strict=True))
         return Weights(layers.params, model_state)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        own = widened(read("student", of_student, student))
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        own = at_least_float32(*read_places(places[:1], seen.student, None))
         if "rows" in model_state:
             rows, columns = model_state["rows"], model_state["columns"]
             own = jnp.einsum("bhwc,ih,jw->bijc", own, rows, columns, precision=Precision.HIGHEST)
         else:
-            own = averaged(own)
-        made, layers = apply_chain(params, model_state["layers"], own, train=train, activated_last=True)
+            own = average_to_vector(own)
+        made, layers = apply_chain(params, model_state["layers"], own, train=seen.train, activated_last=True)
         mine = {"": made, "logits": classifier(model_state["classifier"], made)}
-        return mine, _of_teacher(of_teacher, student, teacher, made), {**model_state, "layers": layers}
+        return mine, _of_teacher(seen.teacher, places, made), {**model_state, "layers": layers}
 
-    return Connector(init, apply)
+    return Connector(init, apply, (*places, "teacher.logits"))
 
 
 def shared_classifier(
@@ -161,49 +158,31 @@ def shared_classifier(
       Yang et al., Knowledge Distillation via Softmax Regression Representation Learning, 2021, section 3.
       https://openreview.net/forum?id=ZzwDy_wiWv
     """
+    places = pair_of(student, teacher)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        own, wanted = _classified_pair(of_student, student, of_teacher, teacher)
-        vector = jax.eval_shape(averaged, wanted)
+        own, wanted = read_places(places, of_student, of_teacher, axes=(2, 4))
+        vector = jax.eval_shape(average_to_vector, wanted)
         _fits(classifier, classifier_weights, of_teacher, vector)
         layers = init_chain(rng, [(own.shape[-1], wanted.shape[-1])], normalize=True, activated_last=True)
         return Weights(layers.params, {"layers": layers.model_state, "classifier": classifier_weights})
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        own = read("student", of_student, student)
-        made, layers = apply_chain(params, model_state["layers"], own, train=train, activated_last=True)
-        made = averaged(made)
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        (own,) = read_places(places[:1], seen.student, None)
+        made, layers = apply_chain(params, model_state["layers"], own, train=seen.train, activated_last=True)
+        made = average_to_vector(made)
         mine = {"": made, "logits": classifier(model_state["classifier"], made)}
-        return mine, _of_teacher(of_teacher, student, teacher, made), {**model_state, "layers": layers}
+        return mine, _of_teacher(seen.teacher, places, made), {**model_state, "layers": layers}
 
-    return Connector(init, apply)
-
-
-def _classified_pair(of_student: Outputs, student: str, of_teacher: Outputs, teacher: str | None) -> tuple[Any, Any]:
-    pair = read_pair(of_student, student, of_teacher, teacher)
-    for name, feature in zip((f"student.{student}", f"teacher.{teacher or student}"), pair, strict=True):
-        if feature.ndim not in (2, 4):
-            raise ValueError(
-                f"{name} must be [batch, height, width, channels] or [batch, dim]; got shape {tuple(feature.shape)}."
-            )
-    return pair
+    return Connector(init, apply, (*places, "teacher.logits"))
 
 
-def _of_teacher(of_teacher: Outputs | None, student: str, teacher: str | None, made: Array) -> Features:
+def _of_teacher(of_teacher: Outputs | None, places: tuple[str, str], made: Array) -> Features:
     """The teacher's feature in the shape of what was made, and its logits; nothing where there is no teacher."""
     if of_teacher is None:
         return {}
-    wanted = widened(read("teacher", of_teacher, student if teacher is None else teacher))
-    wanted = averaged(wanted) if made.ndim == 2 else _math.adaptive_average_pool(wanted, *made.shape[1:3])
+    wanted = at_least_float32(*read_places(places[1:], of_teacher, of_teacher))
+    wanted = average_to_vector(wanted) if made.ndim == 2 else average_to_size(wanted, *made.shape[1:3])
     return {"": wanted, "logits": of_teacher.logits}
 
 
@@ -226,4 +205,4 @@ def _fits(classifier: Classifier, weights: Tree, of_teacher: Outputs, feature: A
 
 def _averaging(old: int, new: int) -> Float[Array, "{new} {old}"]:
     """The matrix that averages `old` cells to `new`, as `adaptive_average_pool` does."""
-    return _math.adaptive_average_pool(jnp.eye(old)[None, :, :, None], new, old)[0, :, :, 0]
+    return average_to_size(jnp.eye(old)[None, :, :, None], new, old)[0, :, :, 0]

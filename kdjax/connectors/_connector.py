@@ -1,18 +1,43 @@
-"""What a connector is, and how it stands beside a student: made with it, run after it, left behind by it."""
+"""What a connector is, what it sees, and how it reads a feature."""
 
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import AnyArray, Apply, Batch, Outputs, TrainState, Tree, Weights
+from kdjax._types import AnyArray, Batch, Outputs, Tree, Weights
 
 Features = dict[str, Any]
-Rng = PRNGKeyArray | None
+Names = tuple[str, ...]
+Added = tuple[Features, Features, Tree]
+"""What a connector adds to the student's features and to the teacher's, by suffix, and its new model_state."""
+
+_AXES = {4: "[batch, height, width, channels]", 2: "[batch, dim]"}
+
+
+class Seen(NamedTuple):
+    """What a connector sees in one step. Outputs and batch are whole, also where the step is split over devices.
+
+    Attributes:
+      student: the student's own outputs, without what other connectors add.
+      teacher: the teacher's; None where there is no teacher.
+      batch: the step's batch.
+      train: whether statistics are of the batch, and memories move on. A plain bool: build `Seen` inside of `jax.jit`.
+      rng: a key of the step and the connector's name; None where nothing may be drawn.
+
+    Example:
+      >>> seen = Seen(Outputs(jnp.zeros((2, 3)), {"stage1": jnp.ones((2, 4))}), None, {}, True, None)
+      >>> seen.student.features["stage1"].shape
+      (2, 4)
+    """
+
+    student: Outputs
+    teacher: Outputs | None
+    batch: Batch
+    train: bool
+    rng: PRNGKeyArray | None
 
 
 class Connector(NamedTuple):
@@ -20,213 +45,86 @@ class Connector(NamedTuple):
 
     Attributes:
       init: ``init(rng, student, teacher) -> Weights``. Both `Outputs` hold shapes alone, `jax.ShapeDtypeStruct`.
-      apply: ``apply(params, model_state, student, teacher, batch, *, train, rng) -> (student_features, teacher_features,
-        model_state)``: what it adds to each network's features, by suffix, ``""`` for the main one. Outputs and batch are
-        whole, also where the step is split over devices: a connector knows no axis.
+      apply: ``apply(params, model_state, seen) -> (student_features, teacher_features, model_state)``: what it adds to each
+        network's features, by suffix, ``""`` for the main one. It knows no device axis.
+      reads: the places that it reads, ``"student.NAME"`` or ``"teacher.NAME"``. `kdjax.caching.features_of` keeps the
+        teacher's for it.
+
+    Example:
+      One learnt number for each channel, to scale the student's feature by. Its term, under the name "scale", is
+      ``on_feature(hint, "scale")``.
+
+      >>> from kdjax.connectors import bricks, read_places
+      >>> reads = ("student.stage1", "teacher.stage2")
+      >>> def init(rng, student, teacher):
+      ...     own, _ = read_places(reads, student, teacher)
+      ...     return Weights({"scale": jnp.ones(own.shape[-1])}, {})
+      >>> def apply(params, model_state, seen):
+      ...     own, wanted = read_places(reads, seen.student, seen.teacher)
+      ...     return {"": own * params["scale"][None, :]}, {"": wanted}, model_state
+      >>> scale = Connector(init, apply, reads)
+      >>> student, teacher = (Outputs(jnp.zeros((2, 3)), {name: jnp.ones((2, 4))}) for name in ("stage1", "stage2"))
+      >>> weights = scale.init(None, student, teacher)
+      >>> scale.apply(*weights, Seen(student, teacher, {}, True, None))[0][""].shape
+      (2, 4)
     """
 
     init: Callable[[PRNGKeyArray, Outputs, Outputs], Weights]
-    apply: Callable[..., tuple[Features, Features, Tree]]
+    apply: Callable[[Tree, Tree, Seen], Added]
+    reads: tuple[str, ...] = ()
 
 
-def init_beside(
-    connectors: Mapping[str, Connector],
-    rng: PRNGKeyArray,
-    student_apply: Apply,
-    student: Weights,
-    teacher_apply: Apply | None,
-    teacher: Weights | Outputs,
-    inputs: Any,
-) -> Weights:
-    """Makes the connectors' weights and puts them beside the student's.
-
-    Shapes are inferred by `jax.eval_shape`: neither network is run.
+def read_places(
+    places: Iterable[str], student: Outputs, teacher: Outputs | None, *, axes: tuple[int, ...] = ()
+) -> list[Any]:
+    """What stands at each place: a feature, or ``logits``, of a network.
 
     Args:
-      connectors: by the name under which terms read what they add.
-      rng: a key. Each connector draws from it and its own name: another one beside it changes nothing.
-      student_apply: the student.
-      student: its weights.
-      teacher_apply: the teacher; None where `teacher` is `Outputs`.
-      teacher: its weights; or the cached `Outputs` of a batch.
-      inputs: a batch of any size, as arrays or as `jax.ShapeDtypeStruct`.
+      places: ``"student.NAME"`` or ``"teacher.NAME"``.
+      student: its outputs, or their shapes.
+      teacher: the teacher's; None where there is none.
+      axes: how many axes each feature may have: 2 for [batch, dim], 4 for maps. None given: any.
 
     Returns:
-      Weights whose params and model_state are ``{"student": …, "connectors": {name: …}}``, for `kdjax.init_state`.
+      The arrays, in the order of the places.
 
     Raises:
-      ValueError: a name is a feature already, a connector asks for a feature that is not there, or shapes do not fit.
+      ValueError: a place is none, there is no teacher or no such feature, or it has another number of axes.
 
     Example:
-      >>> import optax
-      >>> from kdjax import connectors, init_state, losses, make_train_step, on_feature, weighted_sum
-      >>> def network(params, model_state, inputs, *, train, rng=None):
-      ...     embedding = inputs @ params
-      ...     return Outputs(embedding[:, :3], {"embedding": embedding}), model_state
-      >>> student, teacher = Weights(jnp.ones((4, 5)), {}), Weights(jnp.ones((4, 8)), {})
-      >>> inputs = jax.random.normal(jax.random.key(0), (6, 4))
-      >>> beside = {"hint": connectors.regressor("embedding")}
-      >>> weights = connectors.init_beside(beside, jax.random.key(1), network, student, network, teacher, inputs)
-      >>> weights.params["connectors"]["hint"]["layer1"]["kernel"].shape
-      (5, 8)
-      >>> optimizer = optax.sgd(0.01)
-      >>> step = make_train_step(network, network, optimizer, connectors=beside)
-      >>> state = init_state(weights, optimizer, jax.random.key(2))
-      >>> objective = weighted_sum(hint=(1.0, on_feature(losses.hint, "hint")))
-      >>> state, metrics = step(state, teacher, objective, {"inputs": inputs})
-      >>> connectors.student_of(state).params.shape
-      (4, 5)
+      >>> outputs = Outputs(jnp.zeros((2, 3)), {"stage1": jnp.ones((2, 4, 4, 8))})
+      >>> [array.shape for array in read_places(("student.stage1", "teacher.logits"), outputs, outputs)]
+      [(2, 4, 4, 8), (2, 3)]
     """
-    student_shapes = _shapes(student_apply, student, inputs)
-    if teacher_apply is not None:
-        teacher_shapes = _shapes(teacher_apply, teacher, inputs)
-    elif isinstance(teacher, Outputs):
-        teacher_shapes = jax.eval_shape(lambda outputs: outputs, teacher)
-    else:
-        raise ValueError(f"teacher must be cached Outputs where teacher_apply is None; got {type(teacher).__name__}.")
-    for name in connectors:
-        for who, outputs in (("student", student_shapes), ("teacher", teacher_shapes)):
-            _refuse_taken(who, outputs.features, name, name)
-    made = {
-        name: connector.init(_own_key(rng, name), student_shapes, teacher_shapes)
-        for name, connector in connectors.items()
-    }
-    return Weights(
-        {"student": student.params, "connectors": {name: weights.params for name, weights in made.items()}},
-        {"student": student.model_state, "connectors": {name: weights.model_state for name, weights in made.items()}},
-    )
+    found = []
+    for place in places:
+        who, _, name = place.partition(".")
+        if who not in ("student", "teacher") or not name:
+            raise ValueError(f'A connector\'s place must be "student.NAME" or "teacher.NAME"; got {place!r}.')
+        outputs = student if who == "student" else teacher
+        if outputs is None:
+            raise ValueError(f"A connector reads the teacher's feature {name!r}, and there is no teacher here.")
+        feature = _checks.feature(who, outputs, name)
+        if axes and feature.ndim not in axes:
+            wanted = " or ".join(text for count, text in _AXES.items() if count in axes)
+            raise ValueError(f"{place} must be {wanted}; got shape {tuple(feature.shape)}.")
+        found.append(feature)
+    return found
 
 
-def connect(
-    connectors: Mapping[str, Connector],
-    params: Tree,
-    model_state: Tree,
-    student: Outputs,
-    teacher: Outputs | None,
-    batch: Batch,
-    *,
-    train: bool,
-    rng: PRNGKeyArray | None = None,
-) -> tuple[Outputs, Outputs | None, Tree]:
-    """Runs connectors on both networks' outputs and adds what they give to the features. The train step calls this.
-
-    Args:
-      connectors: by name. Each sees the networks' own outputs, not the other connectors'.
-      params: the connectors' params by name.
-      model_state: the connectors' model_state by name.
-      student: the student's outputs for the whole batch.
-      teacher: the teacher's; None where no connector reads it.
-      batch: the whole batch.
-      train: whether statistics are of the batch, and memories move on.
-      rng: the step's key. Each connector draws from it and its own name.
-
-    Returns:
-      Both outputs with features ``name`` or ``name_suffix`` added, and the new model_state.
-
-    Raises:
-      ValueError: a name is a feature already, or as a connector says.
-    """
-    features = {"student": dict(student.features), "teacher": {} if teacher is None else dict(teacher.features)}
-    states = {}
-    for name, connector in connectors.items():
-        for part, tree in (("params", params), ("model_state", model_state)):
-            if name not in tree:
-                raise ValueError(
-                    f"{part} must hold the connector {name!r}; it has {sorted(tree)}. Make it with init_beside."
-                )
-        own_key = None if rng is None else _own_key(rng, name)
-        *added, states[name] = connector.apply(
-            params[name], model_state[name], student, teacher, batch, train=train, rng=own_key
-        )
-        for who, more in zip(features, added, strict=True):
-            for suffix, value in more.items():
-                full = f"{name}_{suffix}" if suffix else name
-                _refuse_taken(who, features[who], full, name)
-                features[who][full] = value
-    return (
-        Outputs(student.logits, features["student"]),
-        None if teacher is None else Outputs(teacher.logits, features["teacher"]),
-        states,
-    )
+def pair_of(student: str, teacher: str | None) -> tuple[str, str]:
+    """The places of the student's feature and of the teacher's, whose name is the same where it is None."""
+    return f"student.{student}", f"teacher.{student if teacher is None else teacher}"
 
 
-def student_of(trained: TrainState | Weights, *names: str) -> Weights:
-    """The student without its connectors, or with those that are named.
-
-    Args:
-      trained: a training state, or weights as `init_beside` makes them.
-      *names: connectors to keep, for `through`; then the weights are again as `init_beside` makes them.
-
-    Raises:
-      ValueError: there are no connectors to leave behind, or none of that name.
-
-    Example:
-      >>> beside = Weights({"student": {"w": 1}, "connectors": {"hint": {"v": 2}, "vid": {}}},
-      ...                  {"student": {}, "connectors": {"hint": {}, "vid": {}}})
-      >>> student_of(beside)
-      Weights(params={'w': 1}, model_state={})
-      >>> student_of(beside, "hint").params
-      {'student': {'w': 1}, 'connectors': {'hint': {'v': 2}}}
-    """
-    _be_beside(trained)
-    params, model_state = trained.params, trained.model_state
-    if not names:
-        return Weights(params["student"], model_state["student"])
-    kept = {name: connector_of(trained, name) for name in names}
-    return Weights(
-        {"student": params["student"], "connectors": {name: weights.params for name, weights in kept.items()}},
-        {"student": model_state["student"], "connectors": {name: own.model_state for name, own in kept.items()}},
-    )
-
-
-def connector_of(trained: TrainState | Weights, name: str) -> Weights:
-    """One connector's weights, such as a trained paraphraser's.
-
-    Args:
-      trained: a training state, or weights as `init_beside` makes them.
-      name: the connector's.
-
-    Raises:
-      ValueError: there is none of that name.
-    """
-    _be_beside(trained)
-    _checks.one_of("name", name, sorted(trained.params["connectors"]))
-    return Weights(trained.params["connectors"][name], trained.model_state["connectors"][name])
-
-
-def through(student_apply: Apply, connectors: Mapping[str, Connector], name: str) -> Apply:
-    """The student seen through a connector that has logits of its own, as one network: to evaluate and to export.
-
-    Args:
-      student_apply: the student.
-      connectors: the mapping that it was trained with.
-      name: which of them gives the logits: a `projector` or a `shared_classifier`.
-
-    Returns:
-      An `Apply` of `student_of(state, name)`, or of any weights that hold student and connector. No teacher is run.
-
-    Raises:
-      ValueError: there is no such connector; later, if it has no logits or cannot do without the teacher.
-
-    Example:
-      See `projector`.
-    """
-    _checks.one_of("name", name, sorted(connectors))
-    connector = connectors[name]
-
-    def apply(
-        params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
-    ) -> tuple[Outputs, Tree]:
-        outputs, own = student_apply(params["student"], model_state["student"], inputs, train=train, rng=rng)
-        seen, _, states = connect(
-            {name: connector}, params["connectors"], model_state["connectors"], outputs, None, {}, train=train, rng=rng
-        )
-        if f"{name}_logits" not in seen.features:
-            raise ValueError(f"The connector {name!r} has no logits; it adds {sorted(seen.features)}.")
-        new_state = {"student": own, "connectors": {**model_state["connectors"], **states}}
-        return Outputs(seen.features[f"{name}_logits"], seen.features), new_state
-
-    return apply
+def stages_of(students: Names, teachers: Names | None) -> tuple[Names, Names]:
+    """The places of several features of each network, whose names are the same where the teacher's are None."""
+    teachers = students if teachers is None else teachers
+    if not students or len({*students}) < len(students):
+        raise ValueError(f"students must name one feature at least, and none twice; got {students!r}.")
+    if not teachers:
+        raise ValueError("teachers must name one feature at least; got none.")
+    return tuple(f"student.{name}" for name in students), tuple(f"teacher.{name}" for name in teachers)
 
 
 def no_student(
@@ -237,63 +135,7 @@ def no_student(
     return Outputs(jnp.zeros((inputs.shape[0], 1)), {}), model_state
 
 
-def read(who: str, outputs: Outputs | None, name: str) -> Any:
-    """A feature, or ``logits``, of a network; or the ValueError that says why not."""
-    if outputs is None:
-        raise ValueError(f"A connector reads the {who}'s feature {name!r}, and there is no {who} here.")
-    if name == "logits":
-        return outputs.logits
-    if name not in outputs.features:
-        raise ValueError(f"The {who} has no feature {name!r}; it has {sorted(outputs.features)}.")
-    return outputs.features[name]
-
-
-def read_pair(
-    student: Outputs, student_name: str, teacher: Outputs | None, teacher_name: str | None
-) -> tuple[Any, Any]:
-    """The student's feature and the teacher's, whose name is the same where it is None."""
-    name = student_name if teacher_name is None else teacher_name
-    return read("student", student, student_name), read("teacher", teacher, name)
-
-
 def key_of(rng: PRNGKeyArray | None, what: str) -> PRNGKeyArray:
     if rng is None:
         raise ValueError(f"rng must be a key while training {what}; got None.")
     return rng
-
-
-def _own_key(rng: PRNGKeyArray, name: str) -> PRNGKeyArray:
-    # By name, not by place: stable, and far from the small numbers by which a student folds its examples in.
-    return jax.random.fold_in(rng, zlib.crc32(name.encode()))
-
-
-def _shapes(apply: Apply, weights: Any, inputs: Any) -> Outputs:
-    def run(params: Tree, model_state: Tree, inputs: Any) -> Outputs:
-        return apply(params, model_state, inputs, train=False)[0]
-
-    return jax.eval_shape(run, weights.params, weights.model_state, inputs)
-
-
-def _refuse_taken(who: str, features: Mapping[str, Any], full: str, name: str) -> None:
-    if full in features or full == "logits":
-        raise ValueError(
-            f"The connector {name!r} would add {full!r} to the {who}'s features, and {full!r} is there already; "
-            "choose another name."
-        )
-
-
-def _be_beside(trained: TrainState | Weights) -> None:
-    if not (isinstance(trained.params, Mapping) and {*trained.params} == {"student", "connectors"}):
-        raise ValueError(
-            "The params must be a student's and connectors', {'student': …, 'connectors': …}, as init_beside makes them; "
-            f"got {sorted(trained.params) if isinstance(trained.params, Mapping) else type(trained.params).__name__}."
-        )
-
-
-def channels_of(name: str, feature: Any) -> int:
-    _checks.rank_at_least(name, feature, 2, "[batch, ..., channels]")
-    return int(feature.shape[-1])
-
-
-def flat(feature: Array) -> Array:
-    return feature.reshape(feature.shape[0], -1)

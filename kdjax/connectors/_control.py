@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Number, Outputs, TrainState, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, connector_of
+from kdjax._types import Number, Outputs, TrainState, Tree, Weights
+from kdjax.connectors._beside import connector_of
+from kdjax.connectors._connector import Added, Connector, Seen
 
 
 def controlled(
@@ -77,17 +78,8 @@ def controlled(
         model_state["rule"]["patience"] = jnp.asarray(patience, jnp.int32)
         return Weights({}, model_state | {name: jnp.zeros((), jnp.int32) for name in ("waited", "observed")})
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        del params, of_student, of_teacher, batch, train, rng
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        del params, seen
         now = {name: model_state[name] for name in ("temperature", "weight")}
         return now | {"rest": 1.0 - now["weight"]}, {}, model_state
 

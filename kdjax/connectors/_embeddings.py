@@ -9,9 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Number, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, channels_of, flat, key_of, read, read_pair
-from kdjax.connectors._layers import apply_layer, init_layer, widened
+from kdjax._types import Number, Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Seen, key_of, pair_of, read_places
+from kdjax.connectors.bricks import apply_layer, at_least_float32, flatten, init_layer
 from kdjax.losses import _math, crd, draw_negatives, init_bank
 
 
@@ -48,22 +48,17 @@ def embeddings(student: str, teacher: str | None = None, *, dim: int = 128, norm
       https://arxiv.org/abs/1910.10699
     """
     _checks.whole("dim", dim, 1)
+    places = pair_of(student, teacher)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        pair = read_pair(of_student, student, of_teacher, teacher)
+    def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
+        return _init_pair(rng, read_places(places, of_student, of_teacher), dim)
+
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        pair = read_places(places, seen.student, seen.teacher)
         own, others = _embed(params, pair, normalize)
         return {"": own}, {"": others}, model_state
 
-    return Connector(lambda rng, own, others: _init_pair(rng, read_pair(own, student, others, teacher), dim), apply)
+    return Connector(init, apply, places)
 
 
 def contrast(
@@ -128,38 +123,31 @@ def contrast(
     if labels is not None:
         # A draw of one asks for all that must be true of labels, now and not in the middle of a trace.
         draw_negatives(jax.random.key(0), jnp.zeros(1, int), 1, size, labels=jnp.asarray(labels))
+    places = pair_of(student, teacher)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
         first, second = jax.random.split(rng)
-        params, _ = _init_pair(first, read_pair(of_student, student, of_teacher, teacher), dim)
+        params, _ = _init_pair(first, read_places(places, of_student, of_teacher), dim)
         model_state: dict[str, Any] = {"bank": init_bank(second, size, dim)}
         if labels is not None:
             model_state["labels"] = jnp.asarray(labels)
             model_state["order"] = jnp.argsort(model_state["labels"])
         return Weights(params, model_state)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        pair = read_pair(of_student, student, of_teacher, teacher)
-        if "indices" not in batch:
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        pair = read_places(places, seen.student, seen.teacher)
+        if "indices" not in seen.batch:
             raise ValueError(
-                f'batch must have "indices", the examples\' places in the data set; it has {sorted(batch)}.'
+                f'batch must have "indices", the examples\' places in the data set; it has {sorted(seen.batch)}.'
             )
+        indices = seen.batch["indices"]
         own, others = _embed(params, pair, True)
         classes = {name: model_state[name] for name in ("labels", "order") if name in model_state}
-        drawn = draw_negatives(key_of(rng, "a contrast"), batch["indices"], negatives, size, **classes)
+        drawn = draw_negatives(key_of(seen.rng, "a contrast"), indices, negatives, size, **classes)
         values, bank = crd(
             own,
             others,
-            batch["indices"],
+            indices,
             model_state["bank"],
             drawn,
             temperature=temperature,
@@ -167,9 +155,9 @@ def contrast(
             warmup=warmup,
             chunk=chunk,
         )
-        return {"": values}, {}, {**model_state, "bank": bank} if train else model_state
+        return {"": values}, {}, {**model_state, "bank": bank} if seen.train else model_state
 
-    return Connector(init, apply)
+    return Connector(init, apply, places)
 
 
 def queue(teacher: str, *, size: int) -> Connector:
@@ -194,8 +182,8 @@ def queue(teacher: str, *, size: int) -> Connector:
       >>> teacher = Outputs(None, {"embedding": jnp.array([[0.0, 2.0]])})
       >>> memory = queue("embedding", size=3)
       >>> weights = memory.init(jax.random.key(0), teacher, teacher)
-      >>> _, seen, after = memory.apply(*weights, teacher, teacher, {}, train=True, rng=None)
-      >>> after["queue"][0].tolist(), bool((seen["queue"] == weights.model_state["queue"]).all())
+      >>> _, added, after = memory.apply(*weights, Seen(teacher, teacher, {}, True, None))
+      >>> after["queue"][0].tolist(), bool((added["queue"] == weights.model_state["queue"]).all())
       ([0.0, 1.0], True)
 
     Note:
@@ -207,47 +195,40 @@ def queue(teacher: str, *, size: int) -> Connector:
       https://arxiv.org/abs/2101.04731
     """
     _checks.whole("size", size, 1)
+    place = f"teacher.{teacher}"
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        feature = read("teacher", of_teacher, teacher)
-        channels_of(f"teacher.{teacher}", feature)
+        (feature,) = read_places([place], of_student, of_teacher)
+        _checks.rank_at_least(place, feature, 2, "[batch, ..., channels]")
         directions = _math.unit(jax.random.normal(rng, (size, _length(feature)), jnp.float32), (1,))
         return Weights({}, {"queue": directions, "next": jnp.zeros((), jnp.int32)})
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
         memory, start = model_state["queue"], model_state["next"]
-        if not train:
+        if not seen.train:
             return {}, {"queue": memory}, model_state
-        seen = _math.unit(lax.stop_gradient(widened(flat(read("teacher", of_teacher, teacher)))), (1,))
+        (feature,) = read_places([place], seen.student, seen.teacher)
+        rows = _math.unit(lax.stop_gradient(at_least_float32(flatten(feature))), (1,))
         # Of a batch larger than the queue, what the rest of it would push out again never goes in.
-        late = seen[-size:]
-        places = (start + jnp.arange(seen.shape[0] - late.shape[0], seen.shape[0], dtype=jnp.int32)) % size
-        new = {"queue": memory.at[places].set(late.astype(memory.dtype)), "next": (start + seen.shape[0]) % size}
+        late = rows[-size:]
+        slots = (start + jnp.arange(rows.shape[0] - late.shape[0], rows.shape[0], dtype=jnp.int32)) % size
+        new = {"queue": memory.at[slots].set(late.astype(memory.dtype)), "next": (start + rows.shape[0]) % size}
         return {}, {"queue": memory}, new
 
-    return Connector(init, apply)
+    return Connector(init, apply, (place,))
 
 
-def _init_pair(rng: PRNGKeyArray, pair: tuple[Any, Any], dim: int) -> Weights:
+def _init_pair(rng: PRNGKeyArray, pair: list[Any], dim: int) -> Weights:
     keys = dict(zip(("student", "teacher"), jax.random.split(rng), strict=True))
     lengths = dict(zip(keys, map(_length, pair), strict=True))
     return Weights({who: init_layer(key, (lengths[who], dim)).params for who, key in keys.items()}, {})
 
 
 def _embed(
-    params: Tree, pair: tuple[Array, Array], normalize: bool
+    params: Tree, pair: list[Array], normalize: bool
 ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
     own, others = (
-        apply_layer(params[who], {}, flat(feature), train=True)[0]
+        apply_layer(params[who], {}, flatten(feature), train=True)[0]
         for who, feature in zip(("student", "teacher"), pair, strict=True)
     )
     return (_math.unit(own, (1,)), _math.unit(others, (1,))) if normalize else (own, others)

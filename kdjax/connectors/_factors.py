@@ -1,14 +1,15 @@
 """Factor transfer: the teacher's feature told in fewer channels, and the student's told in the same."""
 
+from functools import partial
 from itertools import pairwise
 
 import jax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, read
-from kdjax.connectors._layers import apply_chain, init_chain, leaky_relu
+from kdjax._types import Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Seen, pair_of, read_places
+from kdjax.connectors.bricks import apply_chain, init_chain, join
 
 
 def paraphraser(teacher: str, *, rate: float = 0.5) -> Connector:
@@ -44,36 +45,24 @@ def paraphraser(teacher: str, *, rate: float = 0.5) -> Connector:
       https://arxiv.org/abs/1802.04977
     """
     _checks.positive("rate", rate)
+    place = f"teacher.{teacher}"
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        feature = read("teacher", of_teacher, teacher)
-        _checks.rank(f"teacher.{teacher}", feature, 4, "[batch, height, width, channels]")
+        (feature,) = read_places([place], of_student, of_teacher, axes=(4,))
         channels = feature.shape[-1]
         factor = max(1, round(rate * channels))
         first, second = jax.random.split(rng)
         encoder = _init_convolutions(first, (channels, channels, factor, factor))
         decoder = _init_convolutions(second, (factor, factor, channels, channels))
-        return Weights(
-            {"encoder": encoder.params, "decoder": decoder.params},
-            {"encoder": encoder.model_state, "decoder": decoder.model_state},
-        )
+        return join({"encoder": encoder, "decoder": decoder})
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        original = read("teacher", of_teacher, teacher)
-        factor, encoder = _factor(params["encoder"], model_state["encoder"], original, train)
-        again, decoder = _factor(params["decoder"], model_state["decoder"], factor, train)
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        (original,) = read_places([place], seen.student, seen.teacher)
+        factor, encoder = _factor(params["encoder"], model_state["encoder"], original, seen.train)
+        again, decoder = _factor(params["decoder"], model_state["decoder"], factor, seen.train)
         return {"": again, "factor": factor}, {"": original}, {"encoder": encoder, "decoder": decoder}
 
-    return Connector(init, apply)
+    return Connector(init, apply, (place,))
 
 
 def translator(student: str, teacher: str | None = None, *, paraphraser: Weights) -> Connector:
@@ -113,39 +102,28 @@ def translator(student: str, teacher: str | None = None, *, paraphraser: Weights
     if "encoder" not in paraphraser.params:
         raise ValueError("paraphraser must be the Weights of a trained paraphraser, from connector_of(state, name).")
     encoder = Weights(paraphraser.params["encoder"], paraphraser.model_state["encoder"])
-    name = student if teacher is None else teacher
+    places = pair_of(student, teacher)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        own, others = read("student", of_student, student), read("teacher", of_teacher, name)
-        _checks.rank(f"student.{student}", own, 4, "[batch, height, width, channels]")
-        _checks.rank(f"teacher.{name}", others, 4, "[batch, height, width, channels]")
+        own, others = read_places(places, of_student, of_teacher, axes=(4,))
         told = encoder.params["layer1"]["kernel"].shape[2]
         if others.shape[-1] != told:
             raise ValueError(
-                f"teacher.{name} must have the {told} channels that the paraphraser was trained with; "
+                f"{places[1]} must have the {told} channels that the paraphraser was trained with; "
                 f"got shape {tuple(others.shape)}."
             )
         factor = encoder.params["layer3"]["kernel"].shape[3]
         layers = _init_convolutions(rng, (own.shape[-1], own.shape[-1], factor, factor))
         return Weights(layers.params, {"layers": layers.model_state, "paraphraser": encoder})
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        own, others = read("student", of_student, student), read("teacher", of_teacher, name)
-        mine, layers = _factor(params, model_state["layers"], own, train)
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        own, others = read_places(places, seen.student, seen.teacher)
+        mine, layers = _factor(params, model_state["layers"], own, seen.train)
         frozen: Weights = model_state["paraphraser"]
         wanted, _ = _factor(frozen.params, frozen.model_state, others, False)
         return {"": mine}, {"": wanted}, {**model_state, "layers": layers}
 
-    return Connector(init, apply)
+    return Connector(init, apply, places)
 
 
 def _init_convolutions(rng: PRNGKeyArray, channels: tuple[int, ...]) -> Weights:
@@ -154,4 +132,5 @@ def _init_convolutions(rng: PRNGKeyArray, channels: tuple[int, ...]) -> Weights:
 
 
 def _factor(params: Tree, model_state: Tree, x: Array, train: bool) -> tuple[Array, Tree]:
+    leaky_relu = partial(jax.nn.leaky_relu, negative_slope=0.1)
     return apply_chain(params, model_state, x, train=train, activation=leaky_relu, activated_last=True)

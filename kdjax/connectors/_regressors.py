@@ -3,15 +3,13 @@
 from itertools import pairwise
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, channels_of, read_pair
-from kdjax.connectors._layers import apply_chain, init_chain
-from kdjax.losses import _math
+from kdjax._types import Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Seen, pair_of, read_places
+from kdjax.connectors.bricks import apply_chain, average_to_one_size, init_chain, resize
 
 
 def regressor(
@@ -41,6 +39,7 @@ def regressor(
         one of them a map and the other not, or axes that differ between batch and channels of what is no map.
 
     Example:
+      >>> import jax
       >>> shapes = [Outputs(None, {"stage1": jax.ShapeDtypeStruct(shape, jnp.float32)})
       ...           for shape in ((2, 8, 8, 4), (2, 4, 4, 16))]
       >>> regressor("stage1").init(jax.random.key(0), *shapes).params["layer1"]["kernel"].shape
@@ -57,36 +56,26 @@ def regressor(
     _checks.whole("depth", depth, 1)
     if width is not None:
         _checks.whole("width", width, 1)
+    places = pair_of(student, teacher)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        own, wanted = read_pair(of_student, student, of_teacher, teacher)
-        sides, _ = _meeting(student, own, wanted)
-        channels = [channels_of(student, own), *[width or wanted.shape[-1]] * (depth - 1), wanted.shape[-1]]
+        own, wanted = read_places(places, of_student, of_teacher)
+        sides, _ = _meeting(places[0], own, wanted)
+        channels = [own.shape[-1], *[width or wanted.shape[-1]] * (depth - 1), wanted.shape[-1]]
         shapes: list[tuple[int, ...]] = list(pairwise(channels))
         if max(sides) > 1:
             shapes[0] = (*sides, *shapes[0])
         return init_chain(rng, shapes, normalize=normalize)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        own, wanted = read_pair(of_student, student, of_teacher, teacher)
-        _, strides = _meeting(student, own, wanted)
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        own, wanted = read_places(places, seen.student, seen.teacher)
+        _, strides = _meeting(places[0], own, wanted)
         if own.ndim == 4:
-            size = [max(sides) for sides in zip(own.shape[1:3], wanted.shape[1:3], strict=True)]
-            if tuple(size) != own.shape[1:3]:
-                own = jax.image.resize(own, (own.shape[0], *size, own.shape[3]), "linear")
-        made, model_state = apply_chain(params, model_state, own, train=train, strides=strides, padding="VALID")
+            own = resize(own, *(max(sides) for sides in zip(own.shape[1:3], wanted.shape[1:3], strict=True)))
+        made, model_state = apply_chain(params, model_state, own, train=seen.train, strides=strides, padding="VALID")
         return {"": made}, {"": wanted}, model_state
 
-    return Connector(init, apply)
+    return Connector(init, apply, places)
 
 
 def variational(
@@ -111,6 +100,7 @@ def variational(
       ValueError: `width` or `start_variance` is out of range; later, as in `regressor`.
 
     Example:
+      >>> import jax
       >>> shapes = [Outputs(None, {"stage1": jax.ShapeDtypeStruct((2, 4, 4, size), jnp.float32)}) for size in (3, 6)]
       >>> made = variational("stage1").init(jax.random.key(0), *shapes).params
       >>> jax.nn.softplus(made["raw_variance"]).round(3).tolist()
@@ -127,41 +117,33 @@ def variational(
     if width is not None:
         _checks.whole("width", width, 1)
     _checks.positive("start_variance", start_variance)
+    places = pair_of(student, teacher)
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
-        own, wanted = read_pair(of_student, student, of_teacher, teacher)
-        _meeting(student, own, wanted)
+        own, wanted = read_places(places, of_student, of_teacher)
+        _meeting(places[0], own, wanted)
         channels = wanted.shape[-1]
         middle = width or channels
         layers = init_chain(rng, [(own.shape[-1], middle), (middle, middle), (middle, channels)])
         raw = jnp.full(channels, start_variance + jnp.log(-jnp.expm1(-start_variance)), jnp.float32)
         return Weights({"mean": layers.params, "raw_variance": raw}, layers.model_state)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        own, wanted = read_pair(of_student, student, of_teacher, teacher)
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
+        own, wanted = read_places(places, seen.student, seen.teacher)
         if own.ndim == 4:
-            own, wanted = _math.averaged_to_one_size(own, wanted)
-        mean, model_state = apply_chain(params["mean"], model_state, own, train=train)
+            own, wanted = average_to_one_size(own, wanted)
+        mean, model_state = apply_chain(params["mean"], model_state, own, train=seen.train)
         return {"": mean, "raw_variance": params["raw_variance"]}, {"": wanted}, model_state
 
-    return Connector(init, apply)
+    return Connector(init, apply, places)
 
 
-def _meeting(name: str, own: Any, wanted: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+def _meeting(place: str, own: Any, wanted: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Size and stride, in height and width, of the convolution that brings the larger map to the smaller."""
-    channels_of(f"student.{name}", own)
+    _checks.rank_at_least(place, own, 2, "[batch, ..., channels]")
     if own.ndim != wanted.ndim or (own.ndim != 4 and own.shape[1:-1] != wanted.shape[1:-1]):
         raise ValueError(
-            f"student.{name} must be a map as the teacher's feature is, or equal in all axes between batch and channels; "
+            f"{place} must be a map as the teacher's feature is, or equal in all axes between batch and channels; "
             f"got shapes {tuple(own.shape)} and {tuple(wanted.shape)}."
         )
     if own.ndim != 4:

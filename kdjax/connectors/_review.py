@@ -1,5 +1,6 @@
 """Knowledge review: deep features of the student are fused into shallower ones, stage by stage."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,14 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng, read_pair
-from kdjax.connectors._layers import apply_layer, init_layer
+from kdjax._types import Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Names, Seen, read_places, stages_of
+from kdjax.connectors.bricks import apply_layer, init_layer, join, resize
 
 
-def review(
-    students: tuple[str, ...], teachers: tuple[str, ...] | None = None, *, width: int | None = None
-) -> Connector:
+def review(students: Names, teachers: Names | None = None, *, width: int | None = None) -> Connector:
     """Attention-based fusion of the student's stages, from the deepest to the shallowest.
 
     Adds ``name_1`` … ``name_n`` to both, in the order of `students`: the fused student's feature in the shape of the
@@ -33,8 +32,8 @@ def review(
       A `Connector`.
 
     Raises:
-      ValueError: there are no names, not as many of the teacher's, or `width` is not a whole number above 0; later, if a
-        feature is missing or neither a map nor [batch, dim].
+      ValueError: there are no names, one of the student's stands twice, there are not as many of the teacher's, or `width`
+        is not a whole number above 0; later, if a feature is missing or neither a map nor [batch, dim].
 
     Example:
       >>> shapes = Outputs(None, {"stage1": jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32),
@@ -50,30 +49,20 @@ def review(
     Reference:
       Chen et al., Distilling Knowledge via Knowledge Review, 2021, section 3.3. https://arxiv.org/abs/2104.09044
     """
-    if not students:
-        raise ValueError("students must name one feature at least; got none.")
-    names = students if teachers is None else teachers
-    if len(names) != len(students):
-        raise ValueError(f"teachers must name one feature for each of students, {len(students)}; got {names!r}.")
+    own_places, other_places = stages_of(students, teachers)
+    if len(own_places) != len(other_places):
+        raise ValueError(f"teachers must name one feature for each of students, {len(students)}; got {teachers!r}.")
     if width is not None:
         _checks.whole("width", width, 1)
 
     def pairs_of(of_student: Outputs, of_teacher: Outputs | None) -> list[tuple[Any, Any]]:
-        pairs = [read_pair(of_student, own, of_teacher, other) for own, other in zip(students, names, strict=True)]
-        for own, other, pair in zip(students, names, pairs, strict=True):
-            for name, feature in zip((f"student.{own}", f"teacher.{other}"), pair, strict=True):
-                if feature.ndim not in (2, 4):
-                    raise ValueError(
-                        f"{name} must be [batch, height, width, channels] or [batch, dim]; "
-                        f"got shape {tuple(feature.shape)}."
-                    )
-        return pairs
+        read = partial(read_places, student=of_student, teacher=of_teacher, axes=(2, 4))
+        return list(zip(read(own_places), read(other_places), strict=True))
 
     def init(rng: PRNGKeyArray, of_student: Outputs, of_teacher: Outputs) -> Weights:
         pairs = pairs_of(of_student, of_teacher)
         middle = width or max(own.shape[-1] for own, _ in pairs)
-        params: dict[str, Any] = {}
-        model_state: dict[str, Any] = {}
+        stages = {}
         for i, (name, (own, wanted)) in enumerate(zip(students, pairs, strict=True)):
             keys = jax.random.split(jax.random.fold_in(rng, i), 3)
             parts = {
@@ -82,48 +71,30 @@ def review(
             }
             if i < len(pairs) - 1:
                 parts["attention"] = init_layer(keys[2], (2 * middle, 2))
-            params[name] = {part: weights.params for part, weights in parts.items()}
-            model_state[name] = {part: weights.model_state for part, weights in parts.items()}
-        return Weights(params, model_state)
+            stages[name] = join(parts)
+        return join(stages)
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
         fused, wanted, states = {}, {}, {}
         deeper = None
-        stages = list(enumerate(zip(students, pairs_of(of_student, of_teacher), strict=True), start=1))
+        stages = list(enumerate(zip(students, pairs_of(seen.student, seen.teacher), strict=True), start=1))
         for i, (name, (own, other)) in reversed(stages):
             layers, state = params[name], dict(model_state[name])
             target = _as_map(other)
-            x, state["narrow"] = apply_layer(layers["narrow"], state["narrow"], _as_map(own), train=train)
+            x, state["narrow"] = apply_layer(layers["narrow"], state["narrow"], _as_map(own), train=seen.train)
             if deeper is not None:
-                deeper = _stretched(deeper, x)
+                deeper = resize(deeper, *x.shape[1:3], method="nearest")
                 both = jnp.concatenate([x, deeper], axis=-1)
-                attention = jax.nn.sigmoid(apply_layer(layers["attention"], {}, both, train=train)[0])
+                attention = jax.nn.sigmoid(apply_layer(layers["attention"], {}, both, train=seen.train)[0])
                 x = attention[..., :1] * x + attention[..., 1:] * deeper
             deeper = x
-            made, state["out"] = apply_layer(layers["out"], state["out"], _stretched(x, target), train=train)
+            x = resize(x, *target.shape[1:3], method="nearest")
+            made, state["out"] = apply_layer(layers["out"], state["out"], x, train=seen.train)
             fused[str(i)], wanted[str(i)], states[name] = made, target, state
         return fused, wanted, states
 
-    return Connector(init, apply)
+    return Connector(init, apply, (*own_places, *other_places))
 
 
 def _as_map(feature: Array) -> Array:
     return feature[:, None, None, :] if feature.ndim == 2 else feature
-
-
-def _stretched(x: Array, like: Array) -> Array:
-    """`x` at the height and width of `like`: row i of the new is row ⌊i · old / new⌋ of the old."""
-    for axis in (1, 2):
-        old, new = x.shape[axis], like.shape[axis]
-        if old != new:
-            x = jnp.take(x, jnp.arange(new) * old // new, axis=axis)
-    return x

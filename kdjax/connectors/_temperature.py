@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import Batch, Number, Outputs, Tree, Weights
-from kdjax.connectors._connector import Connector, Features, Rng
+from kdjax._types import Number, Outputs, Tree, Weights
+from kdjax.connectors._connector import Added, Connector, Seen
 
 
 def learnt_temperature(
@@ -50,9 +50,10 @@ def learnt_temperature(
       >>> from kdjax import schedules
       >>> harder = learnt_temperature(schedules.cosine(0.0, 1.0, steps=10), initial=4.0)
       >>> nothing = Outputs(jnp.zeros((2, 3)), {})
+      >>> seen = Seen(nothing, None, {}, True, None)
       >>> params, model_state = harder.init(jax.random.key(0), nothing, nothing)
       >>> def temperature(params, step):
-      ...     return harder.apply(params, {"step": step}, nothing, None, {}, train=True, rng=None)[0][""]
+      ...     return harder.apply(params, {"step": step}, seen)[0][""]
       >>> float(temperature(params, 0).round(4))
       4.0
       >>> [round(float(jax.grad(temperature)(params, step)["raw"]), 4) for step in (0, 5, 10)]  # reversed
@@ -82,21 +83,11 @@ def learnt_temperature(
             {"raw": jnp.asarray(jnp.log(share / (1.0 - share)), jnp.float32)}, {"step": jnp.zeros((), jnp.int32)}
         )
 
-    def apply(
-        params: Tree,
-        model_state: Tree,
-        of_student: Outputs,
-        of_teacher: Outputs | None,
-        batch: Batch,
-        *,
-        train: bool,
-        rng: Rng,
-    ) -> tuple[Features, Features, Tree]:
-        del of_student, of_teacher, batch, rng
+    def apply(params: Tree, model_state: Tree, seen: Seen) -> Added:
         step = model_state["step"]
         raw = _reversed(params["raw"], strength(step) if callable(strength) else strength)
         temperature = low + (high - low) * jax.nn.sigmoid(raw)
-        return {"": temperature}, {}, {"step": step + 1} if train else model_state
+        return {"": temperature}, {}, {"step": step + 1} if seen.train else model_state
 
     return Connector(init, apply)
 
