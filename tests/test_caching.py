@@ -9,7 +9,17 @@ import networks
 import numpy as np
 import pytest
 
-from kdjax import Outputs, Weights, computed, cross_entropy, make_train_step, on_feature, on_outputs, weighted_sum
+from kdjax import (
+    Outputs,
+    Weights,
+    computed,
+    connectors,
+    cross_entropy,
+    make_train_step,
+    on_feature,
+    on_outputs,
+    weighted_sum,
+)
 from kdjax.batches import epoch_indices, take
 from kdjax.caching import StaleError, cache_teacher, choose_place, features_of, free_memory
 from kdjax.losses import attention_transfer, fsp, rkd_distance, top_k_kl
@@ -180,11 +190,26 @@ def test_what_an_objective_reads_of_the_teacher_is_what_has_to_be_kept():
     assert "relations" in metrics
 
 
-def test_what_a_connector_reads_is_for_its_maker_to_say():
-    with pytest.raises(ValueError, match=r"the term 'crd' is worked out by a connector.* Name the features"):
-        features_of(weighted_sum(labels=(1.0, cross_entropy), crd=(1.0, computed("crd"))))
-    with pytest.raises(ValueError, match="the term 'crd' is worked out by a connector"):
-        features_of(weighted_sum(crd=(1.0, scaled(computed("crd"), by="batch.sure"))))
+def test_what_a_connector_reads_has_to_be_kept_and_what_it_makes_has_not():
+    objective = weighted_sum(
+        hint=(1.0, on_feature(rkd_distance, "hint")),
+        logits=(1.0, on_feature(rkd_distance, "own_logits")),
+        maps=(1.0, on_feature(attention_transfer, "hinted")),
+        crd=(1.0, scaled(computed("crd"), by="student.crd_sure")),
+    )
+    made = {
+        "hint": connectors.regressor("stage1", "stage2"),
+        "own": connectors.shared_classifier("embedding", classifier_weights={}),
+        "crd": connectors.contrast("embedding", "pooled", size=9),
+    }
+    assert features_of(objective, made) == ["embedding", "hinted", "pooled", "stage2"]
+    assert features_of(objective, {}) == ["hint", "hinted", "own_logits"]
+
+
+def test_a_term_that_a_connector_computes_needs_the_connectors():
+    for term in (computed("crd"), scaled(computed("crd"), by="batch.sure")):
+        with pytest.raises(ValueError, match=r"connectors must be those of the step.*the term 'crd'.*; got None"):
+            features_of(weighted_sum(labels=(1.0, cross_entropy), crd=(1.0, term)))
     made = features_of(weighted_sum(hint=(1.0, on_feature(rkd_distance, "hint"))))
     with pytest.raises(ValueError, match=r"features must be among the teacher's, \[.*'stage1'.*\]; got 'hint'"):
         cache_teacher(APPLY, TEACHER, INPUTS, features=made)

@@ -19,8 +19,9 @@ from kdjax._apply import run
 from kdjax._types import AnyArray, Apply, Outputs, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
+from kdjax.connectors import Connector
 from kdjax.objectives._terms import Computed
-from kdjax.objectives._weighted_sum import Objective, Scaled
+from kdjax.objectives._weighted_sum import Objective
 
 __all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
 
@@ -100,34 +101,44 @@ def cache_teacher(
     return entries(_folder.in_folder(Path(path).absolute(), identity, layout, write))
 
 
-def features_of(objective: Objective) -> list[str]:
-    """The teacher's features that an objective reads: what `cache_teacher` has to keep beside the logits for it.
+def features_of(objective: Objective, connectors: Mapping[str, Connector] | None = None) -> list[str]:
+    """The teacher's features that training reads: what `cache_teacher` has to keep beside the logits for it.
 
-    They are read off the places of its terms, as `on_feature` and `on_outputs` give them. **What a plain function reads
-    cannot be seen**: a term of your own that reads features needs them named beside these. `cross_entropy` reads none.
+    They are those of the terms' places, as `on_feature` and `on_outputs` give them, and of the connectors' `reads`. **What a
+    plain function reads cannot be seen**: a term of your own that reads features, and a connector of your own that does
+    not declare them, need them named beside these. `cross_entropy` reads none.
 
     Args:
       objective: from `weighted_sum`.
+      connectors: those of the step, by name. What stands under a connector's name, ``name`` or ``name_…``, it makes itself.
 
     Returns:
-      Names, sorted, each once. One that a connector makes is among them, and is none of the teacher's: `cache_teacher`
-      refuses it and lists the teacher's own.
+      Names, sorted, each once.
 
     Raises:
-      ValueError: if a term is made by `computed`: its connector reads the teacher, and the objective does not show what.
+      ValueError: if a term is made by `computed` and no connectors are given.
 
     Example:
-      >>> from kdjax import cross_entropy, losses, on_feature, on_logits, weighted_sum
+      >>> from kdjax import connectors, losses, on_feature, weighted_sum
       >>> objective = weighted_sum(
-      ...     labels=(0.5, cross_entropy),
-      ...     soft=(0.5, on_logits(losses.soft_target_kl)),
       ...     attention=(1.0, on_feature(losses.attention_transfer, "stage1", teacher="stage2")),
+      ...     hint=(1.0, on_feature(losses.hint, "to_teacher")),
       ... )
-      >>> features_of(objective)
-      ['stage2']
+      >>> features_of(objective, {"to_teacher": connectors.regressor("stage2", "stage3")})
+      ['stage2', 'stage3']
     """
-    places = [place for name, term in objective.terms.items() for place in _places_of(name, term)]
-    names = {place.partition(".")[2] for place in places if place.startswith("teacher.")}
+    computed = [name for name, term in objective.terms.items() if _is_computed(term)]
+    if computed and connectors is None:
+        raise ValueError(
+            f"connectors must be those of the step, since one of them computes the term {computed[0]!r}, and it alone shows "
+            "what it reads of the teacher: features_of(objective, connectors=…); got None."
+        )
+    made = connectors or {}
+    places = {place for term in objective.terms.values() for place in getattr(term, "places", ())}
+    # A feature that a connector makes stands under the connector's name; what it reads is always the teacher's own.
+    places = {place for place in places if not any(f"{place}_".startswith(f"teacher.{name}_") for name in made)}
+    places |= {place for connector in made.values() for place in connector.reads}
+    names = {place.removeprefix("teacher.") for place in places if place.startswith("teacher.")}
     return sorted(names - {"logits"})
 
 
@@ -167,17 +178,10 @@ def free_memory() -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _places_of(name: str, term: Any) -> tuple[str, ...]:
-    inner = term
-    while isinstance(inner, Scaled):
-        inner = inner.term
-    if isinstance(inner, Computed):
-        raise ValueError(
-            f"objective must show what it reads; the term {name!r} is worked out by a connector, which reads the teacher "
-            "itself. Name the features that the connector was made with."
-        )
-    places: tuple[str, ...] = getattr(term, "places", ())
-    return places
+def _is_computed(term: Any) -> bool:
+    """Whether a connector computes the term, or one inside of it."""
+    leaves = jax.tree.leaves(term, is_leaf=lambda one: isinstance(one, Computed))
+    return any(isinstance(leaf, Computed) for leaf in leaves)
 
 
 def check_wish(features: Sequence[str], top_k: int | None, dtype: str) -> None:
