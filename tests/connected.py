@@ -127,6 +127,14 @@ ROWS["auxiliary"] = (
         "u": on_outputs(softmax_cross_entropy_with_integer_labels, "student.c"),
     },
 )
+ROWS["masked_generative"] = (
+    {"c": connectors.masked_generative("stage1", share=0.3)},
+    {"t": on_feature(hint, "c")},
+)
+ROWS["semantic_calibration"] = (
+    {"c": connectors.semantic_calibration(("stage1", "stage2"), batch_size=BATCH)},
+    {"t": computed("c")},
+)
 # Batch normalisation, a bank, a queue and frozen arrays in one step.
 TOGETHER = ("regressor", "contrast", "queue", "shared_classifier")
 ROWS["together"] = (

@@ -45,6 +45,16 @@ PAIR = (outputs(0, f=(2, 4, 4, 3), g=(2, 5)), outputs(1, f=(2, 2, 2, 7), g=(2, 5
         ),
         (lambda: connectors.review(()), "students must name one feature at least"),
         (lambda: connectors.review(("f", "f")), r"students must .* none twice; got \('f', 'f'\)"),
+        (lambda: connectors.masked_generative("f", share=1.0), "share must be less than 1, .*; got 1.0"),
+        (lambda: connectors.masked_generative("f", share=-0.1), "share must lie between 0.0 and 1.0; got -0.1"),
+        (lambda: connectors.masked_generative("f", "g"), r"teacher.g must be \[batch, height.*; got shape \(2, 5\)"),
+        (lambda: connectors.semantic_calibration((), batch_size=4), r"students must name one .*; got \(\)"),
+        (lambda: connectors.semantic_calibration(("f",), (), batch_size=4), "teachers must name one .*; got none"),
+        (
+            lambda: connectors.semantic_calibration(("f",), batch_size=3),
+            "batch_size must be a whole number of 4 or more",
+        ),
+        (lambda: connectors.semantic_calibration(("g",), batch_size=4), r"student.g must be \[batch, height"),
         (lambda: connectors.review(("f", "g"), ("f",)), r"teachers must name one feature for each of students, 2"),
         (
             lambda: connectors.projector("f", classifier_weights={"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3)}),
@@ -78,6 +88,11 @@ def test_a_name_that_is_taken_and_a_batch_without_indices_are_named_errors():
         run(contrast, made(contrast, *PAIR), *PAIR)
     with pytest.raises(ValueError, match="rng must be a key"):
         contrast.apply(*made(contrast, *PAIR), Seen(*PAIR, {"indices": jnp.arange(2)}, True, None))
+    masked, calibrated = connectors.masked_generative("f"), connectors.semantic_calibration(("f",), batch_size=4)
+    with pytest.raises(ValueError, match="rng must be a key while training a masked student; got None"):
+        masked.apply(*made(masked, *PAIR), Seen(*PAIR, {}, True, None))
+    with pytest.raises(ValueError, match="The batch must have the connector's batch_size, 4 examples; got 2"):
+        run(calibrated, made(calibrated, *PAIR), *PAIR)
     with pytest.raises(ValueError, match="A connector reads the teacher's feature 'f', and there is no teacher"):
         run(connectors.regressor("f"), made(connectors.regressor("f"), *PAIR), PAIR[0], None)
     with pytest.raises(ValueError, match="teacher must be cached Outputs where teacher_apply is None; got Weights"):

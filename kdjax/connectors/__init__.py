@@ -12,6 +12,7 @@ from kdjax.connectors._beside import connector_of as connector_of
 from kdjax.connectors._beside import init_beside as init_beside
 from kdjax.connectors._beside import student_of as student_of
 from kdjax.connectors._beside import through as through
+from kdjax.connectors._calibration import semantic_calibration as semantic_calibration
 from kdjax.connectors._classifiers import average_and_dense as average_and_dense
 from kdjax.connectors._classifiers import projector as projector
 from kdjax.connectors._classifiers import shared_classifier as shared_classifier
@@ -26,6 +27,7 @@ from kdjax.connectors._embeddings import embeddings as embeddings
 from kdjax.connectors._embeddings import queue as queue
 from kdjax.connectors._factors import paraphraser as paraphraser
 from kdjax.connectors._factors import translator as translator
+from kdjax.connectors._generative import masked_generative as masked_generative
 from kdjax.connectors._regressors import regressor as regressor
 from kdjax.connectors._regressors import variational as variational
 from kdjax.connectors._review import review as review
@@ -44,6 +46,7 @@ __all__ = [
     "embeddings",
     "init_beside",
     "learnt_temperature",
+    "masked_generative",
     "no_student",
     "observe",
     "paraphraser",
@@ -52,6 +55,7 @@ __all__ = [
     "read_places",
     "regressor",
     "review",
+    "semantic_calibration",
     "shared_classifier",
     "student_of",
     "through",
