@@ -1,6 +1,6 @@
 # make demo   set up, then distil a small network into a smaller one on real digits
 # make test   set up, then run the tests
-# make certificate   measure what every loss is held to, and write docs/certificate.md
+# make verification   measure what every loss is held to, and write docs/verification-report.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -14,7 +14,7 @@ WORKERS ?= 2
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test slow certificate lint format docs lock clean
+.PHONY: setup demo test slow verification lint format docs lock clean
 
 setup: $(READY)
 
@@ -37,8 +37,8 @@ slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 # Minutes of one core; nothing is written where a law does not hold. The record is that of the slow property tests.
-certificate: $(READY)
-	$(BIN)/python tests/certificate.py --properties tests/property_run.jsonl --out docs/certificate.md
+verification: $(READY)
+	$(BIN)/python tests/verification.py --properties tests/property_run.jsonl --out docs/verification-report.md
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -30,7 +30,7 @@ DATA = Path(os.environ.get("KDJAX_TEST_DATA", Path(__file__).parents[2] / "share
 
 
 def pytest_configure(config):
-    """The slow tests and the certificate take the compiler as users have it, and so does whoever sets XLA_FLAGS."""
+    """The slow tests and the verification report take the compiler as users have it, and so does whoever sets XLA_FLAGS."""
     slow = config.option.markexpr == "slow" or os.environ.get("HYPOTHESIS_PROFILE") == "slow"
     # A release that knew a flag no more would end the process.
     if not slow and jaxlib.__version__.startswith("0.10."):

@@ -1,4 +1,4 @@
-"""What the numeric law of the losses measures, row by row: the tests assert on it and the certificate prints it."""
+"""What the numeric law of the losses measures, row by row: the tests assert on it and the verification report prints it."""
 
 import functools
 import inspect

@@ -115,7 +115,7 @@ def test_invariance(case, change):
 @each_case
 @pytest.mark.parametrize("dtype", laws.DTYPES, ids=lambda dtype: dtype.__name__)
 def test_finite_value_and_gradient_at_bad_points(case, dtype):
-    # The defaults in float32 too; every setting in every dtype is the slow test's, and the certificate's.
+    # The defaults in float32 too; every setting in every dtype is the slow test's, and the verification report's.
     found = laws.at_bad_points(case, dtype, settings=(0, 1) if dtype is jnp.float32 else (0,))
     assert {point: faults for point, faults in found.items() if faults} == {}
 

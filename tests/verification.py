@@ -1,6 +1,6 @@
-"""The certificate: what every loss is held to, measured now, and written as a page only if all of it holds.
+"""The verification report: what every loss is held to, measured now, and written as a page only if all of it holds.
 
-    make certificate
+    make verification
 
 Takes about five minutes of one core. The laws are those that the tests assert (laws*.py); here the largest error of each
 is written down. The page is either whole or not written: a law that does not hold, an export that has no row, or a cell
@@ -16,11 +16,11 @@ from pathlib import Path
 import conftest  # noqa: F401
 
 # isort: split
-import certificate_page
 import laws
 import laws_transformed
 import machine
 import numpy as np
+import verification_page
 from case import NOT_LOSSES
 from cases import CASES
 from costs import BATCHES, cost
@@ -33,7 +33,7 @@ PRECISIONS = {"float64": np.float64, "float32": np.float32}
 
 def measured(case):
     """The loss's cells by column, and what does not hold."""
-    found = certificate_page.Row(case)
+    found = verification_page.Row(case)
     for name, precision in PRECISIONS.items():
         golden = [laws.agreement_with_golden(golden, precision) for golden in case.golden]
         found.errors[f"golden value, {name}"] = [value for value, _ in golden]
@@ -69,7 +69,7 @@ def wrong(rows, exports, record):
             ]
         for dtype, points in row.bad_points.items():
             found += [
-                f"{row.case.name}: {dtype}: {point}: {certificate_page.said(row.case.settings[number])}: {'; '.join(f)}"
+                f"{row.case.name}: {dtype}: {point}: {verification_page.said(row.case.settings[number])}: {'; '.join(f)}"
                 for (point, number), f in points.items()
                 if f
             ]
@@ -87,8 +87,8 @@ def _wrong_in_record(case, record):
     again = f"run test_losses_properties.py again with -k {case.name}"
     found = [
         f"{case.name}: the record of properties has no {law}; {again}"
-        for law in certificate_page.PROPERTIES
-        if law not in lines and (case.zero_at_equality or law != certificate_page.AT_EQUALITY)
+        for law in verification_page.PROPERTIES
+        if law not in lines and (case.zero_at_equality or law != verification_page.AT_EQUALITY)
     ]
     for law, line in lines.items():
         if line["failed"]:
@@ -108,7 +108,7 @@ def main(arguments=None, cases=CASES, exports=losses.__all__):
         "--properties", type=Path, required=True, help="the record of slow runs of test_losses_properties.py"
     )
     options = parser.parse_args(arguments)
-    record = certificate_page.read_record(options.properties) if options.properties.exists() else {}
+    record = verification_page.read_record(options.properties) if options.properties.exists() else {}
     if not record:
         print(
             f"There is no record of slow property tests in {options.properties}; the tests' file says how to make one."
@@ -128,7 +128,7 @@ def main(arguments=None, cases=CASES, exports=losses.__all__):
         )
         return 1
     unfinished = options.out.with_name(options.out.name + ".unfinished")
-    unfinished.write_text(certificate_page.page(rows, record), encoding="utf-8")
+    unfinished.write_text(verification_page.page(rows, record), encoding="utf-8")
     os.replace(unfinished, options.out)
     return 0
 

@@ -1,4 +1,4 @@
-"""The certificate's text: rows of measurements to a Markdown page."""
+"""The verification report's text: rows of measurements to a Markdown page."""
 
 import inspect
 import json
@@ -45,9 +45,13 @@ COSTS = {
     f"held {_AT}": ("bytes_held", "B", ""),
 }
 
-HEAD = """# Certificate of the losses
+HEAD = """# Verification report of the losses
 
-Every function of `kdjax.losses` that is a loss has a row in each of these tables. `make certificate` measures all of it
+{summary}
+
+## How it was measured
+
+Every function of `kdjax.losses` that is a loss has a row in each of these tables. `make verification` measures all of it
 anew and writes this page; it writes nothing where one law does not hold. The laws are the ones that the tests ask
 (`tests/laws.py`, `tests/laws_transformed.py`), of the same rows (`tests/cases*.py`).
 
@@ -94,7 +98,11 @@ def page(rows, record):
     cells = {row.case.name: row.cells() for row in rows}
     finite = [f"finite, {dtype}" for dtype in rows[0].bad_points]
     parts = [
-        HEAD.format(**machine.described(), **{kind: f"1e{power}" for kind, power in SMALLEST.items()}),
+        HEAD.format(
+            **machine.described(),
+            **{kind: f"1e{power}" for kind, power in SMALLEST.items()},
+            summary=_summary(rows, record),
+        ),
         "## Right values and gradients\n",
         "Golden values: of the methods' widely used implementations, in float64, value and gradient (`tests/golden`). "
         "NumPy reference: loops written from the papers, at every setting of hyper-parameters in the row. Its slopes: "
@@ -130,6 +138,36 @@ def page(rows, record):
         "",
     ]
     return "\n".join(parts)
+
+
+def _summary(rows, record):
+    """What the page shows, in ten lines."""
+
+    def largest(kind, *names):
+        return _largest([one.error for row in rows for name in names for one in row.errors[name]], kind)
+
+    points = [not faults for row in rows for by in row.bad_points.values() for faults in by.values()]
+    invariances = [one.error for row in rows for one in row.invariances.values()]
+    examples = sum(
+        record[law, row.case.name]["examples"] for row in rows for law in PROPERTIES if (law, row.case.name) in record
+    )
+    ways = [name for kind, *names in TRANSFORMED.values() for name in names]
+    golden = sum(bool(row.case.golden) for row in rows)
+    return "\n".join(
+        [
+            "| what was asked | of how many | result |",
+            "| --- | --- | --- |",
+            f"| losses with a row in every table | {len(rows)} | all |",
+            f"| value as the methods' own code has it, float64 | {golden} | {largest('float64', 'golden value, float64')} |",
+            f"| gradient as the methods' own code has it, float64 | {golden} | {largest('float64', 'golden gradient, float64')} |",
+            f"| value of a slow NumPy reference, float64 | {len(rows)} | {largest('float64', 'reference value, float64')} |",
+            f"| gradient of that reference, by its slopes | {len(rows)} | {largest('gradient', 'reference gradient')} |",
+            f"| value and gradient finite at bad points, in three dtypes | {len(points):,} | {sum(points):,} |",
+            f"| declared invariances | {len(invariances)} | {_largest(invariances, 'float32')} |",
+            f"| the same under jit, vmap and scan, and split over 4 devices | {len(rows)} | {largest('float32', *ways)} |",
+            f"| examples drawn by hypothesis | {examples:,} | none failed |",
+        ]
+    )
 
 
 def static_section(case):

@@ -1,4 +1,4 @@
-"""The certificate's page is whole, of the losses as they are, and never written where a law does not hold."""
+"""The verification report's page is whole, of the losses as they are, and never written where a law does not hold."""
 
 import inspect
 import json
@@ -7,10 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
-import certificate
-import certificate_page
 import machine
 import pytest
+import verification
+import verification_page
 from case import NOT_LOSSES
 from cases import BY_NAME, CASES
 from costs import Cost
@@ -18,7 +18,7 @@ from laws import Measured
 
 from kdjax import losses
 
-PAGE = Path(__file__).parents[1] / "docs" / "certificate.md"
+PAGE = Path(__file__).parents[1] / "docs" / "verification-report.md"
 CASE = BY_NAME["logit_mse"]
 
 
@@ -45,7 +45,7 @@ def record_of(loss="logit_mse", **changes):
     """A record in which all is well, but for the changes of its first line."""
     run = {"date": "2026-01-01", "machine": {"software": "Python", "hardware": "1 core"}}
     line = {"loss": loss, "code": machine.fingerprint_of(loss), "examples": 2_500, "failed": 0, "seconds": 1.0}
-    found = {(law, loss): {**run, "law": law, **line} for law in certificate_page.PROPERTIES}
+    found = {(law, loss): {**run, "law": law, **line} for law in verification_page.PROPERTIES}
     found["test_finite_and_bounded_below", loss].update(changes)
     return found
 
@@ -60,13 +60,13 @@ def written(record, path):
 
 
 def reports_the_run(text):
-    return any(columns[1:-1] == [*certificate_page.PROPERTIES.values()] for columns, _ in tables(text))
+    return any(columns[1:-1] == [*verification_page.PROPERTIES.values()] for columns, _ in tables(text))
 
 
 def test_one_loss_makes_a_whole_page(tmp_path):
     page = tmp_path / "page.md"
     record = written(record_of(), tmp_path / "record.jsonl")
-    assert certificate.main(["--out", str(page), "--properties", record], [CASE], ["logit_mse"]) == 0
+    assert verification.main(["--out", str(page), "--properties", record], [CASE], ["logit_mse"]) == 0
     is_whole(page.read_text(), ["logit_mse"])
     assert reports_the_run(page.read_text())
     assert sorted(tmp_path.iterdir()) == [page, tmp_path / "record.jsonl"]
@@ -81,7 +81,7 @@ def test_a_law_that_fails_leaves_the_page_as_it_was(tmp_path, capsys):
     page.write_text("as it was")
     no_record = str(tmp_path / "none.jsonl")
     options = ["--out", str(page), "--properties", no_record]
-    assert certificate.main(options, [CASE._replace(function=logit_mse)], ["logit_mse"]) == 1
+    assert verification.main(options, [CASE._replace(function=logit_mse)], ["logit_mse"]) == 1
     said = capsys.readouterr().err
     assert "logit_mse: reference value, float64: 0.0099 is over 1e-10" in said
     assert "logit_mse: the record of properties has no test_finite_and_bounded_below" in said
@@ -93,16 +93,16 @@ def row():
     """Measurements that hold."""
     good = Measured(1e-9, 1e-4)
     laws = [
-        name for _, *names in {**certificate_page.VALUES, **certificate_page.TRANSFORMED}.values() for name in names
+        name for _, *names in {**verification_page.VALUES, **verification_page.TRANSFORMED}.values() for name in names
     ]
-    found = certificate_page.Row(CASE, {name: [good] for name in laws}, dict.fromkeys(CASE.invariances, good))
+    found = verification_page.Row(CASE, {name: [good] for name in laws}, dict.fromkeys(CASE.invariances, good))
     found.bad_points = {"float32": {("all zero", 0): []}}
     found.costs = {32: Cost(1.0, 2.0, 3, False)}
     return found
 
 
 def test_nothing_is_wrong_where_all_holds():
-    assert certificate.wrong([row()], ["logit_mse", *NOT_LOSSES], record_of()) == []
+    assert verification.wrong([row()], ["logit_mse", *NOT_LOSSES], record_of()) == []
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,17 @@ def test_nothing_is_wrong_where_all_holds():
 def test_what_does_not_hold_is_named(spoil, words):
     spoiled = row()
     spoil(spoiled)
-    assert any(words in fault for fault in certificate.wrong([spoiled], ["logit_mse"], record_of()))
+    assert any(words in fault for fault in verification.wrong([spoiled], ["logit_mse"], record_of()))
 
 
 def test_an_export_without_a_row_is_named():
-    (fault,) = certificate.wrong([row()], ["logit_mse", "new_loss"], record_of())
+    (fault,) = verification.wrong([row()], ["logit_mse", "new_loss"], record_of())
     assert "new_loss is exported and has neither a row" in fault
 
 
 def test_a_missing_record_is_named():
-    faults = certificate.wrong([row()], ["logit_mse"], {})
-    for law in certificate_page.PROPERTIES:
+    faults = verification.wrong([row()], ["logit_mse"], {})
+    for law in verification_page.PROPERTIES:
         assert any(f"logit_mse: the record of properties has no {law}; run" in fault for fault in faults)
 
 
@@ -148,7 +148,7 @@ def test_a_missing_record_is_named():
     ],
 )
 def test_a_record_that_is_not_enough_is_named(changes, words):
-    (fault,) = certificate.wrong([row()], ["logit_mse"], record_of(**changes))
+    (fault,) = verification.wrong([row()], ["logit_mse"], record_of(**changes))
     assert words in fault
 
 
@@ -157,7 +157,7 @@ def test_the_last_run_of_a_property_counts(tmp_path):
     first = written(record_of(examples=1, failed=1), path) and path.read_text()
     written(record_of(date="2026-01-02"), path)
     path.write_text(first + path.read_text())
-    assert certificate_page.read_record(path) == record_of(date="2026-01-02")
+    assert verification_page.read_record(path) == record_of(date="2026-01-02")
 
 
 def test_a_loss_has_the_fingerprint_of_what_it_calls(tmp_path, monkeypatch):
@@ -185,10 +185,10 @@ def test_a_loss_has_the_fingerprint_of_what_it_calls(tmp_path, monkeypatch):
 
 def test_every_invariance_says_its_kind():
     for change in {change for case in CASES for change in case.invariances}:
-        assert re.match(r"(Shift|Scale|Rotation|Permutation|Mirror|Sign): ", certificate_page.name_of(change))
+        assert re.match(r"(Shift|Scale|Rotation|Permutation|Mirror|Sign): ", verification_page.name_of(change))
 
 
-AGAIN = "run `make certificate`: docs/certificate.md is not of the losses as they are"
+AGAIN = "run `make verification`: docs/verification-report.md is not of the losses as they are"
 
 
 def test_the_kept_page_is_whole_and_has_every_loss():
@@ -203,5 +203,5 @@ def test_the_kept_page_is_whole_and_has_every_loss():
 def test_the_kept_page_is_of_the_losses_as_they_are():
     text = PAGE.read_text()
     for case in CASES:
-        assert certificate_page.static_section(case) in text, AGAIN
+        assert verification_page.static_section(case) in text, AGAIN
     assert f"`{machine.fingerprint()}`" in text, AGAIN
