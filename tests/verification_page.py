@@ -159,7 +159,7 @@ def _summary(rows, record):
             "| --- | --- | --- |",
             f"| losses with a row in every table | {len(rows)} | all |",
             f"| value as the methods' own code has it, float64 | {golden} | {largest('float64', 'golden value, float64')} |",
-            f"| gradient as the methods' own code has it, float64 | {golden} | {largest('float64', 'golden gradient, float64')} |",
+            f"| its gradient, likewise | {golden} | {largest('float64', 'golden gradient, float64')} |",
             f"| value of a slow NumPy reference, float64 | {len(rows)} | {largest('float64', 'reference value, float64')} |",
             f"| gradient of that reference, by its slopes | {len(rows)} | {largest('gradient', 'reference gradient')} |",
             f"| value and gradient finite at bad points, in three dtypes | {len(points):,} | {sum(points):,} |",
