@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilations import COMPILATIONS
 from dense import batch, objective, optimizer, student, teacher
 
 from kdjax import cross_entropy, init_state, make_train_step, on_feature, on_logits, schedules, weighted_sum
@@ -62,20 +63,6 @@ class Count:
 
     def _ran(self):
         self.run += 1
-
-
-class Compilations:
-    """How many programs XLA has compiled, as JAX itself reports."""
-
-    def __init__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-    def _hear(self, event, _seconds, **_):
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-COMPILATIONS = Compilations()
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,8 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
             newest = jax.tree.map(lambda values: values[-1], history)
         return state, totals, newest
 
-    @jax.jit
+    # Unused arguments are kept: the sums then lie where the state does, and the second call is no other program.
+    @partial(jax.jit, keep_unused=True)
     def zeros(state: Any, teacher: Any, objective: Any, arrays: Tree, rows: Tree) -> Metrics:
         """Where the metrics of an epoch are added up, on the device; the step is traced for their shapes once."""
         batch = _batch_of(arrays, jax.tree.map(lambda array: array[0], rows))
@@ -213,7 +214,9 @@ def _calls(
 
 def _by_name(batch: Any) -> dict[str, Any]:
     if not isinstance(batch, Mapping):
-        raise ValueError(f"arrays must be arrays by name, or an iterable of batches by name; got a {type(batch).__name__}.")
+        raise ValueError(
+            f"arrays must be arrays by name, or an iterable of batches by name; got a {type(batch).__name__}."
+        )
     return dict(batch)
 
 
