@@ -1,5 +1,6 @@
 # make demo   set up, then distil a small network into a smaller one on real digits
 # make test   set up, then run the tests
+# make quick  the fast ones of losses, terms and the step
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
@@ -14,7 +15,7 @@ WORKERS ?= 2
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test slow verification lint format docs lock clean
+.PHONY: setup demo test quick slow verification lint format docs lock clean
 
 setup: $(READY)
 
@@ -32,6 +33,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(SPREAD) -m "not slow"
+
+# The losses' values, their errors, terms and the step: what a change breaks first.
+quick: $(READY)
+	$(SPREAD) -m "not slow" tests/test_losses.py tests/test_losses_errors.py tests/test_terms.py tests/test_training.py \
+		-k "not (bad_points or slopes or golden or finite_differences or couples or Variants or float64)"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
