@@ -1,26 +1,25 @@
-"""Article C in kdjax, phase by phase, with the functions that `experiments/compression.py` runs."""
+"""Article C in kdjax, phase by phase, with the functions that `kdjax.runs.compare` trains by."""
 
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from experiments._loop import EVALUATION_BATCH, Recipe, fit, prepare
-
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from _arithmetic import Peak
-from _kdjax_side import LABELS_ONLY, WITH_TEACHER
-from _work import LEARNING_RATE, STUDENT, TEACHER, Batches
+from _cases import LABELS_ONLY, WITH_TEACHER
+from _work import LEARNING_RATE, STUDENT, TEACHER
 from rich.console import Console
 
 from kdjax.caching import cache_teacher
-from kdjax.data import unit_range
+from kdjax.data import Dataset, on_device, unit_range
+from kdjax.models import make_model
+from kdjax.networks import from_linen
+from kdjax.runs.fitting import Recipe, fit, prepare
 
 
-def steps(splits: Batches, classes: int, epochs: int, batch: int) -> dict[str, Any]:
+def steps(data: list[Dataset], epochs: int, batch: int) -> dict[str, Any]:
     """The article's three phases by name, and what else is asked of this side.
 
     A phase trains a new network, compiles all that it needs, and evaluates after each epoch. The first also brings the data
@@ -31,34 +30,22 @@ def steps(splits: Batches, classes: int, epochs: int, batch: int) -> dict[str, A
     def phase(name: str, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
         if name == "teacher":
-            kept["train"], kept["test"] = (_on_device(images, labels) for images, labels in splits)
-        train = kept["train"]
+            kept["data"] = jax.block_until_ready([on_device(part, unit_range) for part in data])
+        train, test = kept["data"]
         if name == "distilled":
-            network, teacher = kept["teacher"]
-            train = train | cache_teacher(network.apply, teacher, train["inputs"], batch_size=EVALUATION_BATCH)
-        recipe = Recipe(
-            TEACHER if name == "teacher" else STUDENT,
-            WITH_TEACHER if name == "distilled" else LABELS_ONLY,
-            lambda updates: optax.adam(LEARNING_RATE),
-            epochs,
-            batch,
-        )
-        network = prepare(recipe, examples=len(train["labels"]), classes=classes)
+            train = train | cache_teacher(*kept["teacher"], train["inputs"])
+        model = make_model(TEACHER if name == "teacher" else STUDENT, classes=len(data[0].class_names))
+        objective = WITH_TEACHER if name == "distilled" else LABELS_ONLY
+        recipe = Recipe(from_linen(model), objective, lambda updates: optax.adam(LEARNING_RATE), epochs, batch)
+        trainer = prepare(recipe, len(train["labels"]))
         # One key for both students, another for the teacher.
-        init_key = jax.random.fold_in(jax.random.key(seed), int(name != "teacher"))
+        key = jax.random.fold_in(jax.random.key(seed), int(name != "teacher"))
+        weights = trainer.init(key, train["inputs"][:1])
         with TemporaryDirectory() as folder:
-            weights, history = fit(
-                network,
-                weights=network.init(init_key, train["inputs"][:1]),
-                train=train,
-                test=kept["test"],
-                seed=seed,
-                folder=Path(folder),
-                console=Console(quiet=True),
-                label=name,
-            )
+            quiet = {"folder": Path(folder), "console": Console(quiet=True), "label": name}
+            weights, history = fit(trainer, weights, train, test, seed=seed, **quiet)
         if name == "teacher":
-            kept["teacher"] = network, weights
+            kept["teacher"] = trainer.apply, weights
         return {
             "seconds": time.perf_counter() - started,
             "epochs_s": [epoch["seconds"] for epoch in history],
@@ -72,8 +59,3 @@ def steps(splits: Batches, classes: int, epochs: int, batch: int) -> dict[str, A
         return peak.rate
 
     return {"phase": phase, "product_rate": product_rate}
-
-
-def _on_device(images: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
-    arrays = {"inputs": jax.jit(unit_range)(jnp.asarray(images)), "labels": jnp.asarray(labels)}
-    return jax.block_until_ready(arrays)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _machine import cores
-from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WIDTHS, Batches
+from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WIDTHS, Batches, cores
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 

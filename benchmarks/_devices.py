@@ -3,19 +3,18 @@
 Each number of devices needs a process of its own.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 from _cases import make
-from _work import STUDENT, TEACHER, random_batches
+from _work import STUDENT, TEACHER, Step, random_batches
 
 from kdjax.models import make_model
 from kdjax.training import AXIS, data_mesh, jit_step, replicate, shard_batch, shard_map_step
 
 
-def steps(devices: int, batch: int) -> dict[str, Callable[[int], None]]:
-    """By wrapper: makes so many updates and waits until they are done."""
+def steps(devices: int, batch: int) -> dict[str, Step]:
+    """By wrapper."""
     jax.config.update("jax_num_cpu_devices", devices)
     mesh = data_mesh()
     student, teacher = make_model(STUDENT), make_model(TEACHER)

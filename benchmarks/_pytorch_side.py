@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _machine import cores
-from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WAYS, WIDTHS, Batches, Step
+from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, TEMPERATURE, WAYS, WIDTHS, Batches, Step, cores
 from torch import nn
 
 

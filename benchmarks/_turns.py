@@ -2,14 +2,18 @@
 
 import math
 import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 from _work import Step
 from rich.console import Console
 
-WARM_UP = 3
 PAUSE = 0.3
 """Seconds between two turns where the sides are apart: idle threads spin for a while before they sleep."""
 Case = tuple[str, str]  # who, and which work
+Key = TypeVar("Key", bound=Hashable)
+Run = Callable[[int], Any]
+"""Makes so many steps and waits until they are done."""
 
 
 def first_steps(cases: dict[Case, Step], console: Console, tolerance: float = 1e-4) -> dict[Case, float]:
@@ -27,14 +31,31 @@ def first_steps(cases: dict[Case, Step], console: Console, tolerance: float = 1e
     return seconds
 
 
-def rounds(cases: dict[Case, Step], steps: int, count: int, pause: float) -> dict[Case, list[float]]:
-    """Milliseconds a step, one number a round."""
-    times: dict[Case, list[float]] = {case: [] for case in cases}
+def rounds(
+    cases: Mapping[Key, Run], steps: Mapping[Key, int] | int, count: int, *, pause: float = 0.0, warm_up: int = 3
+) -> dict[Key, list[float]]:
+    """Milliseconds a step, one number a round. Each turn is of so many steps, after a warm-up that is not timed."""
+    times: dict[Key, list[float]] = {case: [] for case in cases}
     for _ in range(count):
-        for case, step in cases.items():
+        for case, run in cases.items():
+            of_turn = steps if isinstance(steps, int) else steps[case]
             time.sleep(pause)
-            step(WARM_UP)
-            started = time.perf_counter()
-            step(steps)
-            times[case].append(1000 * (time.perf_counter() - started) / steps)
+            run(warm_up)
+            times[case].append(milliseconds(run, of_turn))
     return times
+
+
+def in_turns(cases: Mapping[Key, Run], seconds: float, count: int, *, pause: float = 0.0) -> dict[Key, list[float]]:
+    """As `rounds`, of as many steps as last `seconds` in a turn, one at least."""
+    steps = {}
+    for case, run in cases.items():
+        run(2)  # the first compiles
+        steps[case] = max(1, math.ceil(1000 * seconds / milliseconds(run, 1)))
+    return rounds(cases, steps, count, pause=pause, warm_up=1)
+
+
+def milliseconds(run: Run, steps: int) -> float:
+    """A step's, of so many in one go."""
+    started = time.perf_counter()
+    run(steps)
+    return 1000 * (time.perf_counter() - started) / steps

@@ -1,5 +1,6 @@
 """What both sides do: article C's networks and numbers, the same weights and the same batches."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,11 @@ WAYS = {
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 Step = Callable[[int], float]
-"""Makes so many updates, waits until they are done, and returns the last loss."""
+"""Makes so many updates, waits until they are done, and returns the last loss, or the mean of all."""
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def random_batches(size: int, count: int = 8, image: tuple[int, ...] = (28, 28, 1)) -> Batches:

@@ -1,4 +1,4 @@
-"""kdjax's distillation step of the two wide residual networks, as `make_train_step` gives it."""
+"""kdjax's distillation step of the two wide residual networks, as `make_epoch` makes many of them."""
 
 from functools import partial
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _cases import with_teacher
 from _work import Batches, Step
 from _wrn_work import (
     ALPHA,
@@ -27,10 +28,10 @@ from _wrn_work import (
     square,
 )
 
-from kdjax import Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
-from kdjax.losses import soft_target_kl
+from kdjax import TrainState, Weights, init_state, make_train_step
 from kdjax.models import make_model
 from kdjax.networks import from_linen
+from kdjax.training import make_epoch
 
 MATMUL_PRECISION = {FLOAT32: "float32", TF32: "tensorfloat32", BFLOAT16: "default"}
 
@@ -61,41 +62,29 @@ def _distillation(weights: dict[str, tuple], batches: Batches, dtype: type, scan
     optimizer = optax.chain(
         optax.add_decayed_weights(DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
     )
-    objective = weighted_sum(
-        labels=(ALPHA, cross_entropy), soft=(1.0 - ALPHA, on_logits(soft_target_kl, temperature=TEMPERATURE))
-    )
+    objective = with_teacher(ALPHA, TEMPERATURE)
     step = make_train_step(applies[STUDENT], applies[TEACHER], optimizer)
+    epoch = make_epoch(step, steps_per_call=CHUNK if scanned else 1)
+    images, labels = map(np.concatenate, zip(*batches, strict=True))
+    data = jax.device_put({"inputs": images, "labels": labels})
     teacher = jax.device_put(Weights(*weights[TEACHER]))
-    # Copies: the step gives its state's memory away.
-    state = init_state(Weights(*jax.tree.map(jnp.array, tuple(weights[STUDENT]))), optimizer, jax.random.key(0))
-    placed = jax.device_put([{"inputs": images, "labels": labels} for images, labels in batches])
+    in_turn = np.arange(len(labels)).reshape(len(batches), -1)
 
-    @partial(jax.jit, donate_argnums=0)
-    def one(state, teacher, batch):
-        state, metrics = step(state, teacher, objective, batch)
-        return state, metrics["loss"]
+    def fresh() -> TrainState:
+        return init_state(Weights(*weights[STUDENT]), optimizer, jax.random.key(0))
 
-    @partial(jax.jit, donate_argnums=0)
-    def many(state, teacher, stacked):
-        state, losses = jax.lax.scan(lambda state, batch: one(state, teacher, batch), state, stacked)
-        return state, losses[-1]
+    def go_on(state: TrainState, count: int) -> tuple[TrainState, dict]:
+        return epoch(state, teacher, objective, data, in_turn[np.arange(count) % len(batches)])
 
     if scanned:
-        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *(placed * CHUNK)[:CHUNK])
-        chunk = many.lower(state, teacher, stacked).compile()
-    jax.block_until_ready((state, teacher, placed))
+        go_on(fresh(), CHUNK)  # compiles the program of many steps, before the clock runs
+    state = jax.block_until_ready((fresh(), teacher, data))[0]
 
     def run(count: int) -> float:
         nonlocal state
-        done = 0
-        if scanned:
-            for _ in range(count // CHUNK):
-                state, loss = chunk(state, teacher, stacked)
-                done += CHUNK
-        for number in range(done, count):
-            state, loss = one(state, teacher, placed[number % len(placed)])
+        state, means = go_on(state, count)
         jax.block_until_ready(state)
-        return float(loss)
+        return means["loss"]
 
     return run
 

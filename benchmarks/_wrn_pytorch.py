@@ -4,8 +4,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from _machine import cores
-from _work import Batches, Step
+from _work import Batches, Step, cores
 from _wrn_work import (
     ALPHA,
     BFLOAT16,

@@ -2,11 +2,11 @@
 
 python benchmarks/article.py --data-dir DIR --out article.json
 
-MNIST, 6 epochs each, batch 32, test accuracy after every epoch. kdjax does it as `experiments/compression.py` does: the data
-on the device, the teacher run once for each example. PyTorch does it as the article does: eager, a DataLoader, the teacher
-run in every step. Each side has a process of its own; phase by phase they take turns. A phase's seconds hold all but imports
-and the reading of the files: kdjax's compilation is in them, read from no cache. The accuracies stand beside the times, so
-that both sides are seen to have done the work.
+MNIST, 6 epochs each, batch 32, test accuracy after every epoch. kdjax does it as `experiments/model_compression.py` does:
+the data on the device, the teacher run once for each example. PyTorch does it as the article does: eager, a DataLoader, the
+teacher run in every step. Each side has a process of its own; phase by phase they take turns. A phase's seconds hold all but
+imports and the reading of the files: kdjax's compilation is in them, read from no cache. The accuracies stand beside the
+times, so that both sides are seen to have done the work.
 
 About a quarter of an hour on 2 CPU cores, most of it PyTorch's.
 """
@@ -15,24 +15,21 @@ import os
 
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import sleep
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import _sides
 import jax
 import tyro
 from _arithmetic import update_flops
-from _machine import environment, gpu, spread
+from _script import Report, Settings, gpu, quartiles, spread, verdict
 from _turns import PAUSE
 from _work import TEACHER, WIDTHS
 from rich.console import Console
-from rich.table import Table
 
-from kdjax._files import write_json
 from kdjax.data import load
 
 PHASES = ("teacher", "alone", "distilled")
@@ -42,9 +39,10 @@ QUICK_EXAMPLES = 640
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """All of article C, on both sides."""
+class Benchmark(Settings):
+    """All of article C, on both sides. A trial takes 640 images and 2 epochs."""
 
+    LEAST: ClassVar = {"epochs": 2, "repeats": 1, "batch": 1}
     data: str = "mnist"
     """mnist, or another source of 28 × 28 × 1 images that the experiments know"""
     data_dir: Path | None = None
@@ -57,41 +55,27 @@ class Benchmark:
     """images a step"""
     repeats: int = 1
     """how often the whole is done, with seeds 0, 1, …"""
-    out: Path | None = None
-    """JSON file for the results"""
-    quick: bool = False
-    """a trial: 640 images, 2 epochs"""
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 2), ("repeats", 1), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
 
 
 def main(settings: Benchmark) -> None:
-    console = Console()
-    found = environment(console) | {"gpu": gpu() if settings.platform == "cuda" else None}
-    epochs = 2 if settings.quick else settings.epochs
+    report = Report(settings)
     data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
-    splits = [(part.inputs, part.labels) for part in data]
     if settings.quick:
-        splits = [(images[:QUICK_EXAMPLES], labels[:QUICK_EXAMPLES]) for images, labels in splits]
-    given = (splits, len(data[0].class_names), epochs, settings.batch)
-    sides = {"kdjax": _sides.apart("_article_kdjax", *given, platform=settings.platform)}
-    if find_spec("torch") is None:
-        console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
-    else:
-        sides["PyTorch"] = _sides.apart("_article_pytorch", *given, settings.platform)
-    runs = [_one_run(sides, seed, console) for seed in range(settings.repeats)]
-    updates = len(splits[0][1]) // settings.batch
+        settings = replace(settings, epochs=2)
+        data = [
+            replace(part, inputs=part.inputs[:QUICK_EXAMPLES], labels=part.labels[:QUICK_EXAMPLES]) for part in data
+        ]
+    given = settings.epochs, settings.batch
+    sides = {"kdjax": _sides.apart("_article_kdjax", data, *given, platform=settings.platform)}
+    if report.finds_torch():
+        splits, classes = [(part.inputs, part.labels) for part in data], len(data[0].class_names)
+        sides["PyTorch"] = _sides.apart("_article_pytorch", splits, classes, *given, settings.platform)
+    runs = [_one_run(sides, seed, report.console) for seed in range(settings.repeats)]
+    updates = len(data[0].labels) // settings.batch
     close = _closeness(runs, updates * update_flops(WIDTHS[TEACHER], settings.batch), sides["kdjax"]["product_rate"]())
     ratios = _ratios(runs, TARGETS[settings.platform])
-    _print(console, settings, runs, close, ratios)
-    if settings.out is not None:
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-        results = {"runs": runs, "teachers_training": close, "ratios": ratios}
-        write_json(settings.out, {**found, "config": config, **results})
-        console.print(f"Written to {settings.out}")
+    _print(report, runs, close, ratios)
+    report.write(gpu=gpu() if settings.platform == "cuda" else None, runs=runs, teachers_training=close, ratios=ratios)
 
 
 def _one_run(sides: dict[str, dict], seed: int, console: Console) -> dict[str, dict[str, dict]]:
@@ -129,41 +113,34 @@ def _ratios(runs: list[dict], targets: dict[str, float]) -> list[dict[str, Any]]
     return rows
 
 
-def _print(
-    console: Console, settings: Benchmark, runs: list[dict], close: dict[str, Any], ratios: list[dict[str, Any]]
-) -> None:
-    everything = (*PHASES, "whole")
-    for title, show in (
-        ("s a phase, and in all", lambda who, phase: f"{median(_seconds(run[who], phase) for run in runs):.2f}"),
-        (
-            "s of an epoch's training, median (quartiles) over epochs and runs",
-            lambda who, phase: _epochs(runs, who, phase),
-        ),
-        ("test accuracy, %", lambda who, phase: _accuracies(runs, who, phase)),
+def _print(report: Report, runs: list[dict], close: dict[str, Any], ratios: list[dict[str, Any]]) -> None:
+    for title, phases, show in (
+        ("s a phase, and in all", (*PHASES, "whole"), _all_seconds),
+        ("s of an epoch's training, median (quartiles) over epochs and runs", PHASES, _epochs),
+        ("test accuracy, %", PHASES, _accuracies),
     ):
-        phases = everything if title.startswith("s a phase") else PHASES
-        table = Table("", *phases, title=title, title_justify="left")
-        for who in runs[0]:
-            table.add_row(who, *(show(who, phase) for phase in phases))
-        console.print(table)
-    console.print(
+        rows = [(who, *(show(runs, who, phase) for phase in phases)) for who in runs[0]]
+        report.table(title, ("", *phases), rows)
+    report.console.print(
         f"kdjax trains the teacher at {close['gflop_per_second']:,.0f} GFLOP/s, {close['share']:.0%} of a matrix product's "
         f"{close['product']:,.0f}.",
         soft_wrap=True,
     )
     if ratios:
-        table = Table("phase", "PyTorch / kdjax", "target", "", title="How many times faster", title_justify="left")
+        rows = []
         for row in ratios:
-            known = row["target"] is not None
-            verdict = ("met" if row["met"] else "missed") if known else ""
             each = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
-            table.add_row(row["phase"], each, f"≥ {row['target']}" if known else "", verdict)
-        console.print(table)
+            target = "" if row["target"] is None else f"≥ {row['target']}"
+            rows.append((row["phase"], each, target, verdict(row["met"])))
+        report.table("How many times faster", ("phase", "PyTorch / kdjax", "target", ""), rows)
+
+
+def _all_seconds(runs: list[dict], who: str, phase: str) -> str:
+    return f"{median(_seconds(run[who], phase) for run in runs):.2f}"
 
 
 def _epochs(runs: list[dict], who: str, phase: str) -> str:
-    seconds = [second for run in runs for second in run[who][phase]["epochs_s"]]
-    return spread(quantiles(seconds, n=4, method="inclusive"))
+    return spread(quartiles(second for run in runs for second in run[who][phase]["epochs_s"]))
 
 
 def _accuracies(runs: list[dict], who: str, phase: str) -> str:

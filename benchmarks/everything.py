@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "losses losses_special losses_train features predictions similarity_graph bank crd crd_values terms training connectors "
-    "projections models wide_resnet precision sweeps sweeps_ways ensembles freezing online phases transfer caching metrics"
+    "training_online training_phases training_sweeps projections models wide_resnet precision ensembles freezing transfer "
+    "caching metrics"
 )
 """Those that ask the device for numbers; what is about files, processes and several devices a CPU tells as well."""
 LONGEST = 8.5
@@ -99,7 +100,7 @@ PIECES: dict[str, Piece] = {
         "-k 'float16 or float32 or dtype or precision or bad_points'", "tests/test_models.py -k bfloat16"
     ),
     "losses": _benchmark("losses", 6, "--platform {platform}"),
-    "compression": _experiment("compression", LONGEST, "--seeds 3"),
+    "model_compression": _experiment("model_compression", LONGEST, "--seeds 3"),
     "soft_targets": _experiment("soft_targets", 7, "--seeds 5"),
     "pipeline": _experiment("pipeline", 7, "--seeds 3"),
     "strategies": Piece(

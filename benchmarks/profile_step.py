@@ -11,24 +11,20 @@ difference stands under the table.
 
 import shutil
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import tyro
-from _cases import Case, make
-from _machine import environment, spread
+from _cases import PAIRS, Case, make
 from _profile import KINDS, PARTS, Place, breakdown, places, read_spans
-from _work import STUDENT, TEACHER, random_batches
-from rich.console import Console
-from rich.table import Column, Table
+from _script import Report, Settings, quartiles, spread
+from _turns import milliseconds
+from _work import random_batches
+from rich.table import Column
 
-from kdjax._files import write_json
 from kdjax.models import make_model
-from kdjax.runs.report import save_figure
 
 COLOURS = dict(zip(KINDS, ("#2166ac", "#1a7f37", "#d9822b", "#999999", "#dddddd"), strict=True))
 WORK = {
@@ -39,9 +35,10 @@ WORK = {
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Where a step's time goes."""
+class Benchmark(Settings):
+    """Where a step's time goes. A trial has 3 rounds of 3 steps."""
 
+    LEAST: ClassVar = {"steps": 1, "rounds": 1, "batch": 1}
     work: tuple[str, ...] = (*WORK,)
     """which steps: teacher, distillation, student"""
     steps: int = 50
@@ -50,50 +47,38 @@ class Benchmark:
     """how often every step has its turn with a trace, and its turn without; an odd number"""
     batch: int = 32
     """images a step"""
-    out: Path | None = None
-    """JSON file for the results"""
     figure: Path | None = None
     """picture of them, png or svg"""
     traces: Path | None = None
     """folder that keeps the traces and the programs' texts"""
-    quick: bool = False
-    """a trial: 3 steps, 3 rounds"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.work or not set(self.work) <= set(WORK):
             raise ValueError(f"work must name some of {', '.join(WORK)}; got {self.work}.")
-        for name in ("steps", "rounds", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
         if self.rounds % 2 == 0:
             raise ValueError(f"rounds must be odd, since one of them is the median; got {self.rounds}.")
 
 
 def main(settings: Benchmark) -> None:
-    console = Console()
-    found = environment(console) | {"device": jax.devices()[0].device_kind}
+    report = Report(settings)
     steps, rounds = (3, 3) if settings.quick else (settings.steps, settings.rounds)
     rows = []
     for work in settings.work:
-        with console.status(work):
+        with report.console.status(work):
             rows.append(profiled(work, _case(work, settings.batch), steps, rounds, settings.traces))
     for row in rows:
-        console.print(_table(row))
+        _print(report, row)
     if settings.figure is not None:
-        on = found["cpu"] if jax.default_backend() == "cpu" else found["device"]
-        save_figure(_figure(rows, on), settings.figure, dots_per_inch=110)
-        console.print(f"Drawn in {settings.figure}")
-    if settings.out is not None:
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-        write_json(settings.out, {**found, "config": config, "rows": rows})
-        console.print(f"Written to {settings.out}")
+        hardware = report.found["hardware"]
+        on = hardware["cpu" if hardware["platform"] == "cpu" else "device"]
+        report.picture(_figure(rows, on), settings.figure)
+    report.write(rows=rows)
 
 
 def _case(work: str, batch: int) -> Case:
-    student, teacher = {"teacher": (TEACHER, None), "distillation": (STUDENT, TEACHER), "student": (STUDENT, None)}[
-        work
-    ]
-    return make(make_model(student), teacher and make_model(teacher), random_batches(batch))
+    networks = (name and make_model(name) for name in PAIRS[work])
+    return make(*networks, random_batches(batch))
 
 
 def profiled(work: str, case: Case, steps: int, rounds: int, keep: Path | None) -> dict[str, Any]:
@@ -112,9 +97,9 @@ def profiled(work: str, case: Case, steps: int, rounds: int, keep: Path | None) 
         for number in range(rounds):
             folder = Path(temporary) / str(number)
             run(1)
-            plain.append(_milliseconds(run, steps))
+            plain.append(milliseconds(run, steps))
             with jax.profiler.trace(str(folder), profiler_options=options):
-                time_ms = _milliseconds(run, steps)
+                time_ms = milliseconds(run, steps)
             spans = read_spans(folder, module)
             if not spans:
                 raise RuntimeError(f"The trace of the {work} step holds no operation of {module}.")
@@ -127,19 +112,13 @@ def profiled(work: str, case: Case, steps: int, rounds: int, keep: Path | None) 
     times = [time_ms for time_ms, _, _ in traced]
     return {
         "work": work,
-        "untraced_ms": quantiles(plain, n=4, method="inclusive"),
-        "traced_ms": quantiles(times, n=4, method="inclusive"),
+        "untraced_ms": quartiles(plain),
+        "traced_ms": quartiles(times),
         "parts": [
             {"part": part, "kind": kind, "ms": parts[part, kind]}
             for part, kind in sorted(parts, key=lambda place: (PARTS.index(place[0]), KINDS.index(place[1])))
         ],
     }
-
-
-def _milliseconds(run: Any, steps: int) -> float:
-    started = time.perf_counter()
-    run(steps)
-    return 1000 * (time.perf_counter() - started) / steps
 
 
 def _by_part(row: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -149,24 +128,23 @@ def _by_part(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {part: kinds for part, kinds in found.items() if kinds}
 
 
-def _table(row: dict[str, Any]) -> Table:
+def _print(report: Report, row: dict[str, Any]) -> None:
     parts = _by_part(row)
     total = sum(sum(kinds.values()) for kinds in parts.values())
-    title = f"{WORK[row['work']]}: ms a step, in the median round"
-    heads = ("convolution", "product", "other", "copy")
-    table = Table(Column("", no_wrap=True), *heads, "all", "share", title=title, title_justify="left")
+    rows = []
     for part, kinds in parts.items():
-        cells = (f"{kinds[kind]:.3f}" if kind in kinds else "" for kind in KINDS[:4])
         own = sum(kinds.values())
-        table.add_row(part, *cells, f"{own:.3f}", f"{100 * own / total:.0f} %")
+        cells = (f"{kinds[kind]:.3f}" if kind in kinds else "" for kind in KINDS[:4])
+        rows.append((part, *cells, f"{own:.3f}", f"{100 * own / total:.0f} %"))
+    rows.append(("sum", *[""] * 4, f"{total:.3f}", "100 %"))
+    heads = ("convolution", "product", "other", "copy", "all", "share")
+    report.table(f"{WORK[row['work']]}: ms a step, in the median round", (Column("", no_wrap=True), *heads), rows)
     traced, plain = row["traced_ms"][1], row["untraced_ms"][1]
-    table.add_row("sum", *[""] * 4, f"{total:.3f}", "100 %", style="bold")
-    table.caption = (
+    report.console.print(
         f"traced {spread(row['traced_ms'])}, untraced {spread(row['untraced_ms'])}, median over the rounds (quartiles): "
-        f"tracing costs {100 * (traced / plain - 1):+.0f} %"
+        f"tracing costs {100 * (traced / plain - 1):+.0f} %",
+        soft_wrap=True,
     )
-    table.caption_justify = "left"
-    return table
 
 
 def _figure(rows: list[dict[str, Any]], device: str) -> Any:

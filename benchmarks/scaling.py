@@ -6,17 +6,16 @@ Article C's networks, Adam. Each cost stands beside its arithmetic limit: the fl
 and products, over the rate of a large matrix product on the same machine in the same run. All cases of one axis take turns.
 
     batch      32 to 4096 images, the teacher run in the step, its logits cached, or no teacher
-    students   1 to 64 in one sweep step, CNNs and MLPs, cached teacher, both ways of `kdjax.training.sweeps`
+    students   1 to 64 in one sweep step, CNNs and MLPs, cached teacher; and one by one
     devices    1 to 4 fake devices that share the CPU's cores: splitting on them, not what more chips would give
     teacher    a quarter of the teacher's channels to four times as many
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import quantiles
-from typing import Any
+from typing import Any, ClassVar
 
 import _sides
 import jax
@@ -25,17 +24,14 @@ import tyro
 from _arithmetic import Peak, distillation_flops, mlp_update_flops, update_flops
 from _cases import Case, make
 from _figures import draw
-from _machine import environment, spread
 from _memory import free_mb
-from _turns import PAUSE
+from _script import Report, Settings, quartiles, spread
+from _turns import PAUSE, Run, in_turns
 from _work import STUDENT, TEACHER, WIDTHS, random_batches
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
-from kdjax._files import write_json
 from kdjax.models import make_model
-from kdjax.runs.report import save_figure
-from kdjax.training.sweeps import WAYS
 
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 STUDENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -44,66 +40,57 @@ SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 SPLIT_BATCH = 384  # divides by every number of devices
 BATCH = 32
 LARGE = 1024  # from here on a step is asked what memory it takes
-Run = Callable[[int], None]
 Key = tuple[str, float]  # series, and where on the axis
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """The cost of a distillation step along four axes."""
+class Benchmark(Settings):
+    """The cost of a distillation step along four axes.
 
+    A trial takes the two smallest sizes of each axis, one step a round, 3 rounds.
+    """
+
+    LEAST: ClassVar = {"rounds": 3, "seconds": 0}
     axes: tuple[str, ...] = ("batch", "students", "devices", "teacher")
     """which to measure"""
     seconds: float = 0.25
     """how long each case is timed for, in each round; one step at least"""
     rounds: int = 5
     """how often every case has its turn"""
-    out: Path | None = None
-    """JSON file for the results"""
     figures: Path | None = None
     """folder for a picture of each axis"""
-    quick: bool = False
-    """a trial: the two smallest sizes of each axis, one step a round, 3 rounds"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.axes or not set(self.axes) <= set(AXES):
             raise ValueError(f"axes must name some of {', '.join(AXES)}; got {self.axes}.")
-        for name, least in (("rounds", 3), ("seconds", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
 
 
 def main(settings: Benchmark) -> None:
-    console = Console()
-    found = environment(console) | {"device": jax.devices()[0].device_kind}
+    report = Report(settings)
     seconds, rounds = (0.0, 3) if settings.quick else (settings.seconds, settings.rounds)
     peak = Peak()
     peak.measure()
     rows: dict[str, list[dict[str, Any]]] = {}
     for axis in settings.axes:
-        with console.status(axis):
+        with report.console.status(axis):
             sizes, measure, _ = AXES[axis]
-            rows[axis] = measure(sizes[:2] if settings.quick else sizes, seconds, rounds, console)
+            rows[axis] = measure(sizes[:2] if settings.quick else sizes, seconds, rounds, report.console)
             peak.measure()
     for axis in settings.axes:
         for row in rows[axis]:
             on_it = axis != "devices" or jax.default_backend() == "cpu"
             row["limit_ms"] = 1000 * row["flops"] / peak.rate if on_it else None
-        console.print(_table(axis, rows[axis]))
-    console.print(
+        _print(report, axis, rows[axis])
+    report.console.print(
         f"Arithmetic limit: {peak.rate / 1e9:,.0f} GFLOP/s, a product of two {peak.size} × {peak.size} matrices"
     )
     if settings.figures is not None:
-        settings.figures.mkdir(parents=True, exist_ok=True)
         for axis in settings.axes:
             path = settings.figures / f"scaling-{axis}-{jax.default_backend()}.png"
-            save_figure(draw(rows[axis], AXES[axis][2], peak.rate), path, dots_per_inch=110)
-            console.print(f"Drawn in {path}")
-    if settings.out is not None:
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-        peaks = {"gflops_per_s": peak.rate / 1e9, "measured": [rate / 1e9 for rate in peak.rates], "size": peak.size}
-        write_json(settings.out, {**found, "config": config, "matrix_product": peaks, "axes": rows})
-        console.print(f"Written to {settings.out}")
+            report.picture(draw(rows[axis], AXES[axis][2], peak.rate), path)
+    peaks = {"gflops_per_s": peak.rate / 1e9, "measured": [rate / 1e9 for rate in peak.rates], "size": peak.size}
+    report.write(matrix_product=peaks, axes=rows)
 
 
 def _batches(sizes: tuple[int, ...], seconds: float, rounds: int, console: Console) -> list[dict[str, Any]]:
@@ -119,17 +106,18 @@ def _batches(sizes: tuple[int, ...], seconds: float, rounds: int, console: Conso
         cases[name, size] = case.runner()
         in_step = None if taught_by is None or cached else WIDTHS[TEACHER]
         flops[name, size] = distillation_flops(WIDTHS[STUDENT], in_step, size)
-    return _rows(sweep.in_turns(cases, seconds, rounds), flops)
+    return _rows(in_turns(cases, seconds, rounds), flops)
 
 
 def _students(sizes: tuple[int, ...], seconds: float, rounds: int, console: Console) -> list[dict[str, Any]]:
     cases: dict[Key, Run] = {}
     flops: dict[Key, float] = {}
     one = {"CNN": update_flops(WIDTHS[STUDENT], BATCH), "MLP": mlp_update_flops(sweep.HIDDEN, BATCH)}
-    for network, way, count in product(sweep.NETWORKS, WAYS, sizes):
+    for network, way, count in product(sweep.NETWORKS, sweep.WAYS, sizes):
         key = f"{network}, {way}", count
-        cases[key], flops[key] = sweep.case(network, "cached", way, count, BATCH), count * one[network]
-    return _rows(sweep.in_turns(cases, seconds, rounds), flops)
+        cases[key] = sweep.case(network, "cached", way, count, BATCH).runner()
+        flops[key] = count * one[network]
+    return _rows(in_turns(cases, seconds, rounds), flops)
 
 
 def _devices(sizes: tuple[int, ...], seconds: float, rounds: int, console: Console) -> list[dict[str, Any]]:
@@ -139,7 +127,7 @@ def _devices(sizes: tuple[int, ...], seconds: float, rounds: int, console: Conso
             cases[name, count] = run
     flops = dict.fromkeys(cases, distillation_flops(WIDTHS[STUDENT], WIDTHS[TEACHER], SPLIT_BATCH))
     # Each has a process of its own, whose idle threads spin for a while after a turn.
-    return _rows(sweep.in_turns(cases, seconds, rounds, pause=PAUSE), flops)
+    return _rows(in_turns(cases, seconds, rounds, pause=PAUSE), flops)
 
 
 def _teachers(sizes: tuple[float, ...], seconds: float, rounds: int, console: Console) -> list[dict[str, Any]]:
@@ -152,7 +140,7 @@ def _teachers(sizes: tuple[float, ...], seconds: float, rounds: int, console: Co
         case = make(student, make_model(TEACHER, widths=widths), random_batches(BATCH), cached=cached)
         cases[key] = case.runner()
         flops[key] = distillation_flops(WIDTHS[STUDENT], None if cached else widths, BATCH)
-    return _rows(sweep.in_turns(cases, seconds, rounds), flops)
+    return _rows(in_turns(cases, seconds, rounds), flops)
 
 
 AXES: dict[str, tuple[tuple, Callable[..., list[dict[str, Any]]], str]] = {
@@ -165,8 +153,7 @@ AXES: dict[str, tuple[tuple, Callable[..., list[dict[str, Any]]], str]] = {
 
 def _rows(times: dict[Key, list[float]], flops: dict[Key, float]) -> list[dict[str, Any]]:
     return [
-        {"series": series, "at": at, "flops": flops[series, at], "rounds_ms": values,
-         "quartiles_ms": quantiles(values, n=4, method="inclusive")}
+        {"series": series, "at": at, "flops": flops[series, at], "rounds_ms": values, "quartiles_ms": quartiles(values)}
         for (series, at), values in times.items()
     ]  # fmt: skip
 
@@ -180,21 +167,22 @@ def _lack_of_memory(case: Case) -> str:
     return f"it takes {needed:,.0f} MB, and {free:,.0f} MB are free" if needed > 0.5 * free else ""
 
 
-def _table(axis: str, rows: list[dict[str, Any]]) -> Table:
+def _print(report: Report, axis: str, rows: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(row["series"] for row in rows))
-    title = "ms a step: median over the rounds (quartiles), and how much of the time the arithmetic limit is"
-    table = Table(AXES[axis][2], *(Column(name, justify="right") for name in names), title=title, title_justify="left")
-    for at in dict.fromkeys(row["at"] for row in rows):
-        cells = []
-        for name in names:
-            row = next((row for row in rows if (row["series"], row["at"]) == (name, at)), None)
-            if row is None:
-                cells.append("not run")
-                continue
-            limit = "" if row["limit_ms"] is None else f", {100 * row['limit_ms'] / row['quartiles_ms'][1]:.0f} %"
-            cells.append(spread(row["quartiles_ms"]) + limit)
-        table.add_row(f"{at:g}", *cells)
-    return table
+    cells = {(row["series"], row["at"]): _cell(row) for row in rows}
+    report.table(
+        "ms a step: median over the rounds (quartiles), and how much of the time the arithmetic limit is",
+        (AXES[axis][2], *(Column(name, justify="right") for name in names)),
+        [
+            (f"{at:g}", *(cells.get((name, at), "not run") for name in names))
+            for at in dict.fromkeys(row["at"] for row in rows)
+        ],
+    )
+
+
+def _cell(row: dict[str, Any]) -> str:
+    limit = "" if row["limit_ms"] is None else f", {100 * row['limit_ms'] / row['quartiles_ms'][1]:.0f} %"
+    return spread(row["quartiles_ms"]) + limit
 
 
 if __name__ == "__main__":

@@ -14,17 +14,14 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
+import jax
 import tyro
-from _machine import environment, spread
-from rich.console import Console
-from rich.table import Table
-
-from kdjax._files import write_json
+from _script import Report, Settings, quartiles, spread, verdict
 
 HERE = Path(__file__).parent
 TARGETS = {"import kdjax adds": 0.1, "experiment --help": 1.5, "first step, cold": 6.0, "first step, cached": 2.0}
@@ -32,43 +29,41 @@ TARGETS = {"import kdjax adds": 0.1, "experiment --help": 1.5, "first step, cold
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What a start costs."""
+class Benchmark(Settings):
+    """What a start costs. A trial has 3 rounds."""
 
+    LEAST: ClassVar = {"rounds": 3}
     rounds: int = 9
     """how often every case has its turn"""
-    out: Path | None = None
-    """JSON file for the results"""
-    quick: bool = False
-    """a trial: 3 rounds"""
-
-    def __post_init__(self) -> None:
-        if self.rounds < 3:
-            raise ValueError(f"rounds must be at least 3; got {self.rounds}.")
 
 
 def main(settings: Benchmark) -> None:
-    console = Console()
-    found = environment(console)
+    report = Report(settings)
     seconds: dict[str, list[float]] = {}
-    with TemporaryDirectory() as caches, console.status("starts"):
+    with TemporaryDirectory() as caches, report.console.status("starts"):
         _round(Path(caches))  # reads all files once, and fills the caches
         for _ in range(3 if settings.quick else settings.rounds):
             for name, value in _round(Path(caches)).items():
                 seconds.setdefault(name, []).append(value)
     rows = []
     for name, values in seconds.items():
-        quartiles, target = quantiles(values, n=4, method="inclusive"), TARGETS.get(name)
-        met = None if target is None else quartiles[1] <= target
-        rows.append({"what": name, "quartiles_s": quartiles, "rounds_s": values, "target": target, "met": met})
-    table = Table("s, median over the rounds (quartiles)", "", "target", "")
-    for row in rows:
-        verdict = ("", "") if row["target"] is None else (f"≤ {row['target']}", "met" if row["met"] else "missed")
-        table.add_row(row["what"], spread(row["quartiles_s"]), *verdict)
-    console.print(table)
-    if settings.out is not None:
-        write_json(settings.out, {**found, "config": asdict(settings) | {"out": str(settings.out)}, "rows": rows})
-        console.print(f"Written to {settings.out}")
+        target = TARGETS.get(name)
+        met = None if target is None else quartiles(values)[1] <= target
+        rows.append({"what": name, "quartiles_s": quartiles(values), "rounds_s": values, "target": target, "met": met})
+    report.table(
+        None,
+        ("s, median over the rounds (quartiles)", "", "target", ""),
+        [
+            (
+                row["what"],
+                spread(row["quartiles_s"]),
+                f"≤ {row['target']}" if row["target"] else "",
+                verdict(row["met"]),
+            )
+            for row in rows
+        ],
+    )
+    report.write(rows=rows)
 
 
 def _round(caches: Path) -> dict[str, float]:
@@ -82,7 +77,7 @@ def _round(caches: Path) -> dict[str, float]:
     # The experiments keep what took as long to compile.
     kept = {"JAX_COMPILATION_CACHE_DIR": str(caches / "steps"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     _, imports = _run("_startup.py", "import", variables=plain)
-    whole_help, _ = _run("../experiments/compression.py", "--help", variables=plain)
+    whole_help, _ = _run("../experiments/model_compression.py", "--help", variables=plain)
     whole_cold, cold = _run("_startup.py", "step", variables=plain)
     whole_cached, cached = _run("_startup.py", "step", variables=plain | kept)
     others, added = json.loads(imports)
@@ -106,4 +101,5 @@ def _run(script: str, argument: str, *, variables: dict[str, str]) -> tuple[floa
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
     main(tyro.cli(Benchmark, description=__doc__))

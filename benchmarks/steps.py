@@ -18,33 +18,28 @@ import os
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from statistics import quantiles
+from dataclasses import dataclass
+from typing import ClassVar
 
 import _kdjax_side
 import _sides
 import jax
 import tyro
-from _machine import environment, spread
+from _cases import PAIRS as WORK
+from _script import Report, Settings, quartiles, spread
 from _turns import PAUSE, Case, first_steps, rounds
 from _work import STUDENT, TEACHER, WAYS, Step, random_batches
-from rich.console import Console
-from rich.table import Table
 
-from kdjax._files import write_json
-
-WORK = ("teacher", "distillation", "student")
 TARGETS = {"teacher": 1.05, "distillation": 0.65, "student": 1.1}
 """Of PyTorch's best time, the most that kdjax's may be."""
 POOL_FIRST = ", pool first"
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """kdjax's training steps against PyTorch's."""
+class Benchmark(Settings):
+    """kdjax's training steps against PyTorch's. A trial has 3 rounds of 5 steps, and compiles nothing in PyTorch."""
 
+    LEAST: ClassVar = {"steps": 1, "rounds": 3, "batch": 1}
     steps: int = 30
     """steps timed together, in each round"""
     rounds: int = 9
@@ -53,50 +48,31 @@ class Benchmark:
     """images a step"""
     apart: bool = False
     """each side in a process of its own"""
-    out: Path | None = None
-    """JSON file for the results"""
-    quick: bool = False
-    """a few seconds of trial: 5 steps, 3 rounds, nothing compiled by PyTorch"""
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("rounds", 3), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
 
 
 def main(settings: Benchmark) -> None:
-    console = Console()
-    found = environment(console)
-    cases = _cases(settings, console)
-    first = first_steps(cases, console)
-    times = rounds(
-        cases,
-        5 if settings.quick else settings.steps,
-        3 if settings.quick else settings.rounds,
-        PAUSE if settings.apart else 0.0,
-    )
-    summary = {case: quantiles(values, n=4, method="inclusive") for case, values in times.items()}
+    report = Report(settings)
+    cases = _cases(settings, report)
+    first = first_steps(cases, report.console)
+    steps, count = (5, 3) if settings.quick else (settings.steps, settings.rounds)
+    times = rounds(cases, steps, count, pause=PAUSE if settings.apart else 0.0)
+    summary = {case: quartiles(values) for case, values in times.items()}
     ratios = _ratios({case: middle for case, (_, middle, _) in summary.items()})
-    _print(console, settings, summary, first, ratios)
-    if settings.out is not None:
-        rows = [
-            {"who": who, "work": work, "quartiles_ms": summary[who, work], "rounds_ms": times[who, work],
-             "first_step_s": first[who, work]}
-            for who, work in cases
-        ]  # fmt: skip
-        config = asdict(settings) | {"out": str(settings.out)}
-        write_json(settings.out, {**found, "config": config, "rows": rows, "ratios": ratios})
-        console.print(f"Written to {settings.out}")
+    _print(report, settings, summary, first, ratios)
+    rows = [
+        {"who": who, "work": work, "quartiles_ms": summary[who, work], "rounds_ms": times[who, work],
+         "first_step_s": first[who, work]}
+        for who, work in cases
+    ]  # fmt: skip
+    report.write(rows=rows, ratios=ratios)
 
 
-def _cases(settings: Benchmark, console: Console) -> dict[Case, Step]:
+def _cases(settings: Benchmark, report: Report) -> dict[Case, Step]:
     params = {name: _kdjax_side.initial_params(name) for name in (TEACHER, STUDENT)}
     make = _sides.apart if settings.apart else _sides.here
     given = (params, random_batches(settings.batch))
     sides = {"kdjax": make("_kdjax_side", *given)}
-    if find_spec("torch") is None:
-        console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
-    else:
+    if report.finds_torch():
         for pool_first in (False, True):
             for way, (_, compiled) in WAYS.items():
                 if not (settings.quick and compiled):
@@ -121,31 +97,26 @@ def _ratios(medians: dict[Case, float]) -> list[dict]:
 
 
 def _print(
-    console: Console,
+    report: Report,
     settings: Benchmark,
     summary: dict[Case, list[float]],
     first: dict[Case, float],
     ratios: list[dict],
 ) -> None:
     processes = "a process for each side" if settings.apart else "one process"
-    rows = list(dict.fromkeys(who for who, _ in summary))
-
-    def cell(who: str, work: str) -> str:
-        return spread(summary[who, work])
-
-    for title, show in (
-        (f"ms a step, {processes}: median over the rounds (quartiles)", cell),
-        ("s to the end of the first step", lambda who, work: f"{first[who, work]:.2f}"),
+    for title, cells in (
+        (
+            f"ms a step, {processes}: median over the rounds (quartiles)",
+            {case: spread(values) for case, values in summary.items()},
+        ),
+        ("s to the end of the first step", {case: f"{seconds:.2f}" for case, seconds in first.items()}),
     ):
-        table = Table("", *WORK, title=title, title_justify="left")
-        for who in rows:
-            table.add_row(who, *(show(who, work) for work in WORK))
-        console.print(table)
+        whos = dict.fromkeys(who for who, _ in cells)
+        report.table(title, ("", *WORK), [(who, *(cells[who, work] for work in WORK)) for who in whos])
     if ratios:
-        table = Table("work", "PyTorch's best of", "is", "kdjax / best", "target", title="Ratios", title_justify="left")
-        for row in ratios:
-            table.add_row(row["work"], row["among"], row["best"], f"{row['ratio']:.2f}", f"≤ {row['target']}")
-        console.print(table)
+        heads = ("work", "PyTorch's best of", "is", "kdjax / best", "target")
+        rows = [(row["work"], row["among"], row["best"], f"{row['ratio']:.2f}", f"≤ {row['target']}") for row in ratios]
+        report.table("Ratios", heads, rows)
 
 
 if __name__ == "__main__":

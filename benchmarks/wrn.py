@@ -19,16 +19,13 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from statistics import quantiles
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import _sides
 import _wrn_kdjax
 import jax
 import tyro
-from _machine import environment, gpu, spread
+from _script import Report, Settings, gpu, quartiles, spread, verdict
 from _turns import PAUSE, Case, first_steps, rounds
 from _work import Step, random_batches
 from _wrn_work import (
@@ -44,10 +41,6 @@ from _wrn_work import (
     Way,
     flops_of_a_step,
 )
-from rich.console import Console
-from rich.table import Table
-
-from kdjax._files import write_json
 
 TARGETS = {"cpu": 1.5, "cuda": 1.2}
 """How many times faster than PyTorch's best form kdjax is to be."""
@@ -60,9 +53,13 @@ STATED = {"H200": (494.5, 989.0), "H100": (494.5, 989.0), "A100": (156.0, 312.0)
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """A distillation step of two wide residual networks."""
+class Benchmark(Settings):
+    """A distillation step of two wide residual networks.
 
+    A trial has 3 rounds of 1 step of batch 8, and compiles nothing in PyTorch.
+    """
+
+    LEAST: ClassVar = {"steps": 1, "rounds": 3, "batch": 1}
     platform: Literal["cpu", "cuda"] = "cpu"
     """what both sides compute on"""
     batch: int = 64
@@ -75,54 +72,38 @@ class Benchmark:
     """on a GPU, this one alone; default both"""
     autotune: bool = False
     """on a GPU, PyTorch's max-autotune too, which may take minutes to compile"""
-    out: Path | None = None
-    """JSON file for the results"""
-    quick: bool = False
-    """a trial: batch 8, 1 step, 3 rounds, nothing compiled by PyTorch"""
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("rounds", 3), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
 
 
 def main(settings: Benchmark) -> None:
-    console = Console()
-    found = environment(console) | {"gpu": gpu() if settings.platform == "cuda" else None}
-    batch = 8 if settings.quick else settings.batch
+    report = Report(settings)
+    chip = gpu() if settings.platform == "cuda" else None
+    batch, steps, count = (8, 1, 3) if settings.quick else (settings.batch, settings.steps, settings.rounds)
     batches = random_batches(batch, image=IMAGE)
     weights = _wrn_kdjax.initial_weights(batches[0][0])
-    ways = {way.name: way for way in _ways(settings, console)}
+    ways = {way.name: way for way in _ways(settings, report)}
     cases: dict[Case, Step] = {}
     for name, way in ways.items():
         plain = {model: tuple(given) for model, given in weights.items()}
         side = _sides.apart(way.side, plain, batches, SIZES[settings.platform], way, platform=settings.platform)
         cases |= {(name, work): side[work] for work in (STEP, PRODUCT)}
-    first = first_steps(_only(cases, STEP), console, TOLERANCE[settings.platform])
-    with console.status("rounds"):
-        times = rounds(cases, 1 if settings.quick else settings.steps, 3 if settings.quick else settings.rounds, PAUSE)
+    first = first_steps(_only(cases, STEP), report.console, TOLERANCE[settings.platform])
+    with report.console.status("rounds"):
+        times = rounds(cases, steps, count, pause=PAUSE)
     flops = flops_of_a_step({model: given.params for model, given in weights.items()}, batch)
-    rows = _rows(ways, times, first, flops, batch, SIZES[settings.platform], found["gpu"])
+    rows = _rows(ways, times, first, flops, batch, SIZES[settings.platform], chip)
     comparison = _compared(rows, TARGETS[settings.platform])
-    _print(console, settings, rows, comparison)
-    if settings.out is not None:
-        config = asdict(settings) | {"out": str(settings.out), "batch": batch}
-        results = {"gflop_a_step": flops / 1e9, "rows": rows, "comparison": comparison}
-        write_json(settings.out, {**found, "config": config, **results})
-        console.print(f"Written to {settings.out}")
+    _print(report, settings, rows, comparison)
+    report.write(gpu=chip, batch=batch, gflop_a_step=flops / 1e9, rows=rows, comparison=comparison)
 
 
-def _ways(settings: Benchmark, console: Console) -> list[Way]:
-    ways = ON_CPU if settings.platform == "cpu" else ON_GPU
-    if find_spec("torch") is None:
-        console.print('PyTorch is missing, so kdjax is measured alone; pip install -e ".[bench]"', markup=False)
-    missing = find_spec("torch") is None
+def _ways(settings: Benchmark, report: Report) -> list[Way]:
+    has_torch = report.finds_torch()
     return [
         way
-        for way in ways
+        for way in (ON_CPU if settings.platform == "cpu" else ON_GPU)
         if way.precision in (FLOAT32, settings.precision or way.precision)
         and (settings.autotune or way.compiled != "max-autotune")
-        and (way.side == KDJAX or not (missing or (settings.quick and way.compiled is not None)))
+        and (way.side == KDJAX or (has_torch and not (settings.quick and way.compiled is not None)))
     ]
 
 
@@ -145,15 +126,15 @@ def _rows(
         fastest[way.precision] = min(fastest.get(way.precision, float("inf")), *times[name, PRODUCT])
     rows = []
     for who, way in ways.items():
-        quartiles = quantiles(times[who, STEP], n=4, method="inclusive")
-        rate = flops / quartiles[1] / 1e9  # TFLOP/s
+        spent = quartiles(times[who, STEP])
+        rate = flops / spent[1] / 1e9  # TFLOP/s
         stated = next(
             (peaks[way.precision == BFLOAT16] for name, peaks in STATED.items() if name in (chip or "")), None
         )
         rows.append(
             {
-                "who": who, **asdict(way), "quartiles_ms": quartiles, "rounds_ms": times[who, STEP],
-                "images_per_second": 1000 * batch / quartiles[1], "first_step_s": first[who, STEP],
+                "who": who, **asdict(way), "quartiles_ms": spent, "rounds_ms": times[who, STEP],
+                "images_per_second": 1000 * batch / spent[1], "first_step_s": first[who, STEP],
                 "tflops": rate, "peak_measured_tflops": 2 * size**3 / fastest[way.precision] / 1e9,
                 "share_of_measured_peak": rate / (2 * size**3 / fastest[way.precision] / 1e9),
                 "peak_stated_tflops": stated, "share_of_stated_peak": None if stated is None else rate / stated,
@@ -173,25 +154,25 @@ def _compared(rows: list[dict[str, Any]], target: float) -> list[dict[str, Any]]
         }
         if len(best) == 2:
             ours, theirs = best[KDJAX]["rounds_ms"], best[PYTORCH]["rounds_ms"]
-            ratios = quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4, method="inclusive")
+            ratios = quartiles(b / a for a, b in zip(ours, theirs, strict=True))
             names = {"kdjax": best[KDJAX]["who"], "pytorch": best[PYTORCH]["who"]}
             is_met = {"faster": ratios[1], "quartiles": ratios, "target": target, "met": ratios[1] >= target}
             compared.append({"precision": precision, **names, **is_met})
     return compared
 
 
-def _print(console: Console, settings: Benchmark, rows: list[dict[str, Any]], comparison: list[dict[str, Any]]) -> None:
+def _print(report: Report, settings: Benchmark, rows: list[dict[str, Any]], comparison: list[dict[str, Any]]) -> None:
     peak = "of the peak" if settings.platform == "cuda" else "of a product's rate"
-    table = Table("", "ms a step (quartiles)", "images/s", "first step, s", "GFLOP/s", peak)
+    cells = []
     for row in rows:
         share = row["share_of_stated_peak"] or row["share_of_measured_peak"]
         speed = (f"{row['images_per_second']:,.0f}", f"{row['first_step_s']:.2f}", f"{1000 * row['tflops']:,.0f}")
-        table.add_row(row["who"], spread(row["quartiles_ms"]), *speed, f"{share:.0%}")
-    console.print(table)
+        cells.append((row["who"], spread(row["quartiles_ms"]), *speed, f"{share:.0%}"))
+    report.table(None, ("", "ms a step (quartiles)", "images/s", "first step, s", "GFLOP/s", peak), cells)
     for row in comparison:
-        console.print(
+        report.console.print(
             f"{row['kdjax']} is {spread(row['quartiles'])} times as fast as {row['pytorch']}; target ≥ {row['target']}: "
-            f"{'met' if row['met'] else 'missed'}",
+            f"{verdict(row['met'])}",
             soft_wrap=True,
         )
 
