@@ -1,8 +1,11 @@
 """What the benchmarks compute beside measuring: operations by arithmetic, and where a trace's time belongs."""
 
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -130,17 +133,73 @@ def test_operations_by_arithmetic():
 
 @pytest.mark.parametrize(("backend", "met"), [("gpu", False), ("cpu", None)])
 def test_what_many_students_cost_is_judged_by_the_faster_way_of_each(backend, met):
-    from sweep import verdict
+    from sweep import ways_compared
 
     by_way = {
         "vmap": {1: [2.0, 2.5, 3.0], 32: [6.0, 6.5, 7.0]},
         "one by one": {1: [1.0, 2.0, 3.0], 32: [60.0, 64.0, 70.0]},
     }
-    result = verdict(by_way, "one by one", backend)
+    result = ways_compared(by_way, backend)
     assert result["faster"] == "vmap"
-    assert result["chosen_over_faster"] == pytest.approx(64 / 6.5)
+    assert result["slower_over_faster"] == pytest.approx(64 / 6.5)
     assert result["over_one"] == pytest.approx(6.5 / 2.0)
-    assert result.get("met") == met
+    assert result["met"] == met
+
+
+@pytest.mark.parametrize("teacher", ["cached", "online"])
+def test_students_one_by_one_learn_what_the_vmapped_ones_do(teacher):
+    import sweep
+
+    states = []
+    for way in sweep.WAYS:
+        case = sweep.case("MLP", teacher, way, 2, 4)
+        states.append(case.step(case.state, case.teacher, case.objective, case.batches[0])[0])
+    vmapped, one_by_one = states
+    chex.assert_trees_all_close(vmapped.params, sweep.stack(one_by_one).params, rtol=1e-4, atol=1e-6)
+
+
+def test_turns_are_of_as_many_steps_as_last_so_long():
+    from _turns import in_turns, rounds
+
+    counts = {"quick": [], "slow": []}
+
+    def run(name, seconds, count):
+        counts[name].append(count)
+        time.sleep(seconds * count)
+
+    cases = {"quick": partial(run, "quick", 0.0), "slow": partial(run, "slow", 0.02)}
+    times = in_turns(cases, 0.01, 3)
+    assert counts["slow"] == [2, 1] + 3 * [1, 1]
+    assert all(count > 1 for count in counts["quick"][3::2])
+    assert {name: len(values) for name, values in times.items()} == {"quick": 3, "slow": 3}
+    assert min(times["slow"]) >= 20
+    assert len(rounds(cases, 2, 1)["slow"]) == 1
+    assert counts["slow"][-2:] == [3, 2]  # the warm-up, and the turn
+
+
+def test_a_wide_step_goes_through_the_librarys_loop(monkeypatch):
+    """One step a call and many: the same losses; that of a first step is compared with PyTorch's."""
+    import _wrn_kdjax
+    from _work import random_batches
+    from _wrn_work import FLOAT32, IMAGE, KDJAX, STEP, Way
+
+    from kdjax.models import CNN
+
+    monkeypatch.setattr(_wrn_kdjax, "make_model", lambda name, **keywords: CNN(widths=(2,), **keywords))
+    batches = random_batches(4, 2, IMAGE)
+    weights = _wrn_kdjax.initial_weights(batches[0][0])
+    losses = []
+    for scanned in (False, True):
+        step = _wrn_kdjax.steps(weights, batches, 8, Way(KDJAX, FLOAT32, scanned=scanned))[STEP]
+        losses.append([step(1), step(_wrn_kdjax.CHUNK)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_number_below_its_least_is_named():
+    from steps import Benchmark
+
+    with pytest.raises(ValueError, match="rounds must be at least 3; got 2"):
+        Benchmark(rounds=2)
 
 
 def test_a_piece_that_fails_or_lasts_stops_no_other(tmp_path):
