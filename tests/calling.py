@@ -1,4 +1,4 @@
-"""How the tests and the verification report call a row's loss: in which dtype, with which hyper-parameters, compiled once."""
+"""How tests and the verification report call a row's loss: in which dtype, with which hyper-parameters, compiled once."""
 
 import functools
 import inspect

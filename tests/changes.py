@@ -1,6 +1,7 @@
 """Changes of a row's arrays: the bad points of every loss, and the invariances that rows choose from.
 
-An invariance's docstring is its name on the verification report. One that changes hyper-parameters too takes them as `keywords`.
+An invariance's docstring is its name in the verification report. One that changes hyper-parameters too takes them as
+`keywords`.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """The numeric law on numbers that hypothesis chooses: ties, zeros and extremes that no table thinks of.
 
 Shapes are fixed, hence each loss is compiled once. `HYPOTHESIS_PROFILE=slow` asks for over 10,000 examples of each
-loss, and KDJAX_PROPERTY_RECORD names a file to which what was run is added, for the verification report. Of a loss and property
-that were run more than once the last run counts: after a change of one loss, `-k` runs that one again.
+loss, and KDJAX_PROPERTY_RECORD names a file to which what was run is added, for the verification report. Of a loss and
+property that were run more than once the last run counts: after a change of one loss, `-k` runs that one again.
 """
 
 import collections
