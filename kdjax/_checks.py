@@ -149,7 +149,7 @@ def whole(name: str, value: Any, least: int) -> None:
 
 
 def one_of(name: str, value: str, known: Sequence[str]) -> None:
-    """Names the near misses, so that a slip of the keyboard is mended at first sight."""
+    """Names the near misses, so that a typing error is mended at first sight."""
     if value in known:
         return
     near = get_close_matches(value, known, n=3)

@@ -1,4 +1,4 @@
-"""The few types that all floors share: NamedTuples of arrays, hence plain pytrees with nothing static to retrace on."""
+"""The few types that all layers share: NamedTuples of arrays, hence plain pytrees with nothing static to retrace on."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable

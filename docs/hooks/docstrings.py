@@ -1,4 +1,4 @@
-"""What Markdown must be told about the house's docstrings: where examples stand, and which names have a page."""
+"""What Markdown must be told about the docstrings: where examples stand, and which names have a page."""
 
 import importlib
 import re

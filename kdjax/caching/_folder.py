@@ -62,7 +62,7 @@ def in_folder(
     """The arrays that `folder` holds, if they are the wanted ones; or those that it holds from now on."""
 
     def opened(where: Path, mode: Any) -> dict[str, np.memmap]:
-        # Plain bytes: NumPy's own format does not know bfloat16. Shapes and dtypes stand in the record.
+        # Plain bytes: NumPy's own format does not know bfloat16. Shapes and dtypes are in the record.
         return {name: np.memmap(_file(where, name), one.dtype, mode, shape=one.shape) for name, one in layout.items()}
 
     if folder.exists():

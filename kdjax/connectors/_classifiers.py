@@ -51,7 +51,7 @@ def projector(
     Args:
       student: the name of the student's feature, the last before its own classifier.
       teacher: the name of the teacher's, the one that its classifier reads; None: the same.
-      classifier_weights: the teacher's classifier's. They stand in the model_state, where no optimiser and no gradient
+      classifier_weights: the teacher's classifier's. They are in the model_state, where no optimiser and no gradient
         meets them.
       classifier: ``classifier(weights, features) -> logits``.
       reduction: how many times fewer channels the middle has than the teacher.
@@ -133,7 +133,7 @@ def shared_classifier(
     Args:
       student: the name of the student's feature, the last before its own classifier; a map or [batch, dim].
       teacher: the name of the teacher's, the one that its classifier reads; None: the same.
-      classifier_weights: the teacher's classifier's. They stand in the model_state, where no optimiser and no gradient
+      classifier_weights: the teacher's classifier's. They are in the model_state, where no optimiser and no gradient
         meets them.
       classifier: ``classifier(weights, features) -> logits``, of features [batch, dim].
 

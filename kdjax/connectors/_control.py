@@ -37,7 +37,7 @@ def controlled(
     without a gap has closed it. And T is multiplied by `factor`, within `low` and `high`, whenever the accuracy has not
     grown by more than `min_delta` for `patience` observations. This is a rule of thumb and no paper's.
 
-    All of it, the rule's own numbers too, stands in the connector's model_state, in the training state: it is saved and
+    All of it, the rule's own numbers too, is in the connector's model_state, in the training state: it is saved and
     restored there, and the step does not compile again when it moves.
 
     Args:

@@ -78,7 +78,7 @@ def contrast(
 
     Adds ``name``, [batch], to the student's features: the value of `kdjax.losses.crd`. The term is ``computed("crd")``.
 
-    The bank stands in the connector's model_state, in the training state: it is saved with it, and may be sharded over its
+    The bank is in the connector's model_state, in the training state: it is saved with it, and may be sharded over its
     rows. Negatives are drawn on the device from the step's key. The batch must have ``"indices"``, int [batch]: the
     examples' places in the data set.
 

@@ -74,7 +74,7 @@ def translator(student: str, teacher: str | None = None, *, paraphraser: Weights
     Args:
       student: the name of the student's feature, [batch, height, width, channels].
       teacher: the name of the teacher's, with which the paraphraser was trained; None: the same.
-      paraphraser: its weights, from `connector_of`. They stand in the translator's model_state, where no optimiser and no
+      paraphraser: its weights, from `connector_of`. They are in the translator's model_state, where no optimiser and no
         gradient meets them, and it runs in inference mode.
 
     Returns:

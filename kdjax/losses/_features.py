@@ -134,7 +134,7 @@ def variational_information(
 
     Note:
       The paper sums over all elements; common code takes the mean, as here, and both leave the constant ½ log 2π out. A
-      variance that no optimiser is given stays as it was initialised, which is a common slip. The gradient grows as 1/σ²:
+      variance that no optimiser is given stays as it was initialised, which is a common mistake. The gradient grows as 1/σ²:
       for a variance near ε and a large error it leaves float16's range.
 
     Reference:
