@@ -2,23 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from experiments._loop import EVALUATION_BATCH, Arrays
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from kdjax import (
     Apply,
     Objective,
-    Outputs,
     TrainState,
     Weights,
-    _checks,
     connectors,
     cross_entropy,
     init_state,
@@ -26,12 +20,16 @@ from kdjax import (
     on_logits,
     weighted_sum,
 )
-from kdjax.batches import epoch_indices, evaluation_indices, take
+from kdjax.batches import epoch_indices, take
+from kdjax.caching import cache_teacher
 from kdjax.losses import soft_target_kl
-from kdjax.training.phases import Phase, bounds, make_planned_step, plan
+from kdjax.training import make_epoch, weights_of
+from kdjax.training.phases import Phase, enter, make_planned_step, objectives_of, plan, stretches
 
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
+Arrays = dict[str, Any]  # a data set on the device: "inputs", "labels", and "teacher" where its outputs are cached
 Network = tuple[Callable[..., Weights], Apply]
+Learn = Callable[[int, list[Weights]], Weights]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,12 @@ class Setting:
     learning_rate: float
     temperature: float
     alpha: float
+
+    def __post_init__(self) -> None:
+        if not self.updates:
+            raise ValueError(
+                f"batch_size must be at most the {len(self.train['labels'])} examples; got {self.batch_size}."
+            )
 
     @property
     def updates(self) -> int:
@@ -68,24 +72,22 @@ class Setting:
 
     def taught(self, apply: Apply, weights: Weights, *features: str) -> Arrays:
         """The data with what a teacher says of it: its logits, and the features that are named."""
-        return self.train | {"teacher": said(apply, weights, self.train["inputs"], *features)}
+        return self.train | cache_teacher(apply, weights, self.train["inputs"], features=features)
 
-    def batches(self, seed: int, epochs: int) -> Any:
-        for epoch in range(epochs):
-            yield from np.asarray(epoch_indices(len(self.train["labels"]), self.batch_size, seed=seed, epoch=epoch))
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        return np.asarray(epoch_indices(len(self.train["labels"]), self.batch_size, seed=seed, epoch=epoch))
 
+    def loop(self, step: Callable[..., Any], objective: Any, epochs: int) -> Callable[..., Any]:
+        """``learn(state, arrays, seed, teacher=None, told=…) -> state``, what `told` makes of it after each epoch."""
+        epoch = make_epoch(step)
 
-def said(apply: Apply, weights: Weights, inputs: jax.Array, *features: str) -> Outputs:
-    """In pieces: a layer's maps of all images at once may be larger than the memory."""
-    pieces, _ = map(np.asarray, evaluation_indices(len(inputs), EVALUATION_BATCH))
-    parts = [_said(apply, features, weights, inputs, piece) for piece in pieces]
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows)[: len(inputs)], *parts)
+        def learn(state, arrays, seed, teacher=None, told=lambda state: state):
+            for number in range(epochs):
+                state, _ = epoch(state, teacher, objective, arrays, self.order(seed, number))
+                state = told(state)
+            return state
 
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _said(apply: Apply, features: tuple[str, ...], weights: Weights, inputs: jax.Array, piece: jax.Array) -> Outputs:
-    outputs, _ = apply(*weights, inputs[piece], train=False)
-    return Outputs(outputs.logits, {name: _checks.feature("network", outputs, name) for name in features})
+        return learn
 
 
 def one_run(
@@ -96,36 +98,33 @@ def one_run(
     epochs: int,
     teacher_apply: Apply | None = None,
     beside: dict[str, Any] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     wrapped: Callable[..., Any] = lambda step: step,
-) -> Callable[..., TrainState]:
-    """``learn(weights, arrays, seed, teacher=None) -> state``; compiled at its first call, once for all seeds."""
-    optimizer = setting.optimizer(epochs)
+) -> Callable[..., Weights]:
+    """``learn(weights, arrays, seed, …) -> weights``, as `Setting.loop`'s; compiled once for all seeds."""
+    optimizer = optimizer or setting.optimizer(epochs)
     step = wrapped(make_train_step(apply, teacher_apply, optimizer, connectors=beside))
-
-    @partial(jax.jit, donate_argnums=0)
-    def advance(state, teacher, arrays, chosen):
-        return step(state, teacher, objective, take(arrays, chosen) | {"indices": chosen})[0]
-
-    def learn(weights: Weights, arrays: Arrays, seed: int, teacher: Weights | None = None) -> TrainState:
-        state = init_state(weights, optimizer, jax.random.key(seed))
-        for chosen in setting.batches(seed, epochs):
-            state = advance(state, teacher, arrays, chosen)
-        return state
-
-    return learn
+    learn = setting.loop(step, objective, epochs)
+    return lambda weights, arrays, seed, *more: weights_of(
+        learn(init_state(weights, optimizer, jax.random.key(seed)), arrays, seed, *more)
+    )
 
 
 def one_student(
-    setting: Setting, objective: Objective, *, beside: dict[str, Any] | None = None
-) -> Callable[[int, Arrays], Weights]:
-    """``learn(seed, arrays) -> weights``: the student from data that hold what a teacher says; connectors stay behind."""
-    learn = one_run(setting, setting.student[1], objective, epochs=setting.epochs, beside=beside)
+    setting: Setting,
+    objective: Objective,
+    *,
+    beside: dict[str, Any] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Callable[..., Weights]:
+    """``learn(seed, arrays, …) -> weights``: the student from data that hold what a teacher says; connectors stay behind."""
+    learn = one_run(setting, setting.student[1], objective, epochs=setting.epochs, beside=beside, optimizer=optimizer)
 
-    def run(seed: int, arrays: Arrays) -> Weights:
+    def run(seed: int, arrays: Arrays, told: Callable[[TrainState], TrainState] = lambda state: state) -> Weights:
         weights = setting.fresh(setting.student, seed, 0)
-        if beside is None:
-            return weights_of(learn(weights, arrays, seed))
-        return connectors.student_of(learn(with_connectors(setting, beside, weights, arrays, seed), arrays, seed))
+        if beside is not None:
+            weights = with_connectors(setting, beside, weights, arrays, seed)
+        return learn(weights, arrays, seed, None, told)
 
     return run
 
@@ -138,30 +137,24 @@ def with_connectors(setting: Setting, beside: dict[str, Any], weights: Weights, 
     )
 
 
-def in_phases(
-    setting: Setting, beside: dict[str, Any], features: tuple[str, ...], *phases: Phase
-) -> Callable[[int, list[Weights]], Weights]:
-    """``learn(seed, teachers) -> weights``: the student with connectors, through a plan of phases."""
+def in_phases(setting: Setting, beside: dict[str, Any], features: tuple[str, ...], *phases: Phase) -> Learn:
+    """The student with connectors, through a plan of phases."""
     phases = plan(*phases)
-
-    def made(phase: Phase) -> Any:
-        step = make_train_step(setting.student[1], None, phase.optimizer, connectors=beside)
-
-        @partial(jax.jit, donate_argnums=0)
-        def advance(state, teacher, objective, batch):
-            return step(state, teacher, objective, take(batch["arrays"], batch["chosen"]))
-
-        return advance
-
-    step = make_planned_step(phases, made)
+    epoch = make_epoch(
+        make_planned_step(
+            phases, lambda phase: make_train_step(setting.student[1], None, phase.optimizer, connectors=beside)
+        )
+    )
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         arrays = setting.taught(setting.teacher[1], teachers[0], *features)
         weights = with_connectors(setting, beside, setting.fresh(setting.student, seed, 0), arrays, seed)
-        state = init_state(weights, phases[0].optimizer, jax.random.key(seed))
-        for number, chosen in zip(range(bounds(phases)[-1]), setting.batches(seed, setting.epochs), strict=True):
-            state, _ = step(number, state, None, {"arrays": arrays, "chosen": chosen})
-        return connectors.student_of(state)
+        state = enter(phases, 0, init_state(weights, phases[0].optimizer, jax.random.key(seed)))
+        for number in range(setting.epochs):
+            for index, rows in stretches(phases, number * setting.updates, setting.order(seed, number)):
+                state = state if index == state.phase else enter(phases, index, state)
+                state, _ = epoch(state, None, objectives_of(phases), arrays, rows)
+        return weights_of(state)
 
     return run
 
@@ -169,10 +162,4 @@ def in_phases(
 def teacher_of(setting: Setting) -> Callable[[int, int], Weights]:
     """``train(seed, number)``: the seed's teachers, of one architecture and different initial weights."""
     learn = one_run(setting, setting.teacher[1], LABELS, epochs=setting.teacher_epochs)
-    return lambda seed, number: weights_of(
-        learn(setting.fresh(setting.teacher, seed, 100 + number), setting.train, seed)
-    )
-
-
-def weights_of(state: TrainState) -> Weights:
-    return Weights(state.params, state.model_state)
+    return lambda seed, number: learn(setting.fresh(setting.teacher, seed, 100 + number), setting.train, seed)

@@ -1,6 +1,8 @@
 """What every script's command line has, and how its settings become a run of `kdjax.runs.compare`."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,7 @@ import jax
 from kdjax.data import Dataset, load
 from kdjax.models import make_model
 from kdjax.networks import from_linen
-from kdjax.runs import compare
+from kdjax.runs import compare, digest, open_folder, open_results, provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"
@@ -29,30 +31,26 @@ class Data:
     """height and width in pixels to which the pictures of folder:DIR are brought"""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number, 0 or greater; got {value!r}.")
-            if name == "alpha" and value > 1:
-                raise ValueError(
-                    f"alpha must lie between 0 and 1, since the soft targets weigh 1 − alpha; got {value!r}."
-                )
-            least = 0 if name == "print_every" else 1
-            if type(value) is int and value < least:
-                raise ValueError(f"{name} must be a whole number, {least} or greater; got {value!r}.")
+        for name, values in asdict(self).items():
+            if values == ():
+                raise ValueError(f"{name} must hold one number at least; got none.")
+            for value in values if isinstance(values, tuple) else (values,):
+                if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                    raise ValueError(f"{name} must be a finite number, 0 or greater; got {value!r}.")
+                if value == 0 and name in ("learning_rate", "temperature", "temperatures"):
+                    raise ValueError(f"{name} must be a finite number greater than 0; got {value!r}.")
+                if name in ("alpha", "alphas") and value > 1:
+                    raise ValueError(
+                        f"{name} must lie between 0 and 1, since the soft targets weigh 1 − alpha; got {value!r}."
+                    )
+                least = 0 if name == "print_every" else 1
+                if type(value) is int and value < least:
+                    raise ValueError(f"{name} must be a whole number, {least} or greater; got {value!r}.")
 
     def load(self, *splits: str) -> list[Dataset]:
         """The data's splits, by default those to train on and to test on."""
         keywords = {} if self.size is None else {"size": self.size}
         return [load(self.data, split, data_dir=self.data_dir, **keywords) for split in splits or ("train", "test")]
-
-    def folder(self, name: str) -> Path:
-        """Where the run goes: --out, or a place of its own."""
-        source = self.data.replace(":", "-").replace("/", "-")
-        own: Path | None = getattr(self, "out", None)
-        found = own or ROOT / "checkpoints" / "runs" / f"{name}-{source}"
-        if getattr(self, "resume", False) and not found.exists():
-            raise ValueError(f"--resume needs a run to go on with; there is no folder {found}.")
-        return found
 
     def recorded(self) -> dict[str, Any]:
         """The settings, as JSON can hold them."""
@@ -60,13 +58,26 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Settings(Data):
-    """What every comparison's command line has."""
+class Run(Data):
+    """What every script that writes has."""
 
     out: Path | None = None
     """folder for everything that the run writes; default checkpoints/runs/NAME-DATA"""
     resume: bool = False
-    """go on with the run in --out, from the last saved epoch of each network"""
+    """go on with the run in --out, from where it was stopped"""
+
+    def folder(self, name: str) -> Path:
+        """Where the run goes: --out, or a place of its own."""
+        found = self.out or ROOT / "checkpoints" / "runs" / f"{name}-{self.data.replace(':', '-').replace('/', '-')}"
+        if self.resume and not found.exists():
+            raise ValueError(f"--resume needs a run to go on with; there is no folder {found}.")
+        return found
+
+
+@dataclass(frozen=True)
+class Settings(Run):
+    """What every comparison's command line has."""
+
     seeds: int = 3
     """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
     teacher: Path | None = None
@@ -88,7 +99,9 @@ def network(model: str, data: list[Dataset]) -> tuple[Any, Any]:
 
 
 def keep_programs() -> None:
-    """What was compiled once is read from disk by the next run."""
+    """What was compiled once is read from disk by the next run, unless JAX was told of another place for that."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
     jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -97,7 +110,7 @@ def run(name: str, settings: Settings, data: list[Dataset], **recipes: Any) -> P
     """`kdjax.runs.compare` by a command line's settings; returns the folder of it all."""
     keep_programs()
     out = settings.folder(name)
-    try:
+    with _stoppable(out):
         compare(
             out,
             data=data,
@@ -112,7 +125,25 @@ def run(name: str, settings: Settings, data: list[Dataset], **recipes: Any) -> P
             print_every=settings.print_every,
             **recipes,
         )
-    except KeyboardInterrupt:
-        print(f"Stopped. The same command with --resume --out {out} goes on from the last saved epoch.")
-        raise SystemExit(STOPPED) from None
     return out
+
+
+@contextmanager
+def recorded(name: str, settings: Run, data: list[Dataset]) -> Iterator[tuple[dict[str, Any], Any, Path]]:
+    """The results of a run that trains by itself, `kdjax.runs.open_results` in its own folder, and their file."""
+    keep_programs()
+    out = settings.folder(name)
+    digests = {one.split: digest(one.inputs, one.labels) for one in data}
+    about = settings.recorded() | {"data_digests": digests}
+    with _stoppable(out), open_folder(out, about, resume=settings.resume) as folder:
+        file = folder / "results.json"
+        yield *open_results(file, provenance(about, data=digests)), file
+
+
+@contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Stopped. The same command with --resume --out {out} goes on from where it was.")
+        raise SystemExit(STOPPED) from None

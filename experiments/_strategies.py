@@ -7,20 +7,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from experiments._setting import LABELS, Setting, in_phases, one_run, one_student, weights_of
-
 import jax
-import jax.numpy as jnp
 
+from experiments._setting import LABELS, Learn, Setting, in_phases, one_run, one_student
 from kdjax import Objective, Weights, connectors, init_state, make_train_step, on_feature, on_logits, weighted_sum
-from kdjax.batches import take
 from kdjax.data import make_views, mixup
 from kdjax.losses import attention_transfer, hint, rkd_distance, soft_target_kl
 from kdjax.networks import by_confidence, copy_matching, ensemble, ensemble_weights
-from kdjax.training import augmented, freeze, make_following_step, make_mutual_step, train_only
+from kdjax.training import (
+    augmented,
+    freeze,
+    init_mean_teacher,
+    make_mean_teacher_step,
+    make_mutual_step,
+    train_only,
+    weights_of,
+)
 from kdjax.training.phases import Phase
-
-Learn = Callable[[int, list[Weights]], Weights]
 
 
 def alone(setting: Setting) -> Learn:
@@ -72,7 +75,7 @@ def through_an_assistant(setting: Setting) -> Learn:
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         arrays = setting.taught(setting.teacher[1], teachers[0])
-        middle = weights_of(first(setting.fresh(setting.assistant, seed, 50), arrays, seed))
+        middle = first(setting.fresh(setting.assistant, seed, 50), arrays, seed)
         return then(seed, setting.taught(setting.assistant[1], middle))
 
     return run
@@ -87,7 +90,7 @@ def born_again(setting: Setting, generations: int = 2) -> Learn:
         weights = first(seed, teachers)
         for generation in range(1, generations + 1):
             arrays = setting.taught(setting.student[1], weights)
-            weights = weights_of(next_one(setting.fresh(setting.student, seed, generation), arrays, seed))
+            weights = next_one(setting.fresh(setting.student, seed, generation), arrays, seed)
         return weights
 
     return run
@@ -96,42 +99,28 @@ def born_again(setting: Setting, generations: int = 2) -> Learn:
 def mean_teacher(setting: Setting) -> Learn:
     """The running average of the student teaches it; the average is what leaves."""
     optimizer = setting.optimizer(setting.epochs)
-    step = make_following_step(make_train_step(setting.student[1], setting.student[1], optimizer), 0.99)
-    objective = setting.objective()
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def advance(state, teacher, arrays, chosen):
-        return step(state, teacher, objective, take(arrays, chosen))[:2]
+    step = make_mean_teacher_step(make_train_step(setting.student[1], setting.student[1], optimizer), 0.99)
+    learn = setting.loop(step, setting.objective(), setting.epochs)
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
-        weights = setting.fresh(setting.student, seed, 0)
-        state, average = init_state(weights, optimizer, jax.random.key(seed)), jax.tree.map(jnp.copy, weights)
-        for chosen in setting.batches(seed, setting.epochs):
-            state, average = advance(state, average, setting.train, chosen)
-        return average
+        state = init_state(setting.fresh(setting.student, seed, 0), optimizer, jax.random.key(seed))
+        return weights_of(learn(init_mean_teacher(state), setting.train, seed))
 
     return run
 
 
 def mutual(setting: Setting, peer: str = "student") -> Learn:
     """Two networks learn from each other; the first leaves. The peer is a second student, or a fresh teacher."""
-    networks = (setting.student, getattr(setting, peer))
-    optimizers = [setting.optimizer(setting.epochs)] * 2
-    step = make_mutual_step([apply for _, apply in networks], optimizers)
-    objectives = [setting.objective()] * 2
-
-    @partial(jax.jit, donate_argnums=0)
-    def advance(states, arrays, chosen):
-        return step(states, objectives, take(arrays, chosen))[0]
+    networks, optimizer = (setting.student, getattr(setting, peer)), setting.optimizer(setting.epochs)
+    step = make_mutual_step([apply for _, apply in networks], [optimizer] * 2)
+    learn = setting.loop(step, (setting.objective(),) * 2, setting.epochs)
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         states = tuple(
             init_state(setting.fresh(network, seed, number), optimizer, jax.random.key(seed + 1000 * number))
-            for number, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True))
+            for number, network in enumerate(networks)
         )
-        for chosen in setting.batches(seed, setting.epochs):
-            states = advance(states, setting.train, chosen)
-        return weights_of(states[0])
+        return weights_of(learn(states, setting.train, seed)[0])
 
     return run
 
@@ -149,7 +138,7 @@ def from_a_part(setting: Setting) -> Learn:
         weights, _ = copy_matching(
             teachers[0], fresh, only=("stage1", "stage2"), channels="largest", order=("stage1", "stage2")
         )
-        return weights_of(learn(weights, setting.taught(setting.teacher[1], teachers[0]), seed))
+        return learn(weights, setting.taught(setting.teacher[1], teachers[0]), seed)
 
     return run
 
@@ -182,9 +171,7 @@ def same_views(setting: Setting) -> Learn:
         teacher_apply=setting.teacher[1],
         wrapped=views,
     )
-    return lambda seed, teachers: weights_of(
-        learn(setting.fresh(setting.student, seed, 0), setting.train, seed, teachers[0])
-    )
+    return lambda seed, teachers: learn(setting.fresh(setting.student, seed, 0), setting.train, seed, teachers[0])
 
 
 PLAIN: dict[str, Callable[[Setting], Learn]] = {

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from experiments._loop import EVALUATION_BATCH
-from experiments._setting import LABELS, Network, Setting, in_phases, one_run, one_student, said, weights_of
-from experiments._strategies import Learn, offline
-
 from optax import softmax_cross_entropy_with_integer_labels
 
+from experiments._setting import LABELS, Learn, Network, Setting, in_phases, one_run, one_student
+from experiments._strategies import offline
 from kdjax import Outputs, Weights, connectors, on_feature, on_logits, on_outputs, weighted_sum
 from kdjax.losses import hint, similarity_distribution, similarity_graph, soft_target_kl
 from kdjax.networks import ensemble, ensemble_weights, fit_pca, fused, linear_probe, project, with_features
@@ -20,6 +18,7 @@ from kdjax.training.phases import Phase
 
 STAGES = ("stage1", "stage2")
 QUEUE = 512  # embeddings of past batches
+PIECE = 500  # images at a time
 
 
 def through_adapters(setting: Setting) -> Learn:
@@ -54,11 +53,9 @@ def principal_components(setting: Setting) -> Learn:
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         images = setting.train["inputs"]
-        batches = (
-            {"inputs": images[start : start + EVALUATION_BATCH]} for start in range(0, len(images), EVALUATION_BATCH)
-        )
+        batches = ({"inputs": images[start : start + PIECE]} for start in range(0, len(images), PIECE))
         pca = fit_pca(setting.teacher[1], teachers[0], batches, "stage2", share=0.9)
-        logits, features = said(setting.teacher[1], teachers[0], images, "stage2")
+        logits, features = setting.taught(setting.teacher[1], teachers[0], "stage2")["teacher"]
         shown = Outputs(logits, {"components": project(pca, features["stage2"])})
         return learn(seed, setting.train | {"teacher": shown})
 
@@ -99,7 +96,7 @@ def of_two_architectures(setting: Setting) -> Learn:
     )
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
-        other = weights_of(train_other(setting.fresh(setting.assistant, seed, 60), setting.train, seed))
+        other = train_other(setting.fresh(setting.assistant, seed, 60), setting.train, seed)
         return learn(seed, setting.taught(together, ensemble_weights(teachers[0], other), *shown))
 
     return run
@@ -142,7 +139,7 @@ def self_supervised(setting: Setting, **more: Any) -> Learn:
 
     def run(seed: int, teachers: list[Weights]) -> Weights:
         weights = learn(seed, teachers)
-        outputs = said(apply, weights, train["inputs"], "embedding")
+        outputs = setting.taught(apply, weights, "embedding")["teacher"]
         probe = linear_probe(outputs.features["embedding"], train["labels"], outputs.logits.shape[1])
         return weights._replace(params={**weights.params, "logits": probe})
 

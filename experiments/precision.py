@@ -14,67 +14,57 @@ Parameters, the optimiser's state, logits and losses are float32 in both. On a C
 accuracy.
 """
 
-import shlex
-import sys
-import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
-from experiments.search import ALONE, DIGITS, ROOT, Search, trained
-
-import jax
-import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kdjax._files import write_json
+from experiments._settings import Run, recorded
+from experiments.search import ALONE, DIGITS, Search, learning, teaching, way_of
+from kdjax.data import on_device, unit_range
 from kdjax.metrics import mean_interval, paired_difference
 
 ARMS = {"alone": ALONE, "distilled": DIGITS}
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Precision:
-    """The digits, the teacher and the student of digits.py; for each seed the same start, batches and teacher."""
+class Precision(Run):
+    """The teacher and the student of digits.py; for each seed the same start, batches and teacher."""
 
+    data: str = "digits"
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
     seeds: int = 16
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     epochs: int = 80
     """passes over the training data, for each student"""
     teacher_epochs: int = 20
     """passes over the training data, for the teacher"""
-    out: Path = ROOT / "checkpoints" / "runs" / "precision"
-    """folder of results.json, which is overwritten"""
+    batch_size: int = 32
+    """examples an update"""
 
 
 def main(settings: Precision) -> None:
     console = Console()
-    started = time.monotonic()
-    training = Search(seeds=settings.seeds, epochs=settings.epochs, teacher_epochs=settings.teacher_epochs)
-    accuracies = {
-        dtype: trained(training, list(ARMS.values()), range(settings.seeds), "test", console, jnp.dtype(dtype))[0]
-        for dtype in ("float32", "bfloat16")
-    }
-    write_json(
-        settings.out / "results.json",
-        {
-            "command": shlex.join(["python", *sys.argv]),
-            "config": asdict(settings) | {"out": str(settings.out)},
-            "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
-            "device": jax.devices()[0].device_kind,
-            "seconds": time.monotonic() - started,
-            "test_accuracy": {dtype: values.tolist() for dtype, values in accuracies.items()},
-        },
-    )
-    shown = Table("test accuracy in %", *accuracies, "bfloat16 − float32")
+    data = settings.load()
+    training = Search(epochs=settings.epochs, teacher_epochs=settings.teacher_epochs, batch_size=settings.batch_size)
+    taught, test = teaching(training, data[0]), on_device(data[1], unit_range)
+    with recorded("precision", settings, data) as (results, entry, file):
+        way = results.setdefault("way", way_of("auto"))
+        arms = {dtype: learning(training, data[0], taught, way, console, dtype) for dtype in DTYPES}
+        found = [
+            [entry(seed, dtype, accuracies, seed, list(ARMS.values()), test) for dtype, accuracies in arms.items()]
+            for seed in range(settings.seeds)
+        ]
+    shown = Table("test accuracy in %", *DTYPES, "bfloat16 − float32")
     for column, name in enumerate(ARMS):
-        single, half = (100 * accuracies[dtype][:, column] for dtype in ("float32", "bfloat16"))
+        single, half = 100 * np.array(found)[:, :, column].T
         means = (f"{mean_interval(values):.2f}" for values in (single, half))
         shown.add_row(name, *means, f"{paired_difference(half, single):+.2f}")
     console.print(shown)
-    console.print(f"{time.monotonic() - started:.0f} s in all")
+    console.print(f"Results: {file}", soft_wrap=True)
 
 
 if __name__ == "__main__":

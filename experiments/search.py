@@ -2,7 +2,7 @@
 
     python experiments/search.py
 
-36 settings and the student alone, 37 students a seed, all in one program: 10 minutes on 2 cores that had other work to do.
+36 settings and the student alone, 37 students a seed: 10 minutes on 2 cores that had other work to do.
 8 seeds chose T = 6 and α = 0.5 (validation 96.74 ± 0.94 %; the student alone 95.69 ± 1.13 %). Of 32 fresh seeds, the test
 accuracy in %, mean ± 95 % interval:
 
@@ -13,18 +13,11 @@ The chosen setting beats the student alone, and is not known to beat digits.py's
 most of all with few labels; 180 digits and 8 seeds tell no finer difference.
 """
 
-import platform
-import shlex
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
-
-import experiments  # noqa: F401  (before JAX, for the reason given there)
 
 import jax
 import jax.numpy as jnp
@@ -34,28 +27,31 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kdjax import Weights, cross_entropy, init_state, make_eval_step, make_train_step, on_logits, weighted_sum
-from kdjax._files import write_json
-from kdjax.batches import epoch_indices, take
+from experiments._setting import Arrays
+from experiments._settings import Run, recorded
+from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
+from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
-from kdjax.data import load, on_device, unit_range
+from kdjax.data import Dataset, on_device, unit_range
 from kdjax.losses import soft_target_kl
 from kdjax.metrics import mean_interval, paired_difference
 from kdjax.models import make_model
 from kdjax.networks import from_linen
-from kdjax.training import jit_step
-from kdjax.training.sweeps import choose_way, make_sweep_step, stack, unstack
+from kdjax.runs import digest, write_json
+from kdjax.training import make_epoch, make_evaluation, weights_of
+from kdjax.training.sweeps import make_sweep_step, stack, unstack
 
-ROOT = Path(__file__).resolve().parents[1]
 ALONE = (4.0, 1.0)  # α = 1: labels only, whatever T
 DIGITS = (4.0, 0.3)  # what digits.py uses
 Setting = tuple[float, float]  # T, α
 
 
 @dataclass(frozen=True)
-class Search:
-    """The digits, the teacher and the student of digits.py. Each seed has its own teacher and its own order of the data."""
+class Search(Run):
+    """The teacher and the student of digits.py. Each seed has its own teacher and its own order of the data."""
 
+    data: str = "digits"
+    """digits, tfds:NAME, npz:FILE or folder:DIR; with a validation split"""
     temperatures: tuple[float, ...] = (4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0)
     """T of the soft targets, in logits"""
     alphas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
@@ -72,109 +68,112 @@ class Search:
     """examples an update"""
     learning_rate: float = 1e-2
     """Adam's, per update, at the start; a cosine takes it to 0 at the end"""
-    way: Literal["auto", "vmap", "one by one"] = "auto"
-    """how a seed's students train together; auto: the one that a few timed steps show to be faster"""
-    out: Path = ROOT / "checkpoints" / "runs" / "search"
-    """folder of results.json, which is overwritten"""
-
-    def __post_init__(self) -> None:
-        for name in ("temperatures", "alphas"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must hold one number at least; got none.")
-        if not all(0 <= alpha <= 1 for alpha in self.alphas):
-            raise ValueError(f"alphas must lie between 0 and 1; got {self.alphas}.")
-        for name in ("seeds", "test_seeds", "epochs", "teacher_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or greater; got {getattr(self, name)}.")
+    way: Literal["auto", "vmap", "one_by_one"] = "auto"
+    """how a seed's students train: vmap, all in one program; auto: one_by_one on a CPU, vmap elsewhere"""
 
 
 def main(settings: Search) -> None:
     console = Console()
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
-    started = time.monotonic()
+    data = settings.load("train", "validation")
     grid = [ALONE, *product(settings.temperatures, settings.alphas)]
-    validated, searched_by = trained(settings, grid, range(settings.seeds), "validation", console)
-    best = 1 + int(np.argmax(validated[:, 1:].mean(axis=0)))
-    # Fresh seeds: the winner of many has been lucky on those that chose it.
-    arms = {"alone": ALONE, "digits.py": DIGITS, "chosen": grid[best]}
-    fresh = range(settings.seeds, settings.seeds + settings.test_seeds)
-    tested, _ = trained(settings, list(arms.values()), fresh, "test", console)
-    write_json(
-        settings.out / "results.json",
-        {
-            "command": shlex.join(["python", *sys.argv]),
-            "config": asdict(settings) | {"out": str(settings.out)},
-            "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
-            "hardware": {"device": jax.devices()[0].device_kind, "machine": platform.machine()},
-            "seconds": time.monotonic() - started,
-            "search": {"by": searched_by, "settings": grid, "validation_accuracy": validated.tolist()},
-            "test": {"settings": arms, "test_accuracy": tested.tolist()},
-        },
-    )
+    taught = teaching(settings, data[0])
+    with recorded("search", settings, data) as (results, entry, file):
+        # Kept at a resumption, and with it the numbers, on whatever platform that is.
+        way = results.setdefault("way", way_of(settings.way))
+        accuracies = learning(settings, data[0], taught, way, console)
+        held_out = on_device(data[1], unit_range)
+        validated = np.array([
+            entry(seed, "validation", accuracies, seed, grid, held_out) for seed in range(settings.seeds)
+        ])  # fmt: skip
+        best = 1 + int(np.argmax(validated[:, 1:].mean(axis=0)))
+        results["search"] = {"settings": grid, "validation_accuracy": validated.tolist()}
+        # Fresh seeds: the winner of many has been lucky on those that chose it.
+        arms = {"alone": ALONE, "digits.py": DIGITS, "chosen": grid[best]}
+        (test,) = settings.load("test")
+        told = digest(test.inputs, test.labels)
+        if results.get("test", {}).get("data_digest", told) != told:
+            raise ValueError("--resume needs the data that the run began with; the test split is another.")
+        results["test"] = {"settings": arms, "data_digest": told}
+        name, held_out = f"test, chosen T = {grid[best][0]}, α = {grid[best][1]}", on_device(test, unit_range)
+        tested = np.array([
+            entry(seed, name, accuracies, seed, list(arms.values()), held_out)
+            for seed in range(settings.seeds, settings.seeds + settings.test_seeds)
+        ])  # fmt: skip
+        results["test"]["test_accuracy"] = tested.tolist()
+        write_json(file, results)
     console.print(f"Validation accuracy in %; alone {mean_interval(100 * validated[:, 0]):.2f}")
     console.print(validation_table(settings, validated))
     console.print(f"Chosen by mean validation accuracy: T = {grid[best][0]}, α = {grid[best][1]}.")
     console.print(test_table(arms, tested))
-    console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
-def trained(
-    settings: Search,
-    grid: Sequence[Setting],
-    seeds: Sequence[int],
-    split: str,
-    console: Console,
-    dtype: Any = jnp.float32,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains a student of every setting for every seed, a seed's students all together.
+def way_of(way: str) -> str:
+    """The way that auto stands for: on a CPU `jax.vmap` makes slow grouped convolutions."""
+    by_platform = "one_by_one" if jax.default_backend() == "cpu" else "vmap"
+    return by_platform if way == "auto" else way
 
-    Returns:
-      Accuracy on `split`, [seeds, settings], and how a seed's students were trained: the way, and the times that chose it.
-    """
-    train, held_out = (on_device(load("digits", name), unit_range) for name in ("train", split))
-    init_teacher, teacher_apply = from_linen(make_model("digits_teacher"))
-    init, apply = from_linen(make_model("digits_student", dtype=dtype))
-    init, init_teacher = jax.jit(init), jax.jit(init_teacher)
-    updates = len(train["labels"]) // settings.batch_size
 
-    def optimizer(epochs: int) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, epochs * updates))
+def teaching(settings: Search, data: Dataset) -> Callable[[int], Arrays]:
+    """``taught(seed)``: the training data with what the seed's teacher says of them."""
+    train = on_device(data, unit_range)
+    init, apply = from_linen(make_model("digits_teacher", classes=len(data.class_names)))
+    optimizer = adam(settings, data, settings.teacher_epochs)
+    epoch = make_epoch(make_train_step(apply, None, optimizer))
 
-    teacher_step = jit_step(make_train_step(teacher_apply, None, optimizer(settings.teacher_epochs)))
-    student_step = make_train_step(apply, None, optimizer(settings.epochs))
-    objectives = stack([objective(*setting) for setting in grid])
-    evaluate, accuracies, sweep, by = jax.jit(make_eval_step(apply)), [], None, {}
-    for seed in seeds:
-        started = time.monotonic()
-        keys = [jax.random.fold_in(jax.random.key(seed), network) for network in (0, 1)]
-        teacher = init_state(init_teacher(keys[0], train["inputs"][:1]), optimizer(settings.teacher_epochs), keys[0])
-        teacher = fitted(
-            teacher_step,
-            teacher,
-            objective(*ALONE, soft=False),
-            train,
-            settings.teacher_epochs,
-            settings.batch_size,
-            seed,
-        )
-        taught = train | cache_teacher(teacher_apply, Weights(teacher.params, teacher.model_state), train["inputs"])
-        start = init_state(init(keys[1], train["inputs"][:1]), optimizer(settings.epochs), keys[1])
-        states = stack([start] * len(grid))
-        if sweep is None:
-            batch = take(taught, np.arange(settings.batch_size))
-            way, times = settings.way, None
-            if way == "auto":
-                way, sweep, times = choose_way(student_step, None, states, None, objectives, batch)
-            else:
-                sweep = make_sweep_step(student_step, None, way=way)
-            by = {"way": way, "milliseconds": times}
-            console.print(f"{len(grid)} students a step: {by}")
-        states = fitted(sweep, states, objectives, taught, settings.epochs, settings.batch_size, seed)
-        sums = [evaluate(Weights(state.params, state.model_state), held_out) for state in unstack(states)]
-        accuracies.append([float(one["correct"] / one["examples"]) for one in sums])
-        console.print(f"seed {seed}: {time.monotonic() - started:.1f} s, {split} accuracy of the students "
-                      f"{100 * min(accuracies[-1]):.2f} to {100 * max(accuracies[-1]):.2f} %")  # fmt: skip
-    return np.asarray(accuracies), by
+    @lru_cache(maxsize=1)
+    def taught(seed: int) -> Arrays:
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        state = init_state(jax.jit(init)(key, train["inputs"][:1]), optimizer, key)
+        state = fitted(settings, epoch, state, objective(*ALONE, soft=False), train, settings.teacher_epochs, seed)
+        return train | cache_teacher(apply, weights_of(state), train["inputs"])
+
+    return taught
+
+
+def learning(
+    settings: Search, data: Dataset, taught: Callable[[int], Arrays], way: str, console: Console, dtype: str = "float32"
+) -> Callable[..., list[float]]:
+    """``accuracies(seed, grid, held_out)``: of a student of every setting, all from one start; compiled for all seeds."""
+    init, apply = from_linen(make_model("digits_student", classes=len(data.class_names), dtype=jnp.dtype(dtype)))
+    optimizer = adam(settings, data, settings.epochs)
+    step, evaluate = make_train_step(apply, None, optimizer), make_evaluation(apply)
+    epoch = make_epoch(make_sweep_step(step) if way == "vmap" else step)
+
+    def accuracies(seed: int, grid: Sequence[Setting], held_out: Arrays) -> list[float]:
+        key, arrays = jax.random.fold_in(jax.random.key(seed), 1), taught(seed)
+        weights = jax.jit(init)(key, arrays["inputs"][:1])
+        # What students differ in is traced: one after the other, they all run one program.
+        states, goals = [init_state(weights, optimizer, key) for _ in grid], [objective(*one) for one in grid]
+        if way == "vmap":
+            states, goals = [stack(states)], [stack(goals)]
+        states = [
+            fitted(settings, epoch, state, goal, arrays, settings.epochs, seed)
+            for state, goal in zip(states, goals, strict=True)
+        ]
+        states = unstack(states[0]) if way == "vmap" else states
+        found = [evaluate(weights_of(state), held_out)["accuracy"] for state in states]
+        console.print(f"seed {seed}  {len(grid)} students in {dtype}, accuracy {100 * min(found):.2f} to "
+                      f"{100 * max(found):.2f} %", highlight=False)  # fmt: skip
+        return found
+
+    return accuracies
+
+
+def adam(settings: Search, data: Dataset, epochs: int) -> optax.GradientTransformation:
+    updates = len(data.labels) // settings.batch_size
+    if not updates:
+        raise ValueError(f"batch_size must be at most the {len(data.labels)} examples; got {settings.batch_size}.")
+    return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, epochs * updates))
+
+
+def fitted(
+    settings: Search, epoch: Callable[..., Any], state: Any, goal: Any, arrays: Arrays, epochs: int, seed: int
+) -> Any:
+    """The state after training, of one network or of many with their objectives."""
+    for number in range(epochs):
+        order = epoch_indices(len(arrays["labels"]), settings.batch_size, seed=seed, epoch=number)
+        state, _ = epoch(state, None, goal, arrays, order)
+    return state
 
 
 def objective(temperature: float, alpha: float, *, soft: bool = True) -> Any:
@@ -183,19 +182,6 @@ def objective(temperature: float, alpha: float, *, soft: bool = True) -> Any:
     if not soft:
         return weighted_sum(labels=labels)
     return weighted_sum(labels=labels, soft=(1.0 - alpha, on_logits(soft_target_kl, temperature=temperature)))
-
-
-def fitted(
-    step: Callable, state: Any, goal: Any, arrays: dict[str, Any], epochs: int, batch_size: int, seed: int
-) -> Any:
-    """The state after training: of one network, or of many with their objectives, by the same loop."""
-    for epoch in range(epochs):
-        for chosen in np.asarray(epoch_indices(len(arrays["labels"]), batch_size, seed=seed, epoch=epoch)):
-            state, _ = step(state, None, goal, PICK(arrays, chosen))
-    return state
-
-
-PICK = jax.jit(take)
 
 
 def validation_table(settings: Search, accuracies: np.ndarray) -> Table:

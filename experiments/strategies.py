@@ -11,35 +11,29 @@ and 220,330). Test accuracy in %, mean ± 95 % interval over 8 seeds of digits; 
     offline, no labels            97.57 ± 0.87      online: two students            94.62 ± 1.27
 """
 
-import math
-import platform
-import shlex
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from experiments._loop import evaluator
-from experiments._setting import Setting, teacher_of
-from experiments._strategies import PLAIN
-from experiments._strategies_adaptive import ADAPTIVE
-from experiments._strategies_features import FEATURES
-
-import jax
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kdjax._files import write_json
-from kdjax.data import load, on_device, unit_range
+from experiments._setting import Setting, teacher_of
+from experiments._settings import Run, recorded
+from experiments._strategies import PLAIN
+from experiments._strategies_adaptive import ADAPTIVE
+from experiments._strategies_features import FEATURES
+from kdjax import Weights
+from kdjax.data import on_device, unit_range
 from kdjax.metrics import Interval, mean_interval, paired_difference
 from kdjax.models import make_model
 from kdjax.networks import from_linen
+from kdjax.training import make_evaluation
 
-ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = 3  # a seed
 STRATEGIES = PLAIN | FEATURES | ADAPTIVE
 # What is done where no option says otherwise. Larger images cost more an update, and get fewer.
@@ -48,17 +42,15 @@ USUAL_OF_DIGITS = {"epochs": 80, "teacher_epochs": 20, "batch_size": 32, "learni
 
 
 @dataclass(frozen=True)
-class Strategies:
+class Strategies(Run):
     """One student, many ways to teach it."""
 
     data: str = "digits"
-    """where the examples come from: digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
-    data_dir: Path | None = None
-    """folder with the original files of mnist or fashion_mnist, or with prepared TFDS data sets"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
     seeds: int = 8
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     examples: int = 5_000
-    """train on the first so many examples, or on all where there are fewer"""
+    """train on the first so many examples, or on all where there are fewer; of folder:DIR on as many, evenly spread"""
     epochs: int | None = None
     """passes over them, for each student; None: 80 on digits, 6 on other data"""
     teacher_epochs: int | None = None
@@ -73,15 +65,9 @@ class Strategies:
     """weight of the labels; the soft targets weigh 1 − alpha"""
     only: str = ""
     """run only the strategies that have this text in their name, and the student alone"""
-    out: Path | None = None
-    """folder of results.json, which is overwritten; it is written after each seed"""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "examples", "epochs", "teacher_epochs", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more; got {value}.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a finite number greater than 0; got {self.learning_rate}.")
+        super().__post_init__()
         if self.only and not any(self.only in name for name in STRATEGIES):
             raise ValueError(f"only must be part of a strategy's name: {', '.join(STRATEGIES)}; got {self.only!r}.")
 
@@ -91,54 +77,49 @@ def main(settings: Strategies) -> None:
     settings = replace(settings, **{name: usual[name] for name in usual if getattr(settings, name) is None})
     console = Console()
     console.width = max(console.width, 100)  # the table is cut otherwise
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
-    data = [load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test")]
+    data = settings.load()
     train, test = (on_device(part, unit_range) for part in data)
+    chosen = np.arange(len(train["labels"]))[: settings.examples]
+    if settings.data.startswith("folder:"):  # whose pictures lie class by class
+        chosen = chosen * len(train["labels"]) // len(chosen)
     classes = len(data[0].class_names)
     shared = {name: getattr(settings, name) for name in (
         "epochs", "teacher_epochs", "batch_size", "learning_rate", "temperature", "alpha")}  # fmt: skip
     setting = Setting(
-        {name: array[: settings.examples] for name, array in train.items()},
+        {name: array[chosen] for name, array in train.items()},
         student=from_linen(make_model("digits_student", classes=classes)),
         assistant=from_linen(make_model("digits_student", classes=classes, widths=(12, 24), hidden=32)),
         teacher=from_linen(make_model("digits_teacher", classes=classes)),
         **shared,
     )
-    chosen = {name: make for name, make in STRATEGIES.items() if settings.only in name or name == "alone"}
-    ways = {name: make(setting) for name, make in chosen.items()}
+    ways = {name: make(setting) for name, make in STRATEGIES.items() if settings.only in name or name == "alone"}
     train_teacher = teacher_of(setting)
-    networks = {"teacher": setting.teacher, "student": setting.student}
-    evaluate = {who: evaluator(apply) for who, (_, apply) in networks.items()}
-    out = (
-        settings.out
-        or ROOT / "checkpoints" / "runs" / f"strategies-{settings.data.replace(':', '-').replace('/', '-')}"
-    )
-    records: list[dict[str, Any]] = []
-    for seed in range(settings.seeds):
+    of_student, of_teacher = (make_evaluation(apply) for _, apply in (setting.student, setting.teacher))
+
+    @cache
+    def teachers(seed: int) -> tuple[list[Weights], float]:
+        """Trained when a strategy wants them: at a resumption, perhaps none does."""
         started = time.monotonic()
-        teachers = [train_teacher(seed, number) for number in range(TEACHERS)]
-        record = {
-            "teacher": {
-                "accuracy": 100 * evaluate["teacher"](teachers[0], test)["accuracy"],
-                "seconds": time.monotonic() - started,
-            }
-        }
-        for name, learn in ways.items():
-            begun = time.monotonic()
-            accuracy = 100 * evaluate["student"](learn(seed, teachers), test)["accuracy"]
-            record[name] = {"accuracy": accuracy, "seconds": time.monotonic() - begun}
-        records.append(record)
-        console.print(f"seed {seed}: {time.monotonic() - started:.0f} s")
-        write_json(out / "results.json", {
-            "command": shlex.join(["python", *sys.argv]),
-            "config": asdict(settings),
-            "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
-            "machine": platform.machine(),
-            "device": jax.devices()[0].platform,
-            "seeds": records,
-        })  # fmt: skip
-    show(records, console)
-    console.print(f"Results: {out / 'results.json'}", soft_wrap=True)
+        return [train_teacher(seed, number) for number in range(TEACHERS)], time.monotonic() - started
+
+    def measured(seed: int, name: str, learn: Callable[..., Weights] | None) -> dict[str, float]:
+        trained, seconds = teachers(seed)
+        started = time.monotonic()
+        if learn is None:
+            accuracy = 100 * of_teacher(trained[0], test)["accuracy"]
+        else:
+            accuracy = 100 * of_student(learn(seed, trained), test)["accuracy"]
+            seconds = time.monotonic() - started
+        console.print(f"seed {seed}  {name}  {accuracy:.2f} %  {seconds:.1f} s", highlight=False)
+        return {"accuracy": accuracy, "seconds": seconds}
+
+    with recorded("strategies", settings, data) as (results, entry, file):
+        for seed in range(settings.seeds):
+            for name, learn in {"teacher": None, **ways}.items():
+                entry(seed, name, measured, seed, name, learn)
+            teachers.cache_clear()
+    show(results["seeds"], console)
+    console.print(f"Results: {file}", soft_wrap=True)
 
 
 def show(records: list[dict[str, Any]], console: Console) -> None:

@@ -1,6 +1,6 @@
-"""What do the tutorials' wrong losses do? Each wrong form trains beside the right one, all else equal: docs/slips.md.
+"""What do the tutorials' wrong losses do? Each wrong form trains beside the right one, all else equal: docs/common-mistakes.md.
 
-    python experiments/slips.py --seeds 12
+    python experiments/common_mistakes.py --seeds 12
 
 26 ways to train the student of digits.py, some 25 s a seed on 2 cores. Test accuracy in %, wrong − right, 12 paired seeds:
 
@@ -8,21 +8,13 @@
     probabilities as logarithms    −20.86 ± 6.32    a weak teacher's choice        −12.80 ± 5.21
     softmax twice                  −11.32 ± 4.61    batches sorted by class        −26.32 ± 23.49
 
-The logarithm of a masked zero is NaN in 12 of 12; other pairs show no difference, and docs/slips.md says what hides it.
+The logarithm of a masked zero is NaN in 12 of 12; other pairs show no difference, and docs/common-mistakes.md says what hides it.
 """
 
-import platform
-import shlex
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
-
-from experiments._loop import Arrays, Network, Recipe, prepare
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +23,18 @@ import optax
 import tyro
 from rich.console import Console
 
-from kdjax import Objective, Outputs, Weights, cross_entropy, init_state, on_feature, on_logits, weighted_sum
-from kdjax._files import write_json
-from kdjax.batches import epoch_indices, take
-from kdjax.data import load, on_device, unit_range
+from experiments._setting import LABELS, Arrays, Network
+from experiments._settings import Run, recorded
+from kdjax import Objective, Outputs, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax.batches import epoch_indices
+from kdjax.caching import cache_teacher
+from kdjax.data import on_device, unit_range
 from kdjax.losses import attention_transfer, kernel_alignment, pkt, similarity_graph, soft_target_kl
 from kdjax.metrics import mean_interval
+from kdjax.models import make_model
+from kdjax.networks import from_linen
+from kdjax.training import make_epoch, make_evaluation, weights_of
 
-ROOT = Path(__file__).resolve().parents[1]
 EPOCHS_SHOWN = (1, 5, 20, 80)
 
 # The wrong forms. `optax.losses.kl_divergence` wants the student's log-probabilities, then the teacher's probabilities.
@@ -111,7 +107,7 @@ def arms(temperature: float) -> dict[str, Arm]:
     soft = (0.7, on_logits(soft_target_kl, **t))
     choice = weighted_sum(labels=(0.3, teachers_choice), soft=soft)
     return {
-        "labels": Arm(weighted_sum(labels=(1.0, cross_entropy))),
+        "labels": Arm(LABELS),
         "labels, softmax twice": Arm(weighted_sum(labels=(1.0, softmax_twice))),
         "soft and labels": Arm(labelled(soft_target_kl, **t)),
         "soft and labels, log-probabilities as targets": Arm(labelled(log_probabilities_as_targets, **t)),
@@ -140,7 +136,7 @@ def arms(temperature: float) -> dict[str, Arm]:
     }
 
 
-# (wrong, right), in the order of docs/slips.md
+# (wrong, right), in the order of docs/common-mistakes.md
 TRIALS = (
     ("soft and labels, log-probabilities as targets", "soft and labels"),
     ("soft and labels, probabilities as logarithms", "soft and labels"),
@@ -162,109 +158,112 @@ TRIALS = (
     ("soft, fixed batches", "soft"),
     ("soft, batches sorted by class", "soft"),
 )
+OPTIMIZERS = {
+    "Adam": lambda updates: optax.adam(optax.cosine_decay_schedule(1e-2, updates)),
+    "SGD": lambda updates: optax.sgd(optax.cosine_decay_schedule(1e-2, updates), momentum=0.9),
+}
 
 
 @dataclass(frozen=True)
-class Slips:
-    """The digits, the teacher and the student of digits.py."""
+class CommonMistakes(Run):
+    """The teacher and the student of digits.py."""
 
+    data: str = "digits"
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
     seeds: int = 12
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     epochs: int = 80
     """passes over the training data, for each student"""
     teacher_epochs: int = 20
     """passes over the training data, for the teacher; the weak teacher gets one"""
+    batch_size: int = 32
+    """examples an update"""
     temperature: float = 4.0
     """T of the soft targets, in logits"""
     only: str = ""
     """run only the comparisons whose wrong form has this text in its name"""
-    out: Path = ROOT / "checkpoints" / "runs" / "slips"
-    """folder of results.json, which is overwritten; it is written after each seed"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = dict.fromkeys(wrong for wrong, _ in TRIALS)
+        if not any(self.only in name for name in names):
+            raise ValueError(f"only must be part of a wrong form's name: {'; '.join(names)}; got {self.only!r}.")
 
 
-def main(settings: Slips) -> None:
+def main(settings: CommonMistakes) -> None:
     console = Console()
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / "checkpoints" / "compilation-cache"))
-    train, test = (on_device(load("digits", split), unit_range) for split in ("train", "test"))
+    data = settings.load()
+    train, test = (on_device(part, unit_range) for part in data)
     trials = [trial for trial in TRIALS if settings.only in trial[0]]
     wanted = {name: arm for name, arm in arms(settings.temperature).items() if any(name in trial for trial in trials)}
-    optimizers = {
-        "Adam": lambda updates: optax.adam(optax.cosine_decay_schedule(1e-2, updates)),
-        "SGD": lambda updates: optax.sgd(optax.cosine_decay_schedule(1e-2, updates), momentum=0.9),
-    }
-    alone = weighted_sum(labels=(1.0, cross_entropy))
-    sizes = {"examples": len(train["labels"]), "classes": 10}
-    teachers = {
-        name: prepare(Recipe("digits_teacher", alone, optimizers["Adam"], epochs, 32), **sizes)
-        for name, epochs in (("teacher", settings.teacher_epochs), ("weak teacher", 1))
-    }
-    students = {
-        name: prepare(Recipe("digits_student", alone, optimizer, settings.epochs, 32), **sizes)
-        for name, optimizer in optimizers.items()
-    }
-    started = time.monotonic()
-    records: list[dict[str, Any]] = []
-    for seed in range(settings.seeds):
-        record: dict[str, Any] = {}
-        taught = {}
-        for name, network in teachers.items():
-            weights, record[name] = trained(network, Arm(alone), train, test, seed=seed, init=1)
-            taught[name] = jax.jit(partial(network.apply, train=False))(*weights, train["inputs"])[0]
-        for name, arm in wanted.items():
-            arrays = train | {"teacher": taught[arm.teacher]}
-            _, record[name] = trained(students[arm.optimizer], arm, arrays, test, seed=seed, init=0)
-        records.append(record)
-        console.print(f"seed {seed}: {time.monotonic() - started:.0f} s")
-        write_json(
-            settings.out / "results.json",
-            {
-                "command": shlex.join(["python", *sys.argv]),
-                "config": asdict(settings) | {"out": str(settings.out)},
-                "versions": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
-                "machine": platform.machine(),
-                "seconds": time.monotonic() - started,
-                "seeds": records,
-            },
-        )
-    show(records, trials, console)
+    teacher, student = (
+        from_linen(make_model(name, classes=len(data[0].class_names))) for name in ("digits_teacher", "digits_student")
+    )
+    lengths = {"teacher": settings.teacher_epochs, "weak teacher": 1}
+    teachers = {name: trainer(settings, teacher, train, test, epochs) for name, epochs in lengths.items()}
+    students = {name: trainer(settings, student, train, test, settings.epochs, name) for name in OPTIMIZERS}
+
+    @cache
+    def taught(seed: int, name: str) -> tuple[Arrays, dict[str, Any]]:
+        """The training data with what a teacher says of them, and its record; trained when an arm wants it."""
+        weights, record = teachers[name](Arm(LABELS), train, seed, 1)
+        return train | cache_teacher(teacher[1], weights, train["inputs"], features=("stage2", "embedding")), record
+
+    def measured(seed: int, name: str) -> dict[str, Any]:
+        arm = wanted.get(name)
+        record = taught(seed, name)[1] if arm is None else (
+            students[arm.optimizer](arm, taught(seed, arm.teacher)[0], seed, 0)[1])  # fmt: skip
+        console.print(f"seed {seed}  {name}  {100 * record['accuracy']:.2f} %", soft_wrap=True, highlight=False)
+        return record
+
+    with recorded("common_mistakes", settings, data) as (results, entry, file):
+        for seed in range(settings.seeds):
+            for name in (*teachers, *wanted):
+                entry(seed, name, measured, seed, name)
+            taught.cache_clear()
+    show(results["seeds"], trials, console)
+    console.print(f"Results: {file}", soft_wrap=True)
 
 
-def trained(
-    network: Network, arm: Arm, train: Arrays, test: Arrays, *, seed: int, init: int
-) -> tuple[Weights, dict[str, Any]]:
-    """One network from the seed's initial weights to its last epoch, whatever becomes of it: NaN is a result here."""
-    weights = network.init(jax.random.fold_in(jax.random.key(seed), init), train["inputs"][:1])
-    state = init_state(weights, network.optimizer, jax.random.key(seed))
-    zeros: dict[str, Any] = {}
-    terms: dict[str, list[float]] = {}
-    for epoch in range(network.recipe.epochs):
-        batches = order_of(arm.order, train["labels"], network.recipe.batch_size, seed=seed, epoch=epoch)
-        if not zeros:  # where the metrics are added up, on the device
-            _, metrics = jax.eval_shape(network.step, state, None, arm.objective, take(train, batches[0]))
-            zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in metrics.items()}
-        totals = jax.tree.map(jnp.copy, zeros)
-        for first in range(len(batches)):
-            state, totals, _ = network.advance(state, totals, None, arm.objective, train, batches[first : first + 1])
-        for term, total in totals.items():
-            terms.setdefault(term, []).append(float(total) / len(batches))
-    final = Weights(state.params, state.model_state)
-    return final, network.evaluate(final, test) | {"terms": terms}
+def trainer(
+    settings: CommonMistakes, network: Network, train: Arrays, test: Arrays, epochs: int, optimizer: str = "Adam"
+) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """``trained(arm, arrays, seed, init) -> (weights, record)``, whatever becomes of the training: NaN is a result here."""
+    (init_weights, apply), examples = network, len(train["labels"])
+    if settings.batch_size > examples:
+        raise ValueError(f"batch_size must be at most the {examples} examples; got {settings.batch_size}.")
+    transform = OPTIMIZERS[optimizer](epochs * (examples // settings.batch_size))
+    epoch, evaluate = make_epoch(make_train_step(apply, None, transform)), make_evaluation(apply)
+
+    def trained(arm: Arm, arrays: Arrays, seed: int, init: int) -> tuple[Any, dict[str, Any]]:
+        weights = init_weights(jax.random.fold_in(jax.random.key(seed), init), arrays["inputs"][:1])
+        state = init_state(weights, transform, jax.random.key(seed))
+        history = []
+        for number in range(epochs):
+            order = order_of(arm.order, arrays["labels"], settings.batch_size, seed=seed, epoch=number)
+            state, means = epoch(state, None, arm.objective, arrays, order)
+            history.append(means)
+        terms = {term: [means[term] for means in history] for term in history[0]}
+        return weights_of(state), evaluate(weights_of(state), test) | {"terms": terms}
+
+    return trained
 
 
 def order_of(order: str, labels: Any, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
     """[steps, batch]: which examples make which batch."""
     shuffled = np.asarray(epoch_indices(len(labels), batch_size, seed=seed, epoch=epoch))
-    if order == "shuffled":
-        return shuffled
     places = np.argsort(labels, kind="stable") if order == "sorted" else np.arange(len(labels))
-    return places[: shuffled.size].reshape(shuffled.shape)
+    return shuffled if order == "shuffled" else places[: shuffled.size].reshape(shuffled.shape)
 
 
 def show(records: list[dict[str, Any]], trials: list[tuple[str, str]], console: Console) -> None:
     """Tables in Markdown: accuracy and cross-entropy on the test digits, then each term's training curve."""
 
+    def number(value: float | None) -> float:
+        return np.nan if value is None else value  # JSON has no NaN
+
     def over(name: str, measure: str, factor: float) -> list[float]:
-        return [factor * record[name][measure] for record in records]
+        return [factor * number(record[name][measure]) for record in records]
 
     def line(*cells: str) -> None:
         console.print("| " + " | ".join(cells) + " |", soft_wrap=True, highlight=False)
@@ -282,8 +281,8 @@ def show(records: list[dict[str, Any]], trials: list[tuple[str, str]], console: 
     line("term", *(f"epoch {epoch}" for epoch in EPOCHS_SHOWN))
     for name in records[0]:
         for term in ("soft", "feature", "labels"):
-            curves = [record[name]["terms"][term] for record in records if term in record[name]["terms"]]
-            if curves:
+            found = [record[name]["terms"][term] for record in records if term in record[name]["terms"]]
+            if curves := [list(map(number, curve)) for curve in found]:
                 means = np.mean(curves, axis=0)
                 line(f"{name}: {term}", *(f"{means[epoch - 1]:.4g}" for epoch in EPOCHS_SHOWN if epoch <= len(means)))
 
@@ -298,4 +297,4 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Slips, description=__doc__))
+    main(tyro.cli(CommonMistakes, description=__doc__))
