@@ -1,4 +1,4 @@
-"""What do the tutorials' wrong losses do? Each wrong form trains beside the right one, all else equal: docs/common-mistakes.md.
+"""What do the tutorials' wrong losses do? Each trains beside the right one, all else equal: docs/common-mistakes.md.
 
     python experiments/common_mistakes.py --seeds 12
 
@@ -8,7 +8,7 @@
     probabilities as logarithms    −20.86 ± 6.32    a weak teacher's choice        −12.80 ± 5.21
     softmax twice                  −11.32 ± 4.61    batches sorted by class        −26.32 ± 23.49
 
-The logarithm of a masked zero is NaN in 12 of 12; other pairs show no difference, and docs/common-mistakes.md says what hides it.
+The logarithm of a masked zero is NaN in 12 of 12; other pairs show no difference: docs/common-mistakes.md says why.
 """
 
 from collections.abc import Callable
