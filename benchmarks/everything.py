@@ -62,9 +62,9 @@ def _wrn(precision: str) -> Piece:
     return _benchmark("wrn", LONGEST, options, name=f"wrn-{precision}")
 
 
-def _experiment(name: str, minutes: float, options: str) -> Piece:
-    command = f"experiments/{name}.py --data npz:{{mnist}} --out {{out}}/{name} --resume {options}"
-    return Piece(minutes, command, f"{command} --seeds 1 --epochs 1", {})
+def _experiment(name: str, minutes: float, options: str, quick: str = "") -> Piece:
+    command = f"experiments/{name}.py {options} --out {{out}}/{name} --resume"
+    return Piece(minutes, command, f"{command} --seeds 1 --epochs 1 {quick}", {})
 
 
 def _tests(options: str, quick: str, **environment: str) -> Piece:
@@ -100,15 +100,10 @@ PIECES: dict[str, Piece] = {
         "-k 'float16 or float32 or dtype or precision or bad_points'", "tests/test_models.py -k bfloat16"
     ),
     "losses": _benchmark("losses", 6, "--platform {platform}"),
-    "model_compression": _experiment("model_compression", LONGEST, "--seeds 3"),
-    "soft_targets": _experiment("soft_targets", 7, "--seeds 5"),
-    "pipeline": _experiment("pipeline", 7, "--seeds 3"),
-    "strategies": Piece(
-        LONGEST,
-        "experiments/strategies.py --seeds 4 --out {out}/strategies",
-        "experiments/strategies.py --seeds 1 --epochs 1 --teacher-epochs 1 --out {out}/strategies",
-        {},
-    ),
+    "model_compression": _experiment("model_compression", LONGEST, "--data npz:{mnist} --seeds 3"),
+    "soft_targets": _experiment("soft_targets", 7, "--data npz:{mnist} --seeds 5"),
+    "pipeline": _experiment("pipeline", 7, "--data npz:{mnist} --seeds 3"),
+    "strategies": _experiment("strategies", LONGEST, "--seeds 4", "--teacher-epochs 1"),
     "steps": _benchmark("steps", 6, "--apart"),
     "startup": _benchmark("startup", 5),
 }
@@ -145,6 +140,8 @@ def main() -> None:
             later.append(name)
             continue
         words = [word.format(**filled) if "\n" not in word else word for word in shlex.split(command)]
+        if "--resume" in words:  # an empty folder holds a run's start
+            (given.out / name).mkdir(exist_ok=True)
         ended[name] = run(name, words, piece, environment, given.out)
         summary.write_text(json.dumps(ended, indent=1))
     left = f"Not begun: {', '.join(later)}. The same command goes on with them." if later else "Nothing is left to do."
