@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax._types import Apply, Outputs, Rng, Tree
 
@@ -30,7 +31,7 @@ def run(
     if _is_array(first) and isinstance(second, Mapping) and _structure(second) != _structure(model_state):
         # A pair of logits and features, unless it is a model_state that has changed: then no leaf is one row an example.
         leaves = jax.tree.leaves(second)
-        if not leaves or any(leaf.shape[:1] != first.shape[:1] for leaf in leaves):
+        if not leaves or any(jnp.shape(leaf)[:1] != first.shape[:1] for leaf in leaves):
             raise ValueError(
                 f"{_name(apply)} must return a model_state of the structure that it was given, {_structure(model_state)}, "
                 f"or features with one row for each example; got {_structure(second)}."
