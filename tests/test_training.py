@@ -1,6 +1,7 @@
 """What the step promises: the teacher stands outside everything that the optimiser touches, and numbers reproduce."""
 
 import chex
+import dense
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ from kdjax import (
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.models import make_model
 from kdjax.networks import from_linen
-from kdjax.training import jit_step
+from kdjax.training import freeze, jit_step
 
 
 def step_for(transform=None, teacher_apply=True):
@@ -146,6 +147,53 @@ def test_each_step_draws_its_own_noise():
     later = state._replace(step=state.step + 1)
     losses = [float(step(start, None, goal, data)[1]["loss"]) for start in (state, state, later)]
     assert losses[0] == losses[1] != losses[2]
+
+
+WANT_THE_LOSS = {
+    "reduce_on_plateau": optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=2, rtol=0.9, accumulation_size=1)
+    ),
+    "polyak_sgd": optax.polyak_sgd(max_learning_rate=0.1),
+    "frozen in part": freeze(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)), "body"),
+}
+
+
+@pytest.mark.parametrize("name", WANT_THE_LOSS)
+def test_an_optimizer_that_wants_the_losss_value_is_given_it(name):
+    transform = WANT_THE_LOSS[name]
+    step = jax.jit(make_train_step(dense.student(), dense.teacher, transform))
+    state, weights, data = dense.fresh_state(transform=transform), dense.teacher_weights(), dense.batch()
+    losses = []
+    for _ in range(8):
+        before = state
+        state, metrics = step(before, weights, dense.objective(), data)
+        losses.append(float(metrics["loss"]))
+    assert min(losses[4:]) < losses[0]
+    assert step._cache_size() == 1
+    # By hand: the update that optax makes of the loss that the step reports.
+    gradients = jax.grad(loss_of)(before.params, before, weights, data)
+    transform = optax.with_extra_args_support(transform)
+    updates, _ = transform.update(gradients, before.opt_state, before.params, value=metrics["loss"])
+    expected = optax.apply_updates(before.params, updates)
+    chex.assert_trees_all_close(state.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def loss_of(params, state, weights, data):
+    rng = jax.random.fold_in(state.rng, state.step)
+    said, _ = dense.student()(params, state.model_state, data["inputs"], train=True, rng=rng)
+    taught, _ = dense.teacher(*weights, data["inputs"], train=False)
+    return dense.objective()(said, taught, data, state.step).total.mean()
+
+
+def test_a_plateau_that_is_seen_makes_smaller_steps():
+    """With a patience of two updates and a fall that nothing reaches, the scale is halved as told."""
+    transform = WANT_THE_LOSS["reduce_on_plateau"]
+    step, state = jax.jit(make_train_step(dense.student(), dense.teacher, transform)), dense.fresh_state(0, transform)
+    scales = []
+    for _ in range(6):
+        state, _ = step(state, dense.teacher_weights(), dense.objective(), dense.batch())
+        scales.append(float(optax.tree.get(state.opt_state, "scale")))
+    assert scales == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_the_step_does_not_compile_twice_over_a_search():
