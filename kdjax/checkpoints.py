@@ -117,6 +117,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
 
     Example:
       >>> import jax, tempfile
+      >>> from kdjax import TrainState
       >>> state = TrainState(jnp.int32(7), {"kernel": jnp.ones(3)}, {}, (), jax.random.key(0))
       >>> with tempfile.TemporaryDirectory() as folder, open_run(folder) as run:
       ...     save_state(run, 7, state, {"epoch": 1})

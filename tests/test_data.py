@@ -207,7 +207,7 @@ def test_preprocessing_is_held_to_its_dtype_and_length():
         data.on_device(made(), lambda inputs: data.unit_range(inputs)[1:])
 
 
-@pytest.mark.parametrize("module", ["dataset", "batches", "sources"])
+@pytest.mark.parametrize("module", ["dataset", "preprocessing", "sources"])
 def test_the_examples_in_the_docstrings(module):
     outcome = doctest.testmod(importlib.import_module(f"kdjax.data.{module}"))
     assert outcome.attempted

@@ -7,11 +7,12 @@ import optax
 import pytest
 
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
-from kdjax.batches import epoch_indices, take
+from kdjax.batches import epoch_indices
 from kdjax.data import load, on_device, unit_range
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.models import make_model
 from kdjax.networks import from_linen
+from kdjax.training import make_epoch
 from kdjax.training.sweeps import make_sweep_step, stack
 
 SEEDS, EPOCHS, MARGIN = 4, 12, 0.02
@@ -33,11 +34,11 @@ def students(dtype):
     train["teacher"] = Outputs(logits, features)
     starts = [jax.jit(init)(jax.random.key(seed), train["inputs"][:1]) for seed in range(SEEDS)]
     states = stack([init_state(start, OPTIMIZER, jax.random.key(0)) for start in starts])
-    sweep = make_sweep_step(make_train_step(apply, None, OPTIMIZER), None, way="vmap")
-    objectives, pick = stack([OBJECTIVE] * SEEDS), jax.jit(take)
-    for epoch in range(EPOCHS):
-        for chosen in np.asarray(epoch_indices(len(train["labels"]), 32, seed=0, epoch=epoch)):
-            states, metrics = sweep(states, None, objectives, pick(train, chosen))
+    epoch = make_epoch(make_sweep_step(make_train_step(apply, None, OPTIMIZER)))
+    objectives, newest = stack([OBJECTIVE] * SEEDS), []
+    for number in range(EPOCHS):
+        order = epoch_indices(len(train["labels"]), 32, seed=0, epoch=number)
+        states, _ = epoch(states, None, objectives, train, order, watch=lambda done, metrics: newest.append(metrics))
 
     @jax.jit
     @jax.vmap
@@ -46,7 +47,7 @@ def students(dtype):
 
     outputs = outputs_of(Weights(states.params, states.model_state))
     accuracy = (outputs.logits.argmax(-1) == test["labels"][None]).mean()
-    return states, metrics, outputs, float(accuracy)
+    return states, newest[-1], outputs, float(accuracy)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 
-from experiments import precision, search
-
 import numpy as np
 import pytest
+import tiny
+from rich.console import Console
+
+from experiments import _settings, precision, search
 
 SHORT = search.Search(temperatures=(4.0, 8.0), alphas=(0.3, 0.9), seeds=2, test_seeds=3, epochs=2, teacher_epochs=2)
 
@@ -14,14 +16,15 @@ SHORT = search.Search(temperatures=(4.0, 8.0), alphas=(0.3, 0.9), seeds=2, test_
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The results of a short search, and the splits in the order in which they were read."""
-    out, splits, load = tmp_path_factory.mktemp("search"), [], search.load
+    out, splits, load = tmp_path_factory.mktemp("search") / "out", [], _settings.load
 
-    def watched(source, split):
+    def watched(source, split, **keywords):
         splits.append(split)
-        return load(source, split)
+        return load(source, split, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "load", watched)
+        patch.setattr(_settings, "load", watched)
+        patch.setattr(search, "make_model", tiny.make_model)
         search.main(replace(SHORT, out=out))
     return json.loads((out / "results.json").read_text()), splits
 
@@ -32,7 +35,7 @@ def test_the_choice_is_the_best_of_the_validation_split(finished):
     assert settings == [[4.0, 1.0], [4.0, 0.3], [4.0, 0.9], [8.0, 0.3], [8.0, 0.9]]
     assert accuracies.shape == (2, 5)
     assert results["test"]["settings"]["chosen"] == settings[1 + int(accuracies[:, 1:].mean(axis=0).argmax())]
-    assert splits == ["train", "validation", "train", "test"]
+    assert splits == ["train", "validation", "test"]
     np.testing.assert_allclose(180 * accuracies, np.round(180 * accuracies), atol=1e-3)  # of 180 digits
 
 
@@ -42,23 +45,36 @@ def test_it_is_tested_on_fresh_seeds(finished):
     assert tested.shape == (3, 3)
     assert list(results["test"]["settings"]) == ["alone", "digits.py", "chosen"]
     assert 0.1 < tested.mean() < 1
-    assert results["search"]["by"]["way"] in ("vmap", "one by one")
-    assert min(results["search"]["by"]["milliseconds"].values()) > 0
+    assert results["way"] == "one_by_one"
+    assert [list(record) for record in results["seeds"][:2]] == [["validation"]] * 2
+    assert all(next(iter(record)).startswith("test, chosen T = ") for record in results["seeds"][2:])
 
 
-def test_a_search_over_nothing_is_refused():
-    with pytest.raises(ValueError, match="temperatures must hold one number at least; got none"):
-        search.Search(temperatures=())
-    with pytest.raises(ValueError, match=r"alphas must lie between 0 and 1; got \(1\.5,\)"):
-        search.Search(alphas=(1.5,))
-    with pytest.raises(ValueError, match="seeds must be 1 or greater; got 0"):
-        search.Search(seeds=0)
+def test_all_students_of_a_search_run_one_program(monkeypatch):
+    compiled, make_epoch = [], search.make_epoch
+
+    def counting(step):
+        def counted(*arguments):
+            compiled.append(step)
+            return step(*arguments)
+
+        return make_epoch(counted)
+
+    monkeypatch.setattr(search, "make_epoch", counting)
+    monkeypatch.setattr(search, "make_model", tiny.make_model)
+    (data,) = SHORT.load("train")
+    taught = search.teaching(SHORT, data)
+    accuracies = search.learning(SHORT, data, taught, "one_by_one", Console(quiet=True))
+    taught(0)
+    compiled.clear()
+    accuracies(0, [(4.0, 0.3), (4.0, 1.0), (8.0, 0.5)], taught(0))
+    assert len(compiled) == 2  # once for the metrics' shapes, once for the program
 
 
-@pytest.mark.slow
-def test_precision_compares_the_same_seeds(tmp_path):
-    precision.main(precision.Precision(seeds=2, epochs=2, teacher_epochs=2, out=tmp_path))
-    accuracies = json.loads((tmp_path / "results.json").read_text())["test_accuracy"]
-    single, half = (np.array(accuracies[dtype]) for dtype in ("float32", "bfloat16"))
+def test_precision_compares_the_same_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "make_model", tiny.make_model)
+    precision.main(precision.Precision(seeds=2, epochs=2, teacher_epochs=2, batch_size=128, out=tmp_path))
+    seeds = json.loads((tmp_path / "results.json").read_text())["seeds"]
+    single, half = (np.array([record[dtype] for record in seeds]) for dtype in ("float32", "bfloat16"))
     assert single.shape == half.shape == (2, 2)
     assert np.abs(single - half).max() < 0.1

@@ -2,13 +2,11 @@
 
 import json
 
-import experiments  # noqa: F401  (before JAX)
-from experiments import _setting, _strategies, strategies
-
 import jax
 import numpy as np
 import pytest
 
+from experiments import _setting, _strategies, strategies
 from kdjax.data import load, on_device, unit_range
 from kdjax.models import make_model
 from kdjax.networks import from_linen
@@ -49,8 +47,8 @@ def test_two_stages_end_with_the_student_alone(setting):
 
 @pytest.mark.slow
 def test_all_strategies_run_and_are_recorded(tmp_path, capsys):
-    strategies.main(strategies.Strategies(seeds=2, epochs=16, teacher_epochs=3, out=tmp_path))
-    seeds = json.loads((tmp_path / "results.json").read_text())["seeds"]
+    strategies.main(strategies.Strategies(seeds=2, epochs=16, teacher_epochs=3, out=tmp_path / "out"))
+    seeds = json.loads((tmp_path / "out" / "results.json").read_text())["seeds"]
     assert [set(record) for record in seeds] == [{"teacher", *strategies.STRATEGIES}] * 2
     assert all(30 < record[name]["accuracy"] <= 100 for record in seeds for name in record)
     assert "offline: one frozen teacher" in capsys.readouterr().out
@@ -59,5 +57,5 @@ def test_all_strategies_run_and_are_recorded(tmp_path, capsys):
 def test_a_strategy_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"only must be part of a strategy's name: alone, .*; got 'ofline'"):
         strategies.Strategies(only="ofline")
-    with pytest.raises(ValueError, match="seeds must be a whole number of 1 or more; got 0"):
+    with pytest.raises(ValueError, match="seeds must be a whole number, 1 or greater; got 0"):
         strategies.Strategies(seeds=0)

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 
-import experiments  # noqa: F401  (before JAX)
-from experiments import _setting, _strategies_features
-
 import jax
 import numpy as np
 import pytest
 
+from experiments import _setting, _strategies_features
 from kdjax.data import load, on_device, unit_range
 from kdjax.models import make_model
 from kdjax.networks import from_linen

@@ -101,15 +101,13 @@ def compare(
     about = {"title": title, "seeds": seeds, "cache": cache, "dtype": dtype, "data_digests": digests}
     about |= {name: described(recipe) for name, recipe in recipes.items()} | dict(config or {})
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
-    results = records.provenance(about, data=digests)
+    counts = {
+        name: parameter_count(parameters(trainer, run.train["inputs"][:1]).params) for name, trainer in trainers.items()
+    }
+    results = records.provenance(about, data=digests) | {"experiment": title, "parameters": counts, "seeds": []}
     with open_folder(out, about, resume=resume) as folder:
         run.announce(title, trainers)
         place = run.place_of_cache(trainers["distilled"].recipe)
-        results["parameters"] = {
-            name: parameter_count(parameters(trainer, run.train["inputs"][:1]).params)
-            for name, trainer in trainers.items()
-        }
-        results["experiment"], results["seeds"] = title, []
         for seed in range(seeds):
             results["seeds"].append(run.one_seed(seed, trainers, given, place))
         if _processes.is_first():

@@ -69,7 +69,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
       ...     state, means = epoch(state, None, weighted_sum(labels=(1.0, cross_entropy)), arrays, order)
       ...     print(number, round(means["loss"], 2))
       0 1.39
-      1 1.05
+      1 1.2
     """
     if steps_per_call is not None:
         _checks.whole("steps_per_call", steps_per_call, 1)

@@ -1,4 +1,4 @@
-"""The page of slips: its code prints what it says, and the wrong forms of the experiment are wrong as the page says."""
+"""The page of common mistakes: its code prints what it says, and the experiment's wrong forms are wrong as it says."""
 
 import contextlib
 import io
@@ -7,17 +7,17 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import slips
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
+from experiments import common_mistakes as mistakes
 from kdjax import Outputs, cross_entropy, losses
 
-PAGE = (Path(__file__).parents[1] / "docs" / "slips.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "common-mistakes.md").read_text()
 BLOCKS = re.findall(r"## ([^\n]*)\n(?:(?!\n## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, flags=re.DOTALL)
 STUDENT, TEACHER = 3.0 * jax.random.normal(jax.random.key(0), (2, 6, 5))
 LABELS = jnp.array([0, 1, 0, 2, 1, 0])
@@ -40,7 +40,7 @@ def test_every_section_has_its_numbers():
 def test_the_page_prints_what_it_says(code, printed):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(compile(code, "slips.md", "exec"), {})
+        exec(compile(code, "common-mistakes.md", "exec"), {})
     number = r"-?\d+\.?\d*(?:e-?\d+)?"
     assert re.sub(number, "#", out.getvalue()) == re.sub(number, "#", printed)
     numbers = [np.array(re.findall(number, text), float) for text in (out.getvalue(), printed)]
@@ -55,14 +55,14 @@ def test_the_right_call_of_the_same_function_is_kdjaxs_loss():
 
 
 def test_log_probabilities_as_targets_hide_a_finite_gradient_behind_nan():
-    value, gradient = soft(slips.log_probabilities_as_targets)
+    value, gradient = soft(mistakes.log_probabilities_as_targets)
     assert np.isnan(value)
     assert np.isfinite(gradient).all()
     assert abs(gradient).max() > 0
 
 
 def test_probabilities_as_logarithms_are_negative_and_do_not_rest_at_the_teacher():
-    value, gradient = soft(slips.probabilities_as_logarithms, student=TEACHER)
+    value, gradient = soft(mistakes.probabilities_as_logarithms, student=TEACHER)
     assert value < 0
     # It pulls the teacher's favourite further up than the teacher has it.
     assert (jnp.take_along_axis(gradient, TEACHER.argmax(axis=1)[:, None], axis=1) < 0).all()
@@ -71,13 +71,13 @@ def test_probabilities_as_logarithms_are_negative_and_do_not_rest_at_the_teacher
 
 def test_without_the_square_the_gradient_shrinks_as_one_over_its_temperature_squared():
     for temperature in (2.0, 8.0, 32.0):
-        wrong, right = (soft(form, temperature)[1] for form in (slips.without_square, losses.soft_target_kl))
+        wrong, right = (soft(form, temperature)[1] for form in (mistakes.without_square, losses.soft_target_kl))
         np.testing.assert_allclose(temperature**2 * wrong, right, rtol=1e-3, atol=1e-5)
 
 
 def test_exchanged_arguments_are_the_reverse_divergence():
     np.testing.assert_allclose(
-        slips.exchanged(STUDENT, TEACHER, temperature=4.0),
+        mistakes.exchanged(STUDENT, TEACHER, temperature=4.0),
         losses.reverse_kl(STUDENT, TEACHER, temperature=4.0),
         rtol=1e-5,
     )
@@ -88,7 +88,7 @@ def test_softmax_twice_never_falls_below_its_floor_and_does_not_feel_a_sure_mist
     for label, wanted in ((0, np.log(np.e + 9) - 1), (1, np.log(np.e + 9))):
         batch = {"labels": jnp.array([label])}
         value, gradient = value_and_gradient(
-            lambda z, batch=batch: slips.softmax_twice(Outputs(z, {}), None, batch), sure
+            lambda z, batch=batch: mistakes.softmax_twice(Outputs(z, {}), None, batch), sure
         )
         assert float(value) == pytest.approx(wanted, abs=1e-5)
         np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -99,7 +99,8 @@ def test_softmax_twice_never_falls_below_its_floor_and_does_not_feel_a_sure_mist
 def test_the_teachers_choice_reads_no_label():
     outputs = Outputs(STUDENT, {}), Outputs(TEACHER, {})
     np.testing.assert_array_equal(
-        slips.teachers_choice(*outputs, {"labels": LABELS}), cross_entropy(*outputs, {"labels": TEACHER.argmax(axis=1)})
+        mistakes.teachers_choice(*outputs, {"labels": LABELS}),
+        cross_entropy(*outputs, {"labels": TEACHER.argmax(axis=1)}),
     )
 
 
@@ -107,7 +108,7 @@ def test_detached_attention_has_the_value_and_no_gradient():
     student, teacher = jax.random.normal(jax.random.key(1), (2, 3, 4, 4, 2))
     wrong, right = (
         value_and_gradient(lambda s, form=form: form(s, teacher), student)
-        for form in (slips.detached_attention, losses.attention_transfer)
+        for form in (mistakes.detached_attention, losses.attention_transfer)
     )
     assert wrong[0] == right[0]
     assert not wrong[1].any()
@@ -117,44 +118,47 @@ def test_detached_attention_has_the_value_and_no_gradient():
 def test_what_is_called_pkt_is_kernel_alignment():
     longer = STUDENT * jnp.arange(1.0, 7.0)[:, None]  # each example its own length
     np.testing.assert_allclose(losses.pkt(longer, TEACHER), losses.pkt(STUDENT, TEACHER), rtol=1e-4, atol=1e-7)
-    alignments = [float(slips.alignment_called_pkt(s, TEACHER).mean()) for s in (longer, STUDENT)]
+    alignments = [float(mistakes.alignment_called_pkt(s, TEACHER).mean()) for s in (longer, STUDENT)]
     assert abs(alignments[0] - alignments[1]) > 0.02
 
 
 def test_the_masked_graph_is_infinite_and_its_mend_pushes_nothing_apart():
-    value, gradient = value_and_gradient(lambda s: slips.masked_graph(s, TEACHER, LABELS))
+    value, gradient = value_and_gradient(lambda s: mistakes.masked_graph(s, TEACHER, LABELS))
     assert np.isposinf(value)
     assert np.isnan(gradient).any()
-    mended = value_and_gradient(lambda s: slips.masked_graph(s, TEACHER, LABELS, epsilon=1e-8))
+    mended = value_and_gradient(lambda s: mistakes.masked_graph(s, TEACHER, LABELS, epsilon=1e-8))
     assert np.isfinite(mended[1]).all()
     # Example 3 is alone in its class: nothing pulls at it, and nothing pushes it off.
     assert not mended[1][3].any()
     assert value_and_gradient(lambda s: losses.similarity_graph(s, TEACHER, LABELS))[1][3].any()
     # Units in the embedding's length: far along, the sigmoid is 1 and the gradient gone.
-    far = value_and_gradient(lambda s: slips.masked_graph(s, TEACHER, LABELS, epsilon=1e-8), jnp.abs(10 * STUDENT))
+    far = value_and_gradient(lambda s: mistakes.masked_graph(s, TEACHER, LABELS, epsilon=1e-8), jnp.abs(10 * STUDENT))
     assert abs(far[1]).max() < 1e-6
 
 
 @pytest.mark.parametrize("order", ["shuffled", "fixed", "sorted"])
 def test_orders_are_what_they_are_called(order):
     labels = np.arange(70) % 10
-    first, second = (slips.order_of(order, labels, 32, seed=0, epoch=epoch) for epoch in (0, 1))
+    first, second = (mistakes.order_of(order, labels, 32, seed=0, epoch=epoch) for epoch in (0, 1))
     assert first.shape == (2, 32)
     assert (first == second).all() == (order != "shuffled")
     assert (np.diff(labels[first.ravel()]) >= 0).all() == (order == "sorted")
 
 
-def test_a_short_run_writes_what_the_page_is_made_from(tmp_path, capsys):
-    slips.main(replace(slips.Slips(), seeds=2, epochs=1, teacher_epochs=1, only="masked zero", out=tmp_path))
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["seeds"]) == 2
-    assert set(results["seeds"][0]) == {"teacher", "weak teacher", "graph, log of a masked zero", "graph"}
-    for record in results["seeds"]:
-        assert record["graph"]["accuracy"] > 0
-        assert record["graph, log of a masked zero"]["accuracy"] == 0
-    assert "NaN in 2 of 2" in capsys.readouterr().out
+def test_a_short_run_writes_what_the_page_is_made_from(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mistakes, "make_model", tiny.make_model)
+    settings = mistakes.CommonMistakes(seeds=2, epochs=1, teacher_epochs=1, only="masked zero", out=tmp_path)
+    for resume in (False, True):  # the second reads NaN, which JSON does not have, from the file
+        mistakes.main(replace(settings, resume=resume))
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert len(results["seeds"]) == 2
+        assert set(results["seeds"][0]) == {"teacher", "weak teacher", "graph, log of a masked zero", "graph"}
+        for record in results["seeds"]:
+            assert record["graph"]["accuracy"] > 0
+            assert record["graph, log of a masked zero"]["accuracy"] == 0
+        assert "NaN in 2 of 2" in capsys.readouterr().out
 
 
 def test_every_comparison_names_its_arms():
-    named = {name for trial in slips.TRIALS for name in trial}
-    assert named == set(slips.arms(4.0))
+    named = {name for trial in mistakes.TRIALS for name in trial}
+    assert named == set(mistakes.arms(4.0))
