@@ -37,6 +37,8 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_FLAGS", compiler.QUICK)
 
 
+# First: xdist reads the groups in its own hook of this name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Under `--dist loadgroup` one worker has a whole file, and makes its fixtures and programs once.
 
