@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
-SPREAD = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SPREAD = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 .PHONY: setup demo test quick slow verification lint format docs lock clean
 

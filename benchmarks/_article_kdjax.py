@@ -12,9 +12,9 @@ from _cases import LABELS_ONLY, WITH_TEACHER
 from _work import LEARNING_RATE, STUDENT, TEACHER
 from rich.console import Console
 
+from experiments._networks import make_model
 from kdjax.caching import cache_teacher
 from kdjax.data import Dataset, on_device, unit_range
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.runs.fitting import Recipe, fit, prepare
 

@@ -9,7 +9,7 @@ import jax
 from _cases import make
 from _work import STUDENT, TEACHER, Step, random_batches
 
-from kdjax.models import make_model
+from experiments._networks import make_model
 from kdjax.training import data_mesh, jit_step, replicate, shard_batch, shard_map_step
 from kdjax.training.devices import AXIS
 

@@ -5,7 +5,7 @@ import numpy as np
 from _cases import IMAGE, PAIRS, make, network
 from _work import STUDENT, TEACHER, Batches, Step
 
-from kdjax.models import make_model
+from experiments._networks import make_model
 
 
 def initial_params(name: str) -> dict:

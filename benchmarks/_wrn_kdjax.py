@@ -28,8 +28,8 @@ from _wrn_work import (
     square,
 )
 
+from experiments._networks import make_model
 from kdjax import TrainState, Weights, init_state, make_train_step
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.training import make_epoch
 

@@ -24,7 +24,7 @@ from _turns import milliseconds
 from _work import random_batches
 from rich.table import Column
 
-from kdjax.models import make_model
+from experiments._networks import make_model
 
 COLOURS = dict(zip(KINDS, ("#2166ac", "#1a7f37", "#d9822b", "#999999", "#dddddd"), strict=True))
 WORK = {

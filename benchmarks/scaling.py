@@ -31,7 +31,7 @@ from _work import STUDENT, TEACHER, WIDTHS, random_batches
 from rich.console import Console
 from rich.table import Column
 
-from kdjax.models import make_model
+from experiments._networks import make_model
 
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 STUDENTS = (1, 2, 4, 8, 16, 32, 64)

@@ -26,8 +26,8 @@ from _script import Report, Settings, quartiles, spread, verdict
 from _turns import in_turns
 from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, random_batches
 
+from experiments._networks import make_model
 from kdjax import Apply, Outputs, Weights, init_state, make_train_step
-from kdjax.models import make_model
 from kdjax.training import jit_step
 from kdjax.training.sweeps import make_sweep_step, stack
 

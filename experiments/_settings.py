@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import jax
 
+from experiments._networks import make_model
 from kdjax.data import Dataset, load
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.runs import compare, digest, open_folder, open_results, provenance
 

@@ -23,6 +23,7 @@ import optax
 import tyro
 from rich.console import Console
 
+from experiments._networks import make_model
 from experiments._setting import LABELS, Arrays, Network
 from experiments._settings import Run, recorded
 from kdjax import Objective, Outputs, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
@@ -31,7 +32,6 @@ from kdjax.caching import cache_teacher
 from kdjax.data import on_device, unit_range
 from kdjax.losses import attention_transfer, kernel_alignment, pkt, similarity_graph, soft_target_kl
 from kdjax.metrics import mean_interval
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.training import make_epoch, make_evaluation, weights_of
 

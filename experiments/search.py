@@ -27,6 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments._networks import make_model
 from experiments._setting import Arrays
 from experiments._settings import Run, recorded
 from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
@@ -35,7 +36,6 @@ from kdjax.caching import cache_teacher
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.losses import soft_target_kl
 from kdjax.metrics import mean_interval, paired_difference
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.runs import digest, write_json
 from kdjax.training import make_epoch, make_evaluation, weights_of

@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments._networks import make_model
 from experiments._setting import Setting, teacher_of
 from experiments._settings import Run, recorded
 from experiments._strategies import PLAIN
@@ -30,7 +31,6 @@ from experiments._strategies_features import FEATURES
 from kdjax import Weights
 from kdjax.data import on_device, unit_range
 from kdjax.metrics import Interval, mean_interval, paired_difference
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.training import make_evaluation
 

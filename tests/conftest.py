@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import re
 from pathlib import Path
 
 import compiler
@@ -11,12 +12,14 @@ import jaxlib
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The hook must stand before the first import of kdjax: it rewrites modules as they are loaded.
 install_import_hook("kdjax", "beartype.beartype")
+from kdjax import losses  # noqa: E402
 
 # Compiling takes what it takes: a slow machine is no failure.
 PATIENT = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
@@ -37,17 +40,22 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_FLAGS", compiler.QUICK)
 
 
-# First: xdist reads the groups in its own hook of this name.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Under `--dist loadgroup` one worker has a whole file, and makes its fixtures and programs once.
+class _WholeFiles(LoadScopeScheduling):
+    """One worker has a whole file, and makes its fixtures and programs once.
 
     The laws of the losses are the longest file: a worker has all that is asked of one loss, which shares a program.
     """
-    for item in items:
-        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        of_one_loss = item.path.name == "test_losses.py" and case is not None
-        item.add_marker(pytest.mark.xdist_group(case.name if of_one_loss else item.path.stem))
+
+    def _split_scope(self, nodeid):
+        file, _, test = nodeid.partition("::")
+        if not file.endswith("test_losses.py"):
+            return file
+        return next((name for name in re.split(r"[\[\]-]", test) if name in losses.__all__), file)
+
+
+@pytest.hookimpl(optionalhook=True)  # where xdist is off there is none
+def pytest_xdist_make_scheduler(config, log):
+    return _WholeFiles(config, log)
 
 
 def pytest_collection_finish():

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments._networks import make_model
 from kdjax import cross_entropy, init_state, on_feature, on_logits, weighted_sum
 from kdjax.losses import rkd_distance, soft_target_kl
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 
 BATCH = 16

@@ -9,6 +9,7 @@ import networks
 import numpy as np
 import pytest
 
+from experiments._networks import make_model
 from kdjax import (
     Outputs,
     Weights,
@@ -23,7 +24,6 @@ from kdjax import (
 from kdjax.batches import epoch_indices, take
 from kdjax.caching import StaleError, cache_teacher, choose_place, features_of, free_memory
 from kdjax.losses import attention_transfer, fsp, rkd_distance, top_k_kl
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.objectives import scaled
 

@@ -8,8 +8,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from experiments._networks import make_model
 from kdjax import TrainState, cross_entropy, make_train_step, weighted_sum
-from kdjax.models import Dropout, make_model
+from kdjax.models import Dropout
 from kdjax.networks import from_linen
 from kdjax.training import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
 

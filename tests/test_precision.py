@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from experiments._networks import make_model
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
 from kdjax.data import load, on_device, unit_range
 from kdjax.losses import attention_transfer, soft_target_kl
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.training import make_epoch
 from kdjax.training.sweeps import make_sweep_step, stack

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
+from experiments._networks import make_model
 from kdjax import Outputs, Weights, connectors, init_state, make_train_step, on_feature, weighted_sum
 from kdjax.losses import hint
-from kdjax.models import make_model
 from kdjax.networks import (
     Projection,
     average_of,

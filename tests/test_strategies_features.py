@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import _setting, _strategies_features
+from experiments._networks import make_model
 from kdjax.data import load, on_device, unit_range
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 from networks import batch, fresh_state, objective, optimizer, student, teacher, teacher_weights
 
+from experiments._networks import make_model
 from kdjax import (
     Outputs,
     Weights,
@@ -21,7 +22,6 @@ from kdjax import (
     weighted_sum,
 )
 from kdjax.losses import attention_transfer, soft_target_kl
-from kdjax.models import make_model
 from kdjax.networks import from_linen
 from kdjax.training import freeze, jit_step
 

@@ -324,6 +324,18 @@ def test_evaluation_of_a_stream_counts_what_the_mask_marks(mesh, evaluated):
     close(evaluate(weights, shorter_at_the_end()), means)
 
 
+@pytest.mark.parametrize("where", [jnp.asarray, np.asarray], ids=["on the device", "on the host"])
+@pytest.mark.parametrize("batch_size", [8, 500])
+def test_evaluation_counts_what_the_mask_of_the_data_marks(batch_size, where, evaluated):
+    weights, arrays, means = evaluated
+    # As many again, of which none counts and each would show.
+    more = {"inputs": np.full_like(arrays["inputs"], np.nan), "labels": np.zeros_like(arrays["labels"])}
+    more |= {"teacher": jax.tree.map(jnp.zeros_like, arrays["teacher"])}
+    both = jax.tree.map(lambda own, other: where(np.concatenate([other, own])), arrays, more)
+    mask = where(np.repeat(np.array([0.0, 1.0], np.float32), EXAMPLES))
+    close(make_evaluation(student())(weights, both | {"mask": mask}, batch_size=batch_size), means)
+
+
 def test_evaluation_tells_agreement_only_with_a_teacher(evaluated):
     weights, _, means = evaluated
     del (wanted := dict(means))["agreement"]

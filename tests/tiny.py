@@ -28,5 +28,5 @@ def network(width=6):
 
 
 def make_model(name, *, classes=10, dtype=jnp.float32, **others):
-    """`kdjax.models.make_model`, whatever the name."""
+    """`experiments._networks.make_model`, whatever the name."""
     return Dense(8 if "teacher" in name else 6, classes, dtype)

@@ -135,9 +135,9 @@ def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
       A function that compiles at its first call, of
 
         - `weights`: the network's `Weights`, such as `kdjax.training.weights_of` a state.
-        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"`` and, to measure agreement with it, ``"teacher"``'s
-          `Outputs`. Or an iterable of batches, such as `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is
-          filled up.
+        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`,
+          and ``"mask"`` [examples], 0 where an example does not count. Or an iterable of batches, such as
+          `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
         - `batch_size`: examples a call. Numbers do not depend on it but by rounding.
 
       that returns floats, means over all examples: ``accuracy``, ``cross_entropy`` and, with a teacher, ``agreement``, how
@@ -158,17 +158,22 @@ def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
 
     @jax.jit
     def sums(weights: Weights, arrays: Tree, rows: Tree) -> Metrics:
-        return step(weights, _split(_batch_of(arrays, jax.tree.map(lambda array: array[0], rows)), mesh))
+        rows = jax.tree.map(lambda array: array[0], rows)
+        batch = _batch_of(arrays, rows)
+        if "filled" in rows:  # 0 where an example only fills up the batch; the data may have a mask of their own
+            own = jnp.asarray(batch.get("mask", rows["filled"]))
+            batch["mask"] = jnp.where(rows["filled"] > 0, own, jnp.zeros_like(own))
+        return step(weights, _split(batch, mesh))
 
     def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 500) -> dict[str, float]:
         order = None
         if isinstance(arrays, Mapping):
-            order, mask = map(np.asarray, evaluation_indices(_examples(arrays), batch_size))
+            order, counted = map(np.asarray, evaluation_indices(_examples(arrays), batch_size))
         resident, calls = _calls(arrays, order, 1, mesh)
         parts = []
         for number, rows in enumerate(calls):
-            marked = rows if order is None else {**rows, "batch": {**rows["batch"], "mask": mask[number][None]}}
-            parts.append(sums(weights, resident, marked))
+            filled = {} if order is None else {"filled": counted[number][None]}
+            parts.append(sums(weights, resident, {**rows, **filled}))
         if not parts:
             raise ValueError("arrays must give one batch at least; got none.")
         totals = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
