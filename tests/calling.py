@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import references
-from compiler import users_compiler
+from compiler import careful_compiler
 
 
 def reference_of(case):
@@ -81,5 +81,5 @@ def _value_and_gradients(function, argnums):
         values = function(*arguments)
         return values.mean(), values
 
-    # What is asked is often of the last digits: the compiler is the users' own.
-    return jax.jit(jax.value_and_grad(mean, argnums=argnums, has_aux=True), compiler_options=users_compiler())
+    # What is asked is often of the last digits.
+    return jax.jit(jax.value_and_grad(mean, argnums=argnums, has_aux=True), compiler_options=careful_compiler())
