@@ -36,7 +36,7 @@ test: $(READY)
 
 # The losses' values, their errors, terms and the step: what a change breaks first.
 quick: $(READY)
-	$(SPREAD) -m "not slow" tests/test_losses.py tests/test_losses_errors.py tests/test_terms.py tests/test_training.py \
+	$(SPREAD) -m "not slow" tests/test_losses.py tests/test_losses_errors.py tests/test_objectives_terms.py tests/test_training_step.py \
 		-k "not (bad_points or slopes or golden or finite_differences or couples or Variants or float64)"
 
 slow: $(READY)

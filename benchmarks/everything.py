@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
-    "losses losses_special losses_train features predictions similarity_graph bank crd crd_values terms training connectors "
-    "training_online training_phases training_sweeps projections models wide_resnet precision ensembles freezing transfer "
-    "caching metrics"
+    "losses losses_special losses_train losses_features losses_logits losses_graph losses_bank losses_contrastive "
+    "losses_contrastive_values objectives_terms training_step connectors training_online training_phases training_sweeps "
+    "networks_pca models models_wide_resnet networks_precision networks_ensembles training_optimizers_freezing "
+    "networks_transfer caching metrics"
 )
 """Those that ask the device for numbers; what is about files, processes and several devices a CPU tells as well."""
 LONGEST = 8.5
@@ -95,7 +96,7 @@ PIECES: dict[str, Piece] = {
     "article": _benchmark("article", LONGEST, "--platform {platform} --data npz:{mnist}"),
     "sweep": _benchmark("sweep", 6),
     "scaling": _benchmark("scaling", LONGEST, "--figures {out}"),
-    "tests-float32": _tests("", "tests/test_precision.py", JAX_DEFAULT_MATMUL_PRECISION="highest"),
+    "tests-float32": _tests("", "tests/test_networks_precision.py", JAX_DEFAULT_MATMUL_PRECISION="highest"),
     "tests-bfloat16": _tests(
         "-k 'float16 or float32 or dtype or precision or bad_points'", "tests/test_models.py -k bfloat16"
     ),

@@ -10,14 +10,17 @@ from changes import BAD_POINTS, Arrays, Change, floats
 
 # What kdjax.losses gives beside losses, what it is for, and the file of its own tests.
 NOT_LOSSES = {
-    "Bank": ("the memory of `crd`: what it keeps of every example of a data set", "test_crd.py"),
+    "Bank": ("the memory of `crd`: what it keeps of every example of a data set", "test_losses_contrastive.py"),
     "draw_negatives": (
         "draws the others for `crd`, never of the anchor's class where labels are given",
-        "test_bank.py",
+        "test_losses_bank.py",
     ),
-    "init_bank": ("makes the memory of `crd`", "test_bank.py"),
-    "negative_margin": ("computes the margin of `overhaul` from a normalisation's scale and bias", "test_features.py"),
-    "standardize_logits": ("prepares the logits of `standardized_kd`", "test_predictions.py"),
+    "init_bank": ("makes the memory of `crd`", "test_losses_bank.py"),
+    "negative_margin": (
+        "computes the margin of `overhaul` from a normalisation's scale and bias",
+        "test_losses_features.py",
+    ),
+    "standardize_logits": ("prepares the logits of `standardized_kd`", "test_losses_logits.py"),
 }
 
 

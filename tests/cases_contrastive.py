@@ -1,4 +1,4 @@
-"""A row for each loss in kdjax/losses/_contrastive.py; test_crd.py asks of the bank what no row can."""
+"""A row for each loss in kdjax/losses/_contrastive.py; test_losses_contrastive.py asks of the bank what no row can."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from kdjax import losses
 EMBEDDINGS_CALLS = (*wrong_rank(r"2 axes, \[batch, dim\]", lambda a: a[..., None]), *LOGITS_CALLS[2:])
 
 
-# crd: the row's bank is a constant that has seen 3 batches; what becomes of the bank is for test_crd.py
+# crd: the row's bank is a constant that has seen 3 batches; what becomes of the bank is for test_losses_contrastive.py
 
 
 def _directions(seed):

@@ -98,7 +98,7 @@ ROWS = (
         losses.cosine,
         equal_maps,
         couples_batch=False,
-        zero_at_equality=False,  # two zero vectors are equal and at 1; test_features.py asks for 0 at all others
+        zero_at_equality=False,  # two zero vectors are equal and at 1; test_losses_features.py asks for 0 at all others
         invariances=(scaled, scaled_far, scaled_each_example, permuted_last_axis, rotated_together, mirrored),
         bad_calls=ANY_FEATURES,
     ),

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 STRATEGIES = sorted({*(ROOT / "docs" / "strategies").glob("*.md")} - {ROOT / "docs" / "strategies" / "index.md"})
 PAGES = sorted(
     {*(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "common-mistakes.md"}
-)  # which test_common_mistakes.py runs
+)  # which test_experiments_common_mistakes.py runs
 ROWS = {case.name: case for case in CASES}
 
 

@@ -60,6 +60,19 @@ def test_every_file_has_a_layer():
     assert packages == LAYER.keys(), f"this test must know the layer of {sorted(packages ^ LAYER.keys())}"
 
 
+def test_a_test_file_is_named_after_what_it_tests():
+    """``test_<package>_<file>_<aspect>.py``, the last two as far as they are needed."""
+    others = {"benchmarks", "docs", "doctests", "experiments", "layers", "readme", "verification"}
+    subjects = {name.strip("_") for name in LAYER} | others
+    for path in Path(__file__).parent.glob("test_*.py"):
+        assert path.stem.split("_")[1] in subjects, f"{path.name}: which package's test is it?"
+    for package in ("networks", "training"):
+        for path in (PACKAGE / package).glob("*.py"):
+            name = path.stem.strip("_")
+            found = list(Path(__file__).parent.glob(f"test_{package}_{name}*.py"))
+            assert found or name in {"init", "axis", "views"}, f"{path} has no test file of its name"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down_only(path):
     here = package_of(path)

@@ -140,7 +140,8 @@ def test_nan_is_not_hidden(case):
 
 
 class Variants(chex.TestCase):
-    @chex.variants(without_jit=True, with_device=True)
+    # With `jax.jit` is what it is compared with.
+    @chex.variants(without_jit=True)
     @parameterized.named_parameters(*((case.name, case) for case in CASES))
     def test_variant(self, case):
         arrays = made(case, seed=8)

@@ -34,7 +34,7 @@ def shapes(tree):
 
 
 def test_every_model_but_the_demos_has_a_published_size():
-    # The residual networks' sizes are proved in test_wide_resnet.py.
+    # The residual networks' sizes are proved in test_models_wide_resnet.py.
     assert {name for name in NETWORKS if not name.startswith(("digits", "wrn"))} == set(COUNTS)
 
 

@@ -1,0 +1,192 @@
+"""Mutation testing: small changes of the code of losses, objectives and training, drawn by a seed, each against its tests.
+
+cosmic-ray makes the changes, of operators, comparisons, numbers and conditions; annotations are left alone. It is no
+dependency of the project: `make mutation` installs it. Minutes to an hour; a stopped run goes on where it was.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("losses", "objectives", "training")
+SECONDS = 600  # for the tests of one change; a change that makes them endless is caught
+
+# The tests of each file: `test_<package>_<file>*` and these. Of the losses, only what the file's losses are asked.
+ALSO = {
+    "objectives/_terms": "objectives_places training_step",
+    "objectives/_weighted_sum": "objectives_terms training_step",
+    "objectives/_places": "objectives_terms",
+    "objectives/schedules": "objectives_terms training_optimizers_clipping",
+    "training/_step": "training_ways training_devices_sharding connectors_training",
+    "training/_axis": "training_ways training_devices connectors_training",
+    "training/online": "training_ways",
+    "training/sweeps": "training_ways",
+    "training/views": "data_augmentation caching_views training_ways",
+}
+SHARED = {
+    "_math": "soft_target_kl or attention_transfer or rkd_distance or pkt or hint or cosine or fsp",
+    "_distributions": "soft_target_kl or reverse_kl or jensen_shannon or similarity_distribution or dist",
+    "_bank": "crd",
+}
+
+
+def annotations(tree):
+    """Where nothing is computed: (first line, column) to (last line, column)."""
+    for node in ast.walk(tree):
+        for name in ("annotation", "returns"):
+            if (found := getattr(node, name, None)) is not None:
+                yield (found.lineno, found.col_offset), (found.end_lineno, found.end_col_offset)
+        # A type by another name: Trained = X | Y
+        if isinstance(node, ast.Assign) and node.col_offset == 0 and isinstance(node.value, ast.BinOp | ast.Subscript):
+            yield (node.lineno, 0), (node.end_lineno, node.end_col_offset)
+
+
+def mutants(path):
+    """(place, operator, number of its occurrence) of every change that cosmic-ray knows to make in the file."""
+    code = path.read_text()
+    spans = [*annotations(ast.parse(code))]
+    tree = get_ast(code)
+    for name in operator_names():
+        operator = get_operator(name)
+        if operator.arguments() or name == "core/RemoveDecorator":
+            continue
+        places = [place for node in ast_nodes(tree) for place in operator().mutation_positions(node)]
+        for number, (start, _) in enumerate(places):
+            if not any(first <= start < last for first, last in spans):
+                yield start, name, number
+
+
+def sample(count, seed):
+    """`count` changes, each at another place: operators with many forms weigh no more than a number does."""
+    drawn = random.Random(seed)
+    by_place = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / "kdjax" / package).glob("*.py")):
+            if path.name != "__init__.py":
+                for start, name, number in mutants(path):
+                    by_place.setdefault((path.relative_to(ROOT / "kdjax"), start), []).append((name, number))
+    places = drawn.sample(sorted(by_place), count)
+    return [(path, *drawn.choice(by_place[path, start])) for path, start in places]
+
+
+def tests_of(path):
+    """Arguments of pytest."""
+    own, package = path.stem.strip("_"), path.parent.name
+    if package == "losses":
+        text = (ROOT / "kdjax" / path).read_text()
+        names = [
+            node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"
+        ]
+        files = ["test_losses.py", "test_losses_errors.py", "test_losses_special.py"]
+        files += [f"test_losses_{own}{more}.py" for more in ("", "_values")]
+        chosen = SHARED.get(path.stem, " or ".join([*names, own]))
+        options = ["-k", chosen]
+    else:
+        also = ALSO.get(str(path.with_suffix("")), "").split()
+        files = sorted(file.name for file in (ROOT / "tests").glob(f"test_{package}_{own}*.py"))
+        files += [f"test_{name}.py" for name in also if f"test_{name}.py" not in files]
+        options = []
+    return [f"tests/{file}" for file in files if (ROOT / "tests" / file).exists()] + options
+
+
+def changed(path, name, number):
+    """The file's text with the change, and the two lines that tell it."""
+    code = (ROOT / "kdjax" / path).read_text()
+    new = mutate_code(code, get_operator(name)(), number)
+    lines = difflib.unified_diff(code.splitlines(), new.splitlines(), n=0, lineterm="")
+    return new, [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def caught(tree, path, text, programs):
+    """Whether the tests fail, in a copy of the tree of its own, once the file says `text`."""
+    file = tree / "kdjax" / path
+    original = file.read_text()
+    file.write_text(text)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow"]
+    data = os.environ.get("KDJAX_TEST_DATA", str(ROOT.parent / "shared" / "data"))
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "KDJAX_TEST_DATA": data}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    try:
+        done = subprocess.run(
+            [*command, *tests_of(path)], cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        file.write_text(original)
+    if done.returncode not in (0, 1, 2, 4):
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.returncode != 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=220)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "mutation_run.json")
+    options = parser.parse_args()
+    known = json.loads(options.out.read_text()) if options.out.exists() else []
+    done = {(one["file"], *one["change"]) for one in known}
+    with tempfile.TemporaryDirectory() as scratch:
+        trees = Queue()
+        tracked = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for number in range(options.workers):
+            tree = Path(scratch) / str(number)
+            for name in tracked:
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, tree / name)
+            trees.put(tree)
+        programs = Path(scratch) / "programs"
+
+        def run(path, text):
+            tree = trees.get()
+            try:
+                return caught(tree, path, text, programs)
+            finally:
+                trees.put(tree)
+
+        def one(path, name, number):
+            text, lines = changed(path, name, number)
+            return {"file": str(path), "change": lines, "caught": run(path, text)}
+
+        drawn = sample(options.count, options.seed)
+        left = [mutant for mutant in drawn if (str(mutant[0]), *changed(*mutant)[1]) not in done]
+        with ThreadPoolExecutor(options.workers) as pool:
+            # Unchanged, all tests must pass; and their programs are compiled.
+            paths = sorted({path for path, *_ in left})
+            texts = [(ROOT / "kdjax" / path).read_text() for path in paths]
+            for path, fails in zip(paths, pool.map(run, paths, texts), strict=True):
+                if fails:
+                    sys.exit(f"the tests of {path} fail as it is: {' '.join(tests_of(path))}")
+            for result in pool.map(lambda mutant: one(*mutant), left):
+                known.append(result)
+                options.out.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+                print(
+                    len(known),
+                    "caught  " if result["caught"] else "SURVIVED",
+                    result["file"],
+                    *result["change"],
+                    sep="  ",
+                )
+
+
+if __name__ == "__main__":
+    main()
