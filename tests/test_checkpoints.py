@@ -1,7 +1,11 @@
 """Weights and states return from files bit by bit, to the devices they came from, and training goes on as if unbroken."""
 
+from pathlib import Path
+from zipfile import ZipFile
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -32,6 +36,21 @@ def test_numpy_arrays_stay_numpy(tmp_path):
     kernel = load_weights(str(tmp_path / "w"), weights).params["kernel"]
     assert isinstance(kernel, np.ndarray)
     assert bits(kernel) == bits(weights.params["kernel"])
+
+
+def test_weights_that_an_older_kdjax_saved_are_loaded(tmp_path):
+    """The code of commit f77b796 saved them; its modules stood elsewhere."""
+    with ZipFile(Path(__file__).parent / "golden" / "weights_f77b796.zip") as stored:
+        stored.extractall(tmp_path)
+    kernel = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
+    params = {
+        "Dense_0": {"kernel": kernel, "bias": np.array([0.5, -1, 2, 3e-8], np.float32)},
+        "Dense_1": {"kernel": jnp.asarray(np.arange(8).reshape(4, 2) / 3, jnp.bfloat16)},
+    }
+    state = {"BatchNorm_0": {"mean": np.array([1.0, 2, 3, 4], np.float32), "count": np.int32(17)}}
+    expected = jax.tree.map(jnp.asarray, Weights(params, state))
+    assert bits(load_weights(tmp_path, jax.eval_shape(lambda: expected))) == bits(expected)
+    assert read_description(tmp_path) == {"model": "two layers", "accuracy": 0.75}
 
 
 # States
