@@ -1,4 +1,4 @@
-"""The student and the teacher that the tests of the floors above the losses share: small, with BatchNorm and dropout."""
+"""The student and the teacher that tests of the layers above the losses share: small, with BatchNorm and dropout."""
 
 import jax
 import jax.numpy as jnp

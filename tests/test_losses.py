@@ -59,7 +59,7 @@ def test_docstring_and_signature(case):
     for parameter in inspect.signature(inspect.unwrap(case.function)).parameters.values():
         if parameter.name in case.keywords or parameter.default is not parameter.empty:
             assert parameter.kind is parameter.KEYWORD_ONLY
-            # The type of the default tells the floors above what may be traced: a float may; whole numbers and None may not.
+            # The type of the default tells the layers above what may be traced: a float may; whole numbers and None may not.
             plain = (float, int, bool, type(None), tuple)
             assert parameter.default is parameter.empty or type(parameter.default) in plain
 

@@ -173,7 +173,7 @@ def test_a_traced_number_stays_traced():
 
 
 def test_a_loss_of_open_keywords_takes_any_by_the_value_given():
-    """What it does not know it refuses itself, when it is called: its signature cannot be read for a slip."""
+    """What it does not know it refuses itself, when it is called: its signature cannot be read for a mistake."""
     assert jax.tree.leaves(on_logits(open_to_all, temperature=2.0)) == [2.0]
     assert jax.tree.leaves(on_logits(open_to_all, temperature=2)) == []
     expected = positional(STUDENT.logits, TEACHER.logits, 2.0)

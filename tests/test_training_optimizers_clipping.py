@@ -1,4 +1,4 @@
-"""Clipping that hangs on a schedule: by hand, beside the plain clipping and none, in a chain, frozen parts and a step."""
+"""Clipping that depends on a schedule: by hand, beside the plain clipping and none, in a chain, frozen parts and a step."""
 
 import chex
 import jax
