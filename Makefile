@@ -12,8 +12,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+# What one run has compiled the next only reads; `make clean` deletes it.
+PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
-SPREAD = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 .PHONY: setup demo test quick slow verification lint format docs lock clean
 
@@ -32,6 +34,7 @@ demo: $(READY)
 	$(BIN)/python experiments/digits.py --out checkpoints/runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
+	@find "$(PROGRAMS)" -type f -mtime +14 -delete 2>/dev/null || true
 	$(SPREAD) -m "not slow"
 
 # The losses' values, their errors, terms and the step: what a change breaks first.
@@ -67,4 +70,4 @@ lock:
 		--constraint requirements.lock pyproject.toml -o requirements-core.lock
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kdjax import _checks
 from kdjax.models import CNN, WideResNet
 
 PYTORCH = 1 / 3
@@ -25,4 +26,5 @@ NETWORKS: dict[str, CNN | WideResNet] = {
 
 def make_model(name: str, **settings: Any) -> CNN | WideResNet:
     """The network called `name`, with any fields of its class replaced."""
+    _checks.one_of("name", name, list(NETWORKS))
     return NETWORKS[name].clone(**settings)

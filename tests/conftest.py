@@ -28,8 +28,6 @@ settings.register_profile("fast", max_examples=30, **PATIENT)
 settings.register_profile("slow", max_examples=3_400, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
-MEMORY = 5 * 2**30  # of a worker, in bytes
-
 # Real data lies beside a checkout or where KDJAX_TEST_DATA says; tests that want it skip where it is missing.
 DATA = Path(os.environ.get("KDJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -100,18 +98,17 @@ def no_program_is_compiled_twice(tmp_path_factory):
         "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_traceback_in_locations_limit": 0,  # who called what is a quarter of the time of lowering
     }.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_leave_where_memory_is_short():
-    """All programs of all tests together may be gigabytes; those of a few modules may stay for the next."""
+def programs_of_one_module_at_a_time():
+    """All compiled programs of all tests together are gigabytes, and every test after them is slower for it."""
     yield
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    if pages * os.sysconf("SC_PAGE_SIZE") > MEMORY:
-        jax.clear_caches()
+    jax.clear_caches()
 
 
 @pytest.fixture
