@@ -65,7 +65,7 @@ class Apply(Protocol):
         self,
         params: Tree,
         model_state: Tree,
-        inputs: AnyArray,
+        inputs: Tree,
         *,
         train: bool,
         rng: PRNGKeyArray | None = None,

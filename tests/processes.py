@@ -1,6 +1,6 @@
 """One process of several: trains, saves, restores and evaluates with the others, and writes down what it saw.
 
-`test_processes.py` starts it with the name of one of two tasks, ``training`` or ``files``, and does the same in one
+`test_processes.py` starts it with the name of a task, ``training``, ``files`` or ``compared``, and does the same in one
 process with the same functions.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import tiny
 from networks import BATCH, batch, student, teacher, teacher_weights
 
 from kdjax import (
@@ -31,6 +32,8 @@ from kdjax import (
 )
 from kdjax.batches import epoch_indices, evaluation_indices, take
 from kdjax.checkpoints import load_weights, open_run, restore_state, save_state, save_weights
+from kdjax.data import load
+from kdjax.runs import Recipe, compare
 from kdjax.training import data_mesh, jit_step, process_rows, replicate, shard_batch, shard_largest_axis
 
 HALF, END = 10, 20
@@ -110,7 +113,7 @@ def numbers(tree):
 def message(call):
     try:
         call()
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, FileExistsError, RuntimeError) as error:
         return str(error)
     return "no error"
 
@@ -161,6 +164,26 @@ def files(folder, index):
     return seen
 
 
+def compared(folder, index):
+    """Teacher, alone and distilled, by one call; a folder that is taken is refused by both."""
+    results = small_comparison(folder / "run", devices="all", cache=("memory", "off")[len(list(folder.glob("off")))])
+    taken = message(lambda: small_comparison(folder / "run", devices="all"))
+    return {"seeds": results["seeds"], "taken": taken}
+
+
+def small_comparison(out, **settings):
+    from rich.console import Console
+
+    data = [load("digits", split) for split in ("train", "test")]
+    recipe = functools.partial(Recipe, optimizer=lambda updates: optax.sgd(0.3), epochs=1, batch_size=256)
+    labels = weighted_sum(labels=(1.0, cross_entropy))
+    soft = weighted_sum(labels=(0.5, cross_entropy), soft=(0.5, on_logits(losses.soft_target_kl, temperature=4.0)))
+    networks = {width: tiny.network(width) for width in (12, 6)}
+    recipes = {"teacher": recipe(networks[12], labels), "alone": recipe(networks[6], labels)}
+    recipes["distilled"] = recipe(networks[6], soft)
+    return compare(out, data=data, seeds=1, console=Console(quiet=True), **recipes, **settings)
+
+
 def same(first, second):
     pairs = zip(_trees.by_path(first).values(), _trees.by_path(second).values(), strict=True)
     return all(_trees.digest(_trees.on_host(one)) == _trees.digest(_trees.on_host(other)) for one, other in pairs)
@@ -171,5 +194,5 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.distributed.initialize(address, num_processes=int(count), process_id=int(index))
-    seen = {"training": training, "files": files}[task](Path(folder), int(index))
+    seen = {"training": training, "files": files, "compared": compared}[task](Path(folder), int(index))
     Path(folder, f"seen-{index}.json").write_text(json.dumps(seen))

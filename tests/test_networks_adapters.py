@@ -5,12 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from flax import linen as nn
 from flax import nnx
 from frameworks import CLASSES, INPUTS, EquinoxNet, LinenNet, NnxNet, differ, every_framework, linen_student, same
 
 from kdjax import Outputs, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.losses import soft_target_kl
 from kdjax.networks import from_equinox, from_linen, from_nnx
+from kdjax.training import jit_step
 
 BATCH = {"inputs": INPUTS, "labels": jnp.arange(16) % CLASSES}
 
@@ -130,3 +133,76 @@ def test_nnx_intermediates_are_no_model_state():
     weights, apply = from_nnx(model)
     assert weights.model_state == {}
     assert apply(*weights, jnp.ones((2, 4)), train=True)[1] == {}
+
+
+@pytest.mark.parametrize("only_in_training", [False, True])
+def test_what_a_linen_module_sows_is_replaced_and_does_not_grow(only_in_training):
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            hidden = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x.reshape(len(x), -1)))
+            if train or not only_in_training:
+                self.sow("losses", "size", jnp.mean(hidden**2))
+                self.sow("batch_stats", "size", jnp.mean(hidden))  # beside real state
+            return nn.Dense(CLASSES)(hidden)
+
+    init, apply = from_linen(Sowing())
+    weights = init(jax.random.key(0), INPUTS)
+    step = jit_step(make_train_step(apply, None, optax.sgd(0.1)))
+    state, before = init_state(weights, optax.sgd(0.1), jax.random.key(1)), weights.model_state
+    for _ in range(3):
+        state, _ = step(state, None, weighted_sum(labels=(1.0, cross_entropy)), BATCH)
+    assert jax.tree.structure(state.model_state) == jax.tree.structure(before)
+    assert step._cache_size() == 1
+    assert ("losses" in before) != only_in_training
+    moved = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), before, state.model_state)
+    assert jax.tree.all(moved)
+
+
+class LinenTokens(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(3)((nn.Embed(50, 8)(inputs["ids"]) * inputs["mask"][..., None]).sum(-2))
+
+
+class NnxTokens(nnx.Module):
+    def __init__(self):
+        self.embed, self.dense = nnx.Embed(50, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1))
+
+    def __call__(self, inputs):
+        return self.dense((self.embed(inputs["ids"]) * inputs["mask"][..., None]).sum(-2))
+
+
+class EquinoxTokens(eqx.Module):
+    embed: eqx.nn.Embedding
+    dense: eqx.nn.Linear
+
+    def __call__(self, inputs, *, key):
+        return self.dense((jax.vmap(self.embed)(inputs["ids"]) * inputs["mask"][:, None]).sum(-2))
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx", "equinox"])
+def test_inputs_may_be_arrays_by_name(framework):
+    inputs = {"ids": np.arange(24, dtype=np.int32).reshape(4, 6), "mask": np.ones((4, 6), np.float32)}
+    if framework == "linen":
+        init, apply = from_linen(LinenTokens())
+        weights = init(jax.random.key(0), inputs)
+    elif framework == "nnx":
+        weights, apply = from_nnx(NnxTokens())
+    else:
+        keys = jax.random.split(jax.random.key(0))
+        weights, apply = from_equinox(
+            EquinoxTokens(eqx.nn.Embedding(50, 8, key=keys[0]), eqx.nn.Linear(8, 3, key=keys[1]))
+        )
+    step = jax.jit(make_train_step(apply, None, optax.sgd(0.1)))
+    state = init_state(weights, optax.sgd(0.1), jax.random.key(1))
+    goal, data = weighted_sum(labels=(1.0, cross_entropy)), {"inputs": inputs, "labels": np.array([0, 1, 2, 0])}
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, None, goal, data)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    # What the mask hides changes nothing.
+    hidden = inputs | {"mask": np.float32(np.arange(24).reshape(4, 6) % 6 < 4)}
+    other = hidden | {"ids": np.where(hidden["mask"] > 0, inputs["ids"], 49)}
+    same(apply(*weights, hidden, train=False)[0].logits, apply(*weights, other, train=False)[0].logits)

@@ -82,3 +82,30 @@ def test_nnx_streams_of_one_model_draw_differently():
     # 2.0: dropped by one of the two layers and kept by the other
     assert set(np.unique(outputs.logits)) == {0.0, 2.0, 4.0}
     assert set(np.unique(outputs.features["single"])) == {0.0, 2.0, 4.0}
+
+
+def test_a_linen_stream_of_any_name_draws_its_own_noise():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            shapes = {"one": x.shape, "other": x.shape}
+            kept = [jax.random.bernoulli(self.make_rng(name), 0.5, shape) for name, shape in shapes.items()]
+            return nn.Dropout(0.5, deterministic=not train)(jnp.ones_like(x)), dict(zip(shapes, kept, strict=True))
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = x.reshape(len(x), -1)
+            return Dropped()(x, train) if train else x
+
+    _, apply = from_linen(Network())
+    said = [apply({}, {}, INPUTS, train=True, rng=jax.random.key(key))[0] for key in (0, 0, 1)]
+    same(said[0], said[1])
+    for name in ("one", "other"):
+        assert differ(said[0].features[name], said[2].features[name])
+    draws = [np.asarray(said[0].features[name]) for name in ("one", "other")] + [np.asarray(said[0].logits) > 0]
+    assert all((draws[a] != draws[b]).any() for a, b in ((0, 1), (0, 2), (1, 2)))
+    # The dropout's own stream is what it was when it was the only one.
+    flat = INPUTS.reshape(len(INPUTS), -1)
+    alone = LinenNoise().apply({}, flat, True, rngs={"dropout": jax.random.key(0)})
+    same(from_linen(LinenNoise())[1]({}, {}, flat, train=True, rng=jax.random.key(0))[0].logits, alone)

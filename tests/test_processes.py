@@ -104,3 +104,17 @@ def test_all_processes_read_and_write_one_folder_and_refuse_together(tmp_path):
     state, _ = processes.restored(tmp_path / "split", like)
     assert processes.same(state, like)
     assert processes.same(load_weights(tmp_path / "weights", Weights(like.params, {})), Weights(like.params, {}))
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_a_comparison_is_that_of_one_process(cache, tmp_path):
+    (tmp_path / cache).mkdir()
+    wanted = processes.small_comparison(tmp_path / "alone", cache=cache)["seeds"][0]
+    first, second = run_two("compared", tmp_path)
+    assert "out is not empty" in first["taken"]
+    assert "out cannot be the run's folder, as the first process found" in second["taken"]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["seeds"] == first["seeds"]
+    for seen in (first, second):
+        for network in ("teacher", "alone", "distilled"):
+            for measure in ("accuracy", "cross_entropy"):
+                assert seen["seeds"][0][network][measure] == pytest.approx(wanted[network][measure], rel=1e-4)

@@ -157,3 +157,12 @@ def test_a_batch_that_does_not_divide_is_refused():
         shard_batch(batch(6), data_mesh())
     with pytest.raises(ValueError, match=r"batch must divide by devices = 4; got 6 examples"):
         split_batch(batch(6), 4)
+
+
+@pytest.mark.parametrize("place", [lambda one: shard_batch(one, data_mesh()), lambda one: split_batch(one, 4)])
+def test_what_has_no_axis_of_examples_is_named(place):
+    for value, shown in ((0.3, "'no axis'"), (np.float32(0.3), "'no axis'"), (np.zeros(5), "5")):
+        with pytest.raises(ValueError, match=rf"batch must hold arrays \[batch, …\], .*'alpha': {shown}"):
+            place(batch(8) | {"alpha": value})
+    with pytest.raises(ValueError, match="batch must hold arrays"):
+        place({})

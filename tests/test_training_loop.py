@@ -342,9 +342,16 @@ def test_evaluation_tells_agreement_only_with_a_teacher(evaluated):
     close(make_evaluation(student())(weights, DATA), wanted)
 
 
+def test_evaluation_without_labels_tells_agreement_alone(evaluated):
+    weights, arrays, means = evaluated
+    unlabelled = {name: array for name, array in arrays.items() if name != "labels"}
+    close(make_evaluation(student())(weights, unlabelled), {"agreement": means["agreement"]})
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"inputs": DATA["inputs"]}, 'batch must have "labels" or "teacher", to measure against; got .*inputs'),
         ([], "arrays must give one batch at least; got none"),
         ([batch(4) | {"mask": np.zeros(4)}], "arrays must have one example at least whose mask is not 0; got none"),
         (jax.tree.map(lambda array: array[:0], DATA), "examples and batch_size must be at least 1; got 0 and 500"),

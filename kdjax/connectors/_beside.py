@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._apply import run
-from kdjax._types import AnyArray, Apply, Batch, Outputs, TrainState, Tree, Weights
+from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors._connector import Connector, Seen, read_places
 from kdjax.connectors.bricks import join
 
@@ -193,7 +193,7 @@ def through(student_apply: Apply, connectors: Mapping[str, Connector], name: str
     connector = connectors[name]
 
     def apply(
-        params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
+        params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
         outputs, own = run(student_apply, params["student"], model_state["student"], inputs, train=train, rng=rng)
         seen, _, states = connect(

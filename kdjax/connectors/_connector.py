@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
-from kdjax._types import AnyArray, Batch, Outputs, Tree, Weights
+from kdjax._types import Batch, Outputs, Tree, Weights
 
 Features = dict[str, Any]
 Names = tuple[str, ...]
@@ -128,7 +128,7 @@ def stages_of(students: Names, teachers: Names | None) -> tuple[Names, Names]:
 
 
 def no_student(
-    params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
+    params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: PRNGKeyArray | None = None
 ) -> tuple[Outputs, Tree]:
     """An `Apply` of no parameters, ``Weights({}, {})``, to train a connector that reads the teacher alone."""
     del params, train, rng

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
-from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
+from kdjax._types import Apply, Outputs, Tree, Weights
 
-Init = Callable[[PRNGKeyArray, AnyArray], Weights]
+Init = Callable[[PRNGKeyArray, Tree], Weights]
 Rng = PRNGKeyArray | None
 Prediction = tuple[Outputs, Tree]
 Modes = Mapping[str, Any]
@@ -33,8 +33,8 @@ def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None
 
     Args:
       module: a ``flax.linen.Module``. Its ``__call__`` takes the inputs and, where it acts differently while training, an
-        argument that says so. Collections other than ``"params"`` become the model_state. Dropout draws from
-        ``"dropout"``.
+        argument that says so. Collections other than ``"params"`` become the model_state; what is sown into one, each
+        pass replaces. Noise of any stream is a function of the key.
       modes: the arguments of ``__call__`` that say whether it trains, as ``{name: value while training}``, or for what is
         no bool ``{name: (value while training, value otherwise)}``; ``{}`` where none does. None: those of the usual
         names, `TRAINING`, and an error where another argument is a bool and could be one.
@@ -59,17 +59,21 @@ def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None
         raise ValueError(f"module must be a flax.linen.Module, with init and apply; got {type(module).__name__}.")
     training, inferring = _modes_of(module, "module", modes)
 
-    def init(rng: PRNGKeyArray, inputs: AnyArray) -> Weights:
+    def init(rng: PRNGKeyArray, inputs: Tree) -> Weights:
         model_state = dict(module.init(rng, inputs, **inferring))
         return Weights(model_state.pop("params", {}), model_state)
 
-    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: Rng = None) -> Prediction:
         variables = {"params": params, **model_state}
         if not train:
             return _outputs(module.apply(variables, inputs, **inferring), module), model_state
-        rngs = {} if rng is None else {"dropout": _key_of_device(rng, axis_name)}
+        rngs = {}
+        if rng is not None:
+            key = _key_of_device(rng, axis_name)
+            rngs = {"dropout": key, "params": jax.random.fold_in(key, 0)}  # Flax draws any other stream from "params"
+        variables = {name: _without_sown(collection) for name, collection in variables.items()}
         result, changed = module.apply(variables, inputs, rngs=rngs, mutable=list(model_state), **training)
-        return _outputs(result, module), {**model_state, **changed}
+        return _outputs(result, module), _in_the_form_of(model_state, changed)
 
     return init, apply
 
@@ -113,7 +117,7 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
     training, *states = nnx.split(own, nnx.Param, nnx.RngState, ...)
     own_params, streams, own_state = map(nnx.to_pure_dict, states)
 
-    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: Rng = None) -> Prediction:
         if not train:
             merged = nnx.merge(inferring, params, streams, model_state)
             return _outputs(merged(inputs, **in_inference), model), model_state
@@ -134,10 +138,11 @@ def from_equinox(
     """An Equinox model, which acts on one example, as its arrays and a pure function of a batch.
 
     Args:
-      model: an ``equinox.Module``, called with one example as ``model(x, key=key)``, or, with a state, as ``model(x, state,
-        key=key)``, which returns (its output, the new state). Its inexact arrays become params; all else stays as it is.
-        Images come as the batch holds them, [height, width, channels]: a model with ``eqx.nn.Conv2d``, which wants
-        channels first, transposes them. The examples' axis, for ``eqx.nn.BatchNorm``, is named ``"batch"``.
+      model: an ``equinox.Module``, called with one example, an array or a tree of arrays, as ``model(x, key=key)``, or,
+        with a state, as ``model(x, state, key=key)``, which returns (its output, the new state). Its inexact arrays become
+        params; all else stays as it is. Images come as the batch holds them, [height, width, channels]: a model with
+        ``eqx.nn.Conv2d``, which wants channels first, transposes them. The examples' axis, for ``eqx.nn.BatchNorm``, is
+        named ``"batch"``.
       state: the ``equinox.nn.State`` that ``eqx.nn.make_with_state`` gave with the model; None without one.
       modes: as in `from_linen`, beside what ``eqx.nn.inference_mode`` sets.
       axis_name: the device axis. Example i of the batch gets the key ``fold_in(rng, i)``; where `axis_name` is given, i
@@ -170,16 +175,18 @@ def from_equinox(
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     state_leaves, state_structure = jax.tree.flatten(state)
 
-    def apply(params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: Rng = None) -> Prediction:
+    def apply(params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: Rng = None) -> Prediction:
         in_mode = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
-        keys = _key_per_example(rng, inputs.shape[0], axis_name) if train and rng is not None else None
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        batch = jax.tree.leaves(inputs)[0].shape[0]
+        keys = _key_per_example(rng, batch, axis_name) if train and rng is not None else None
 
-        def one(x: Array, key: Rng, old: Any) -> tuple[Any, Any]:
+        def one(x: Tree, key: Rng, old: Any) -> tuple[Any, Any]:
             mode = training if train else inferring
             return (in_mode(x, key=key, **mode), None) if state is None else in_mode(x, old, key=key, **mode)
 
         all_of_them = jax.vmap(one, in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch")
-        result, new = all_of_them(jnp.asarray(inputs), keys, jax.tree.unflatten(state_structure, model_state))
+        result, new = all_of_them(inputs, keys, jax.tree.unflatten(state_structure, model_state))
         return _outputs(result, model), tuple(jax.tree.leaves(new)) if train else model_state
 
     return Weights(_copies(weights), _copies(tuple(state_leaves))), apply
@@ -211,6 +218,20 @@ def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ..
         raise ValueError(f"modes must name arguments of {type(network).__name__}.__call__; it has no {unknown[0]!r}.")
     pairs = {who: value if isinstance(value, tuple) else (value, not value) for who, value in wanted.items()}
     return {who: pair[0] for who, pair in pairs.items()}, {who: pair[1] for who, pair in pairs.items()}
+
+
+def _without_sown(collection: Tree) -> Tree:
+    """What ``Module.sow`` put there before is left out: it would be appended to, pass after pass."""
+    if not isinstance(collection, Mapping):
+        return collection
+    return {name: _without_sown(value) for name, value in collection.items() if not isinstance(value, tuple)}
+
+
+def _in_the_form_of(old: Tree, new: Tree) -> Tree:
+    """The new values in the old tree: what a pass left out stays, and what only this pass has goes."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {name: _in_the_form_of(value, new[name]) if name in new else value for name, value in old.items()}
 
 
 def _import_nnx() -> ModuleType:

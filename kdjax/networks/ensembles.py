@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._apply import run
-from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
+from kdjax._types import Apply, Outputs, Tree, Weights
 
 ShareOut = Callable[[Float[Array, "members batch classes"]], Float[Array, "members batch"]]
 
@@ -63,7 +63,7 @@ def ensemble(
     share_out = shares if callable(shares) else fixed_shares(shares, len(applies))
 
     def apply(
-        params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
+        params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
         for name, entries in {"params": params, "model_state": model_state}.items():
             got = len(entries) if isinstance(entries, tuple) else type(entries).__name__

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._apply import run
-from kdjax._types import AnyArray, Apply, Outputs, Tree, Weights
+from kdjax._types import Apply, Outputs, Tree, Weights
 from kdjax.losses import _math
 
 FromOutputs = Callable[[Outputs], Array]
@@ -102,7 +102,7 @@ def with_features(apply: Apply, **functions: FromOutputs) -> Apply:
     """
 
     def apply_with(
-        params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
+        params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
         outputs, model_state = run(apply, params, model_state, inputs, train=train, rng=rng)
         if taken := sorted(functions.keys() & {*outputs.features, "logits"}):

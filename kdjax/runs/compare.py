@@ -182,7 +182,7 @@ class _Run:
         )  # of logits; features come on top, and are found when they are kept
         self.out.mkdir(parents=True, exist_ok=True)
         memory, disk = free_memory(), shutil.disk_usage(self.out).free
-        place = choose_place(size, memory=memory, disk=disk) if self.cache == "auto" else self.cache
+        place = _everywhere(choose_place(size, memory=memory, disk=disk)) if self.cache == "auto" else self.cache
         where = {"memory": "are kept in memory", "disk": f"are kept in {self.out}", "off": "are computed in every step"}
         chosen = f", as {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
         self.say(
@@ -279,6 +279,11 @@ class _Run:
     ) -> dict[str, Outputs]:
         """The teacher's outputs for all examples; what `path` holds from before a resumption is checked, and used."""
         return cache_teacher(trainer.apply, teacher, arrays["inputs"], features=features, path=path)
+
+
+def _everywhere(place: str) -> str:
+    """The last choice of any process: all must train by one program."""
+    return next((one for one in ("off", "disk") if _processes.anywhere(place == one)), place)
 
 
 def _name(function: Any) -> str:

@@ -5,9 +5,9 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdjax import _files, _processes
 
@@ -21,7 +21,7 @@ FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir")
 def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
     """Makes or finds the folder, proves that it can be written, and keeps other writers out until the block is left.
 
-    Of several processes the first one makes and locks it.
+    Of several processes the first one makes and locks it; where it cannot, all of them say so.
 
     Args:
       out: the folder. One that holds a run is gone on with by `resume`, and else refused; an empty one, or one in which a
@@ -33,13 +33,25 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
       NotADirectoryError: if `out` is a file.
       FileExistsError: if it holds a run and `resume` is not set, or holds something else.
       PermissionError: if it cannot be written.
-      RuntimeError: if another process is writing there.
+      RuntimeError: if another process is writing there; in the others of several processes, whatever the first one found.
       ValueError: if `config` differs from the run's, or what the folder says of itself is damaged.
     """
-    folder = Path(out)
-    if not _processes.is_first():
+    folder, refusal = Path(out), None
+    with ExitStack() as held:
+        if _processes.is_first():
+            try:
+                _check_free(folder, resume)
+                _check_writable(folder)
+                _lock(held.enter_context((folder / _LOCK).open("w")), folder)
+                _same(folder / _CONFIG, _files.as_json(config, "config"))
+            except (OSError, RuntimeError, ValueError) as error:
+                refusal = error
+        if _processes.anywhere(refusal is not None):
+            raise refusal or RuntimeError(f"out cannot be the run's folder, as the first process found: {folder}.")
         yield folder
-        return
+
+
+def _check_free(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"out must be a folder; {folder} is a file.")
     found = sorted(one.name for one in folder.iterdir()) if folder.exists() else []
@@ -51,14 +63,13 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
         raise FileExistsError(
             f"out holds no run that could be gone on with, and is not empty: {folder} has {others[0]}."
         )
-    _check_writable(folder)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"out is being written by another process: {folder}. Wait for it, or stop it.") from None
-        _same(folder / _CONFIG, _files.as_json(config, "config"))
-        yield folder
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"out is being written by another process: {folder}. Wait for it, or stop it.") from None
 
 
 def _check_writable(folder: Path) -> None:

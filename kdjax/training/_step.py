@@ -214,22 +214,23 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
       A function of
 
         - `weights`: the network's `Weights`.
-        - `batch`: ``"inputs"``, ``"labels"`` int [batch]; ``"mask"`` [batch], 0 where an example only fills up the batch;
-          ``"teacher"``: the teacher's `Outputs`, to count agreement with it.
+        - `batch`: ``"inputs"``; ``"labels"`` int [batch], or ``"teacher"``, the teacher's `Outputs`, or both; ``"mask"``
+          [batch], 0 where an example only fills up the batch.
 
-      that returns float32 scalars, sums over the examples whose mask is not 0: ``examples``, ``correct``,
-      ``cross_entropy`` and, with a teacher, ``agreeing``: how often both networks' first choice is the same.
+      that returns float32 scalars, sums over the examples whose mask is not 0: ``examples``; with labels ``correct`` and
+      ``cross_entropy``; with a teacher ``agreeing``: how often both networks' first choice is the same.
     """
 
     def step(weights: Weights, batch: Batch) -> Metrics:
         outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
-        labels = read_labels(batch, outputs.logits.shape[0])
-        mask = batch.get("mask", jnp.ones(labels.shape, jnp.float32))
-        values = {
-            "examples": jnp.ones_like(mask),
-            "correct": _correct(outputs.logits, labels),
-            "cross_entropy": cross_entropy(outputs, None, batch),
-        }
+        size = outputs.logits.shape[0]
+        if not {"labels", "teacher"} & batch.keys():
+            raise ValueError(f'batch must have "labels" or "teacher", to measure against; got {sorted(batch)}.')
+        mask = batch.get("mask", jnp.ones(size, jnp.float32))
+        values = {"examples": jnp.ones_like(mask)}
+        if "labels" in batch:
+            values["correct"] = _correct(outputs.logits, read_labels(batch, size))
+            values["cross_entropy"] = cross_entropy(outputs, None, batch)
         if "teacher" in batch:
             taught = outputs_of(batch["teacher"], 'batch["teacher"]')
             values["agreeing"] = _correct(outputs.logits, jnp.argmax(taught.logits, axis=-1))

@@ -83,7 +83,8 @@ def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
       The whole batch, each device holding its rows.
 
     Raises:
-      ValueError: if the batch does not divide by the number of devices that it is split over.
+      ValueError: if the batch does not divide by the number of devices that it is split over, or something in it has no
+        axis of examples, or another number of them.
     """
     size = _batch_size(batch)
     processes = _processes_of(mesh.devices.flat)
@@ -142,7 +143,7 @@ def split_batch(batch: Tree, devices: int) -> Tree:
     """[batch, …] to [devices, batch / devices, …], in order.
 
     Raises:
-      ValueError: if the batch does not divide by `devices`.
+      ValueError: if the batch does not divide by `devices`, or as `shard_batch` says.
 
     Example:
       >>> split_batch({"labels": np.arange(6)}, 2)["labels"].tolist()
@@ -155,7 +156,12 @@ def split_batch(batch: Tree, devices: int) -> Tree:
 
 
 def _batch_size(batch: Tree) -> int:
-    return int(np.shape(jax.tree.leaves(batch)[0])[0])
+    sizes = {name: np.shape(leaf)[:1] for name, leaf in _trees.by_path(batch).items()}
+    found = set(sizes.values())
+    if len(found) != 1 or () in found:
+        shown = {name: size[0] if size else "no axis" for name, size in sizes.items()}
+        raise ValueError(f"batch must hold arrays [batch, …], all of as many examples; got {shown}.")
+    return int(found.pop()[0])
 
 
 def _processes_of(devices: Any) -> int:

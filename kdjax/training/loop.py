@@ -135,13 +135,13 @@ def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
       A function that compiles at its first call, of
 
         - `weights`: the network's `Weights`, such as `kdjax.training.weights_of` a state.
-        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`,
-          and ``"mask"`` [examples], 0 where an example does not count. Or an iterable of batches, such as
-          `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
+        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`
+          (one of these two at least), and ``"mask"`` [examples], 0 where an example does not count. Or an iterable of
+          batches, such as `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
         - `batch_size`: examples a call. Numbers do not depend on it but by rounding.
 
-      that returns floats, means over all examples: ``accuracy``, ``cross_entropy`` and, with a teacher, ``agreement``, how
-      often both networks' first choice is the same.
+      that returns floats, means over all examples: with labels ``accuracy`` and ``cross_entropy``; with a teacher
+      ``agreement``, how often both networks' first choice is the same.
 
     Raises:
       ValueError: later, if there is no example, or as `make_eval_step` says.

@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks, _trees
 from kdjax._apply import run
-from kdjax._types import AnyArray, Apply, Number, Outputs, Tree
+from kdjax._types import Apply, Number, Outputs, Tree
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformationExtraArgs:
@@ -103,7 +103,7 @@ def freeze_model_state(apply: Apply, *patterns: str) -> Apply:
     _check(patterns)
 
     def held(
-        params: Tree, model_state: Tree, inputs: AnyArray, *, train: bool, rng: PRNGKeyArray | None = None
+        params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: PRNGKeyArray | None = None
     ) -> tuple[Outputs, Tree]:
         outputs, new = run(apply, params, model_state, inputs, train=train, rng=rng)
         named = _trees.chosen("patterns", patterns, _trees.by_path(model_state))
