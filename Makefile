@@ -2,6 +2,7 @@
 # make test   set up, then run the tests
 # make quick  the fast ones of losses, terms and the step
 # make verification   measure what every loss is held to, and write docs/verification-report.md
+# make mutation   change the code in 210 places, and see whether the tests notice
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -17,7 +18,7 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation lint format docs lock clean
 
 setup: $(READY)
 
@@ -48,6 +49,11 @@ slow: $(READY)
 # Minutes of one core; nothing is written where a law does not hold. The record is that of the slow property tests.
 verification: $(READY)
 	$(BIN)/python tests/verification.py --properties tests/property_run.jsonl --out docs/verification-report.md
+
+# Half an hour of two cores or more; goes on with what tests/mutation_run.json holds.
+mutation: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
+	$(BIN)/python tests/mutation.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -148,11 +148,11 @@ def whole(name: str, value: Any, least: int) -> None:
         raise OutOfRangeError(name, f"must be a whole number of {least} or more; got {value!r}.")
 
 
-def one_of(name: str, value: str, known: Sequence[str]) -> None:
+def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     """Names the near misses, so that a typing error is mended at first sight."""
-    if value in known:
+    if isinstance(value, str) and value in known:
         return
-    near = get_close_matches(value, known, n=3)
+    near = get_close_matches(value, known, n=3) if isinstance(value, str) else []
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.{hint}")
 

@@ -1,7 +1,7 @@
 """A tree's leaves by path, such as ``stage1/norm/scale``: chosen by name, their bits on the host, and the way back."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
@@ -46,6 +46,24 @@ def digest(host: np.ndarray) -> str:
     """Covers dtype and shape too: the same bytes in another shape are another array."""
     header = f"{host.dtype}{host.shape}".encode()
     return blake2b(header + host.tobytes(), digest_size=16).hexdigest()
+
+
+def digest_of_tree(tree: Tree) -> str:
+    """Of all leaves and their paths; of what lies in several processes, all must ask."""
+    digests = {name: digest(on_host(leaf)) for name, leaf in by_path(tree).items()}
+    return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()
+
+
+def digest_of_program(function: Callable[..., Any], *shapes: Any) -> str:
+    """Of the traced program's text, and of the arrays that it has from elsewhere than its arguments.
+
+    The text names functions by their address in memory, which says nothing.
+    """
+    program = jax.make_jaxpr(function)(*shapes)
+    found = blake2b(re.sub(r"0x[0-9a-f]+", "", str(program)).encode(), digest_size=16)
+    for constant in program.consts:
+        found.update(digest(on_host(jnp.asarray(constant))).encode())
+    return found.hexdigest()
 
 
 def differences(signatures: Mapping[str, Mapping[str, Any]], like: Tree) -> list[str]:

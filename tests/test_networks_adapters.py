@@ -206,3 +206,19 @@ def test_inputs_may_be_arrays_by_name(framework):
     hidden = inputs | {"mask": np.float32(np.arange(24).reshape(4, 6) % 6 < 4)}
     other = hidden | {"ids": np.where(hidden["mask"] > 0, inputs["ids"], 49)}
     same(apply(*weights, hidden, train=False)[0].logits, apply(*weights, other, train=False)[0].logits)
+
+
+def test_a_variable_that_is_a_tuple_is_kept_from_pass_to_pass():
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            pair = self.variable("stats", "pair", lambda: (jnp.zeros(2), jnp.ones(2)))
+            if not self.is_initializing():
+                pair.value = (pair.value[0] + 1.0, pair.value[1])
+            return nn.Dense(2)(x.reshape(len(x), -1))
+
+    init, apply = from_linen(Counting())
+    params, state = init(jax.random.key(0), INPUTS)
+    for _ in range(3):
+        _, state = apply(params, state, INPUTS, train=True)
+    np.testing.assert_array_equal(state["stats"]["pair"], [[3.0, 3.0], [1.0, 1.0]])

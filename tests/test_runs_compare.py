@@ -172,6 +172,20 @@ def test_a_finished_run_grows_by_seeds_and_is_not_trained_again(finished, tmp_pa
         ({"data": DATA[:1]}, "data must be two data sets"),
         ({"alone": recipe("alone", batch_size=5000)}, "batch_size must be at most the 1257 examples; got 5000"),
         ({"devices": 4, "alone": recipe("alone", batch_size=130)}, "batch_size of alone must divide by the 4 devices"),
+        ({"print_every": "x"}, "print_every must be a whole number of 0 or more; got 'x'"),
+        ({"cache": None}, "cache must be one of auto, memory, disk, off; got None"),
+        ({"data": DATA[0]}, "data must be two data sets"),
+        ({"data": "digits"}, "data must be two data sets.*got 'digits'"),
+        ({"data": [DATA[0], replace(DATA[1], class_names=tuple("abcdefghij"))]}, "data must have the same class names"),
+        (
+            {"distilled": recipe("distilled", weighted_sum(hint=(1.0, on_feature(hint, "embeding"))))},
+            "distilled cannot be trained on these data: .*embeding.*Did you mean 'embedding'",
+        ),
+        ({"alone": recipe("alone", SOFT)}, "alone cannot be trained on these data: .*teacher"),
+        (
+            {"alone": Recipe(tiny.network(6, classes=7), LABELS, lambda updates: optax.sgd(0.1), 1, 128)},
+            "alone cannot be trained .*network must return a logit for each of the 10 classes",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_any_training_and_leaves_nothing(changes, message, tmp_path, no_training):
@@ -189,7 +203,9 @@ def test_a_folder_in_use_is_never_written_into(finished, tmp_path, no_training):
     before = sorted(path.name for path in finished.rglob("*"))
     with pytest.raises(FileExistsError, match=r"out is not empty.*--resume"):
         run(finished, seeds=2)
-    with pytest.raises(ValueError, match=r"--resume needs the settings.*alone was .*'epochs': 2.* and is now .*3"):
+    with pytest.raises(
+        ValueError, match=r"--resume needs the settings.*alone_recipe was .*'epochs': 2.* and is now .*3"
+    ):
         run(finished, seeds=2, resume=True, alone=recipe("alone", epochs=3))
     other = replace(DATA[0], labels=DATA[0].labels[::-1].copy())
     with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests was"):
@@ -211,6 +227,69 @@ def test_a_folder_in_use_is_never_written_into(finished, tmp_path, no_training):
     assert file.read_text() == "mine"
     with pytest.raises(PermissionError, match="out cannot be written to: /proc/kdjax"):
         run("/proc/kdjax")
+
+
+def with_other(phase, **changes):
+    return {phase: replace(RECIPES[phase], **changes)}
+
+
+def squashed(params, model_state, inputs, *, train, rng=None):
+    outputs, model_state = NETWORKS[6][1](params, model_state, inputs, train=train, rng=rng)
+    return outputs._replace(logits=jax.numpy.tanh(outputs.logits)), model_state
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        with_other("alone", optimizer=lambda updates: optax.sgd(0.2, momentum=0.9)),
+        with_other("distilled", network=(NETWORKS[6][0], squashed)),
+        with_other(
+            "teacher",
+            network=(lambda rng, x: jax.tree.map(lambda one: 2 * one, NETWORKS[16][0](rng, x)), NETWORKS[16][1]),
+        ),
+        with_other("alone", objective=weighted_sum(labels=(lambda step: 0.5, cross_entropy))),
+        {"preprocess": lambda inputs: unit_range(inputs) / 2},
+        {"config": {"teacher": "of one's own"}, **with_other("teacher", epochs=3)},
+    ],
+    ids=["optimizer", "network", "start", "schedule", "preprocess", "epochs beside a setting of that name"],
+)
+def test_a_resumption_that_would_compute_something_else_is_refused(changes, finished, no_training):
+    with pytest.raises(ValueError, match="--resume needs the settings"):
+        run(finished, seeds=2, resume=True, **changes)
+
+
+def test_a_given_teacher_must_stay_the_same(finished, tmp_path, no_training):
+    teachers = [finished / f"seed-{seed}" / "teacher" / "weights" for seed in range(2)]
+    with pytest.raises(pytest.fail.Exception):  # stopped where training would begin
+        run(tmp_path / "out", given_teacher=teachers[0])
+    for other in (teachers[1], None):
+        with pytest.raises(ValueError, match="given_teacher_digest was"):
+            run(tmp_path / "out", given_teacher=other, resume=True)
+
+
+def test_what_else_differs_between_the_students_is_said(tmp_path):
+    text = io.StringIO()
+    run(tmp_path, text, alone=recipe("alone", epochs=1, batch_size=256))
+    said = text.getvalue()
+    assert "epochs of alone is 1 and of distilled 2" in said
+    assert "batch_size of alone is 256 and of distilled 128" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": tiny.Dense()}, r"network must be a pair of functions \(init, apply\).*got Dense"),
+        ({"network": (1, 2)}, "network must be a pair of functions"),
+        ({"objective": cross_entropy}, "objective must be one of weighted_sum"),
+        ({"optimizer": optax.sgd(0.1)}, "optimizer must be a function from the number of updates"),
+        ({"epochs": 0}, "epochs must be a whole number of 1 or more; got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number of 1 or more; got 1.5"),
+        ({"batch_size": -8}, "batch_size must be a whole number of 1 or more; got -8"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPES["alone"], **change)
 
 
 def test_two_runs_never_share_a_folder(finished):

@@ -351,6 +351,15 @@ def test_evaluation_without_labels_tells_agreement_alone(evaluated):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        (
+            DATA | {"mask": jnp.ones((EXAMPLES, 1))},
+            r'batch\["mask"\] must have shape \(35,\), one number an example; got',
+        ),
+        (
+            [batch(4) | {"mask": jnp.ones(1)}],
+            r'batch\["mask"\] must have shape \(4,\), one number an example; got \(1,\)',
+        ),
+        ([batch(4) | {"teacher": jnp.ones((1, 5))}], "must have the same batch size"),
         ({"inputs": DATA["inputs"]}, 'batch must have "labels" or "teacher", to measure against; got .*inputs'),
         ([], "arrays must give one batch at least; got none"),
         ([batch(4) | {"mask": np.zeros(4)}], "arrays must have one example at least whose mask is not 0; got none"),

@@ -21,9 +21,9 @@ class Dense(nn.Module):
         return Outputs(logits, {"embedding": embedding, "stage2": embedding[:, None, None]})
 
 
-def network(width=6):
+def network(width=6, classes=10):
     """A pair (init, apply)."""
-    init, apply = from_linen(Dense(width))
+    init, apply = from_linen(Dense(width, classes))
     return jax.jit(init), apply
 
 

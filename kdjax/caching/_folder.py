@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,9 +47,9 @@ def identity(teacher: Weights, inputs: str, program: Callable[..., Any], shapes:
       layout: of the arrays that are kept.
     """
     return {
-        "teacher": _digest_of_weights(teacher),
+        "teacher": _trees.digest_of_tree(teacher),
         "inputs": inputs,
-        "program": _digest_of_program(program, *shapes),
+        "program": _trees.digest_of_program(program, *shapes),
         "jax": jax.__version__,
         "arrays": {name: {"shape": list(one.shape), "dtype": str(one.dtype)} for name, one in layout.items()},
     }
@@ -131,20 +130,3 @@ def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         if found != wanted:
             raise StaleError(f"path must hold whole arrays; {file} has {found} bytes, and {wanted} are wanted.")
     return kept
-
-
-def _digest_of_weights(weights: Weights) -> str:
-    digests = {name: _trees.digest(_trees.on_host(leaf)) for name, leaf in _trees.by_path(weights).items()}
-    return blake2b(repr(sorted(digests.items())).encode(), digest_size=16).hexdigest()
-
-
-def _digest_of_program(function: Callable[..., Any], *shapes: Any) -> str:
-    """Of the traced program's text, and of the arrays that it has from elsewhere than its arguments.
-
-    The text names functions by their address in memory, which says nothing.
-    """
-    program = jax.make_jaxpr(function)(*shapes)
-    digest = blake2b(re.sub(r"0x[0-9a-f]+", "", str(program)).encode(), digest_size=16)
-    for constant in program.consts:
-        digest.update(_trees.digest(_trees.on_host(jnp.asarray(constant))).encode())
-    return digest.hexdigest()

@@ -33,8 +33,9 @@ def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None
 
     Args:
       module: a ``flax.linen.Module``. Its ``__call__`` takes the inputs and, where it acts differently while training, an
-        argument that says so. Collections other than ``"params"`` become the model_state; what is sown into one, each
-        pass replaces. Noise of any stream is a function of the key.
+        argument that says so. Collections other than ``"params"`` become the model_state; values that ``sow`` keeps in
+        tuples are replaced at every pass, and do not pile up. Noise of any stream of ``make_rng`` is a function of the
+        key; a module that asks ``has_rng`` first is told of ``"dropout"`` and ``"params"`` alone.
       modes: the arguments of ``__call__`` that say whether it trains, as ``{name: value while training}``, or for what is
         no bool ``{name: (value while training, value otherwise)}``; ``{}`` where none does. None: those of the usual
         names, `TRAINING`, and an error where another argument is a bool and could be one.
@@ -71,7 +72,6 @@ def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None
         if rng is not None:
             key = _key_of_device(rng, axis_name)
             rngs = {"dropout": key, "params": jax.random.fold_in(key, 0)}  # Flax draws any other stream from "params"
-        variables = {name: _without_sown(collection) for name, collection in variables.items()}
         result, changed = module.apply(variables, inputs, rngs=rngs, mutable=list(model_state), **training)
         return _outputs(result, module), _in_the_form_of(model_state, changed)
 
@@ -209,7 +209,8 @@ def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ..
                 f"{name}.__call__ must take the inputs and, at most, arguments that say whether it trains; "
                 f"{type(network).__name__} also takes {who}. Wrap it in one that sets {who}, or name it in modes."
             )
-        if modes is None and (isinstance(parameter.default, bool) or who == "mode"):
+        # None or a function is no mode; a bool, a word or a number may be one.
+        if modes is None and (isinstance(parameter.default, bool | str | int) or who == "mode"):
             raise ValueError(
                 f"modes must tell whether {who} of {type(network).__name__}.__call__ says that the network trains: "
                 f"modes={{{who!r}: value while training}} if so, modes={{}} if not; got None."
@@ -220,18 +221,17 @@ def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ..
     return {who: pair[0] for who, pair in pairs.items()}, {who: pair[1] for who, pair in pairs.items()}
 
 
-def _without_sown(collection: Tree) -> Tree:
-    """What ``Module.sow`` put there before is left out: it would be appended to, pass after pass."""
-    if not isinstance(collection, Mapping):
-        return collection
-    return {name: _without_sown(value) for name, value in collection.items() if not isinstance(value, tuple)}
-
-
 def _in_the_form_of(old: Tree, new: Tree) -> Tree:
-    """The new values in the old tree: what a pass left out stays, and what only this pass has goes."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return new
-    return {name: _in_the_form_of(value, new[name]) if name in new else value for name, value in old.items()}
+    """The new values in the old tree: what a pass left out stays, what only this pass has goes, and sown values replace.
+
+    ``Module.sow`` appends to the tuple that is there, so that its old entries stand before the new ones.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {name: _in_the_form_of(value, new[name]) if name in new else value for name, value in old.items()}
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(new) > len(old):
+        appended = all(one is other for one, other in zip(old, new, strict=False))
+        return new[-len(old) :] if appended and old else new
+    return new
 
 
 def _import_nnx() -> ModuleType:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
-from kdjax import _checks, _processes
+from kdjax import _checks, _processes, _trees
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.checkpoints import load_weights, read_description, save_weights
@@ -24,7 +24,7 @@ from kdjax.data import Dataset, on_device, unit_range
 from kdjax.metrics import parameter_count
 from kdjax.networks.precision import computed_in
 from kdjax.runs import records
-from kdjax.runs.fitting import Recipe, Trainer, described, fit, parameters, prepare
+from kdjax.runs.fitting import Recipe, Trainer, described, digest_of_training, fit, parameters, prepare
 from kdjax.runs.folders import open_folder
 from kdjax.runs.report import comparison
 from kdjax.training import data_mesh, replicate
@@ -63,11 +63,12 @@ def compare(
       teacher: how the teacher is trained.
       alone: how the student is trained from labels alone.
       distilled: how the student is trained with the teacher; its connectors, if any, stay behind.
-      preprocess: from the data's inputs to the networks', float32.
+      preprocess: from the data's inputs to the networks', float32; the default takes uint8 pictures.
       seeds: how often everything is repeated, with seeds 0, 1, 2, …
-      resume: go on with the run in `out`, from the last saved epoch of each network, where there is one.
+      resume: go on with the run in `out`, from the last saved epoch of each network, where there is one. States are saved
+        every half minute and after the last epoch.
       given_teacher: the folder of a teacher's saved weights, used for every seed in the place of a trained one.
-      cache: whether the teacher is run once over the training data and what it says is kept: ``"memory"``, ``"disk"`` (in
+      cache: whether the teacher's outputs for the training data are computed once and stored: ``"memory"``, ``"disk"`` (in
         `out`), ``"off"`` (it is run in every step), or ``"auto"``: the first of these for which there is room.
       devices: over how many devices each batch is split; ``"all"``, also those of other processes.
       dtype: what networks compute in, ``"float32"`` or ``"bfloat16"``; weights, losses and the optimiser are float32.
@@ -81,7 +82,8 @@ def compare(
       ``"seeds"``: by network its test means and its seconds of training.
 
     Raises:
-      ValueError: if an argument is out of its range, or a resumption's settings or data are others.
+      ValueError: if an argument is out of its range, a recipe cannot be trained on the data, or, at a resumption, if
+        settings, data, networks, optimizers, losses or the given teacher are not those that the run began with.
       FileExistsError, NotADirectoryError, PermissionError, RuntimeError: if `out` cannot be the run's folder; nothing is
         trained then.
       FloatingPointError: if training diverges.
@@ -90,6 +92,7 @@ def compare(
 
     for name, value in (("seeds", seeds), *(() if devices == "all" else (("devices", devices),))):
         _checks.whole(name, value, 1)
+    _checks.whole("print_every", print_every, 0)
     _checks.one_of("cache", cache, ("auto", "memory", "disk", "off"))
     _checks.one_of("dtype", dtype, ("float32", "bfloat16"))
     console = console or Console()
@@ -97,16 +100,25 @@ def compare(
     run = _Run(Path(out), data, preprocess, cache, devices, dtype, given_teacher, print_every, console)
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
     trainers = run.prepared(recipes)
-    digests = {one.split: records.digest(one.inputs, one.labels) for one in data}
-    about = {"title": title, "seeds": seeds, "cache": cache, "dtype": dtype, "data_digests": digests}
-    about |= {name: described(recipe) for name, recipe in recipes.items()} | dict(config or {})
+    digests = {name: records.digest(one.inputs, one.labels) for name, one in zip(("train", "test"), data, strict=True)}
+    about = dict(config or {}) | {
+        "title": title,
+        "seeds": seeds,
+        "cache": cache,
+        "dtype": dtype,
+        "data_digests": digests,
+    }
+    about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
+    about["programs"] = {name: run.digest_of_training(name, trainers) for name in PHASES}
+    about["programs"]["preprocess"] = _trees.digest_of_program(preprocess, data[0].inputs[:1])
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
+    about["given_teacher_digest"] = None if given is None else _trees.digest_of_tree(given)
     counts = {
         name: parameter_count(parameters(trainer, run.train["inputs"][:1]).params) for name, trainer in trainers.items()
     }
     results = records.provenance(about, data=digests) | {"experiment": title, "parameters": counts, "seeds": []}
     with open_folder(out, about, resume=resume) as folder:
-        run.announce(title, trainers)
+        run.announce(title, trainers, counts)
         place = run.place_of_cache(trainers["distilled"].recipe)
         for seed in range(seeds):
             results["seeds"].append(run.one_seed(seed, trainers, given, place))
@@ -131,8 +143,16 @@ class _Run:
     console: "Console"
 
     def __post_init__(self) -> None:
-        if len(self.data) != 2:
-            raise ValueError(f"data must be two data sets, to train on and to test on; got {len(self.data)}.")
+        if not isinstance(self.data, list | tuple) or [*map(type, self.data)] != [Dataset, Dataset]:
+            kinds = [type(one).__name__ for one in self.data] if isinstance(self.data, list | tuple) else self.data
+            raise ValueError(
+                f"data must be two data sets, to train on and to test on, as of load or make_dataset; got {kinds!r:.99}."
+            )
+        names = [one.class_names for one in self.data]
+        if names[0] != names[1]:
+            raise ValueError(
+                f"data must have the same class names in both sets; got {names[0]!r:.99} and {names[1]!r:.99}."
+            )
         found = jax.devices()
         count = len(found) if self.devices == "all" else int(self.devices)
         if count > len(found):
@@ -158,7 +178,14 @@ class _Run:
             made[name] = prepare(recipe, len(self.train["labels"]), teacher_apply=teacher_apply, mesh=self.mesh)
         return made
 
-    def announce(self, title: str, trainers: Mapping[str, Trainer]) -> None:
+    def digest_of_training(self, name: str, trainers: Mapping[str, Trainer]) -> str:
+        teacher = trainers["teacher"] if name == "distilled" else None
+        try:
+            return digest_of_training(trainers[name], self.train, len(self.data[0].class_names), teacher)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be trained on these data: {error}") from error
+
+    def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
         train, test = (len(part["labels"]) for part in (self.train, self.test))
         devices = f"{self.parts} × {jax.devices()[0].platform}" if self.parts > 1 else jax.devices()[0].platform
         self.say(
@@ -168,7 +195,14 @@ class _Run:
         for batch_size in sorted({trainer.recipe.batch_size for trainer in trainers.values()}):
             if left_over := train % batch_size:
                 self.say(
-                    f"{left_over} examples fill no batch of {batch_size} and sit an epoch out, other ones each epoch."
+                    f"{left_over} examples of each shuffled epoch, other ones each time, fill no batch of {batch_size}."
+                )
+        own, its = (described(trainers[name].recipe) | {"parameters": counts[name]} for name in PHASES[1:])
+        for what in ("parameters", "epochs", "batch_size"):
+            if own[what] != its[what]:
+                self.say(
+                    f"Beware: {what} of alone is {own[what]} and of distilled {its[what]}; their difference is then not the "
+                    "teacher's alone."
                 )
 
     def say(self, text: str) -> None:
@@ -192,7 +226,7 @@ class _Run:
         return place
 
     def loaded(self, trainer: Trainer, path: Path) -> Weights:
-        """A saved teacher, if it is of this network and was trained on these data; one that does not say is believed."""
+        """A saved teacher, of this network and trained on these data; what its description lacks is not checked."""
         saved = read_description(path)
         wanted = {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
         for key, value in wanted.items():

@@ -13,12 +13,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import _processes
+from kdjax import _checks, _processes, _trees
+from kdjax._apply import run
 from kdjax._files import append_json_line
 from kdjax._types import Apply, Tree, Weights
 from kdjax.batches import epoch_indices
 from kdjax.checkpoints import open_run, restore_state, save_state
-from kdjax.connectors import Connector
+from kdjax.connectors import Connector, init_beside
 from kdjax.objectives import Objective
 from kdjax.runs import progress
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, weights_of
@@ -36,8 +37,9 @@ class Recipe:
 
     Attributes:
       network: a pair (init, apply), as of `kdjax.networks.from_linen`: ``init(rng, inputs) -> Weights``, and an `Apply`.
-      objective: what is minimised.
-      optimizer: given how many updates there will be, an optax transformation.
+        `init` is called with another key for each seed.
+      objective: what is minimised, from `weighted_sum`.
+      optimizer: a function from the number of updates to an optax transformation, so that a schedule can end with them.
       epochs: passes over the training data.
       batch_size: examples an update.
       connectors: learnt parts between this network and its teacher, by name; they stay behind when it leaves.
@@ -52,6 +54,23 @@ class Recipe:
     connectors: Mapping[str, Connector] | None = None
     name: str = ""
 
+    def __post_init__(self) -> None:
+        pair = self.network
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(map(callable, pair))):
+            raise ValueError(
+                "network must be a pair of functions (init, apply), with init(rng, inputs) -> Weights; what from_nnx and "
+                f"from_equinox return, (weights, apply), has one start for all seeds; got {_kind(pair)}."
+            )
+        if not isinstance(self.objective, Objective):
+            raise ValueError(f"objective must be one of weighted_sum; got {_kind(self.objective)}.")
+        if isinstance(self.optimizer, tuple) or not callable(self.optimizer):
+            raise ValueError(
+                "optimizer must be a function from the number of updates to an optax transformation, such as "
+                f"lambda updates: optax.adam(1e-3); got {_kind(self.optimizer)}."
+            )
+        _checks.whole("epochs", self.epochs, 1)
+        _checks.whole("batch_size", self.batch_size, 1)
+
 
 class Trainer(NamedTuple):
     """A recipe and its compiled functions, made once and used for every seed."""
@@ -60,6 +79,7 @@ class Trainer(NamedTuple):
     optimizer: optax.GradientTransformation
     init: Init
     apply: Apply
+    step: Callable[..., Any]
     epoch: Callable[..., Any]
     evaluate: Callable[..., dict[str, float]]
 
@@ -71,7 +91,49 @@ def prepare(recipe: Recipe, examples: int, *, teacher_apply: Apply | None = None
     init, apply = recipe.network
     optimizer = recipe.optimizer(recipe.epochs * (examples // recipe.batch_size))
     step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors)
-    return Trainer(recipe, optimizer, init, apply, make_epoch(step, mesh=mesh), make_evaluation(apply, mesh=mesh))
+    epoch, evaluate = make_epoch(step, mesh=mesh), make_evaluation(apply, mesh=mesh)
+    return Trainer(recipe, optimizer, init, apply, step, epoch, evaluate)
+
+
+def digest_of_training(
+    trainer: Trainer, arrays: Mapping[str, Any], classes: int, teacher: Trainer | None = None
+) -> str:
+    """Of the traced start and update, so that what cannot be trained is found before anything is.
+
+    Two that differ train otherwise, in network, optimizer, schedules or losses. The objective's numbers are not in it:
+    they are arguments of the update.
+
+    Args:
+      trainer: of `prepare`.
+      arrays: the training data by name.
+      classes: of the data.
+      teacher: the trainer of its teacher, where it has one.
+
+    Raises:
+      ValueError: if the network has fewer logits than there are classes, or as the network, the step and the connectors
+        say.
+    """
+    recipe = trainer.recipe
+    sizes = {name: (recipe.batch_size, *array.shape[1:]) for name, array in arrays.items()}
+    batch = {name: jax.ShapeDtypeStruct(sizes[name], array.dtype) for name, array in arrays.items()}
+    batch["indices"] = jax.ShapeDtypeStruct((recipe.batch_size,), np.int32)
+
+    def start(key: Any, inputs: Any) -> tuple[Any, Any, Any]:
+        weights = trainer.init(key, inputs[:1])
+        outputs, _ = run(trainer.apply, *weights, inputs, train=False)
+        its: Any = None if teacher is None else teacher.init(key, inputs[:1])
+        if recipe.connectors is not None and teacher is not None:
+            weights = init_beside(recipe.connectors, key, trainer.apply, weights, teacher.apply, its, inputs[:1])
+        return init_state(weights, trainer.optimizer, key), its, outputs.logits
+
+    given = (jax.random.key(0), batch["inputs"])
+    state, its, logits = jax.eval_shape(start, *given)
+    if logits.shape[-1] < classes:
+        raise ValueError(
+            f"network must return a logit for each of the {classes} classes of the data; got {logits.shape}."
+        )
+    begun = _trees.digest_of_program(start, *given)
+    return begun + _trees.digest_of_program(trainer.step, state, its, recipe.objective, batch)
 
 
 def fit(
@@ -177,6 +239,10 @@ def described(recipe: Recipe) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "connectors": connectors,
     }
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 def _without_addresses(text: str) -> str:

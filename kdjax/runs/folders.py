@@ -24,8 +24,8 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
     Of several processes the first one makes and locks it; where it cannot, all of them say so.
 
     Args:
-      out: the folder. One that holds a run is gone on with by `resume`, and else refused; an empty one, or one in which a
-        run was stopped before it wrote anything, is taken.
+      out: the folder. If it already holds a run, `resume` continues it, and without `resume` it is an error; an empty
+        one, or one in which a run was stopped before it wrote anything, is used.
       config: what the run is made of, as JSON can hold it; a resumption must bring the same, `FREE` excepted.
       resume: whether to go on with what is there.
 

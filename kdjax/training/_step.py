@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._apply import outputs_of, run
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect, student_of
@@ -141,6 +142,11 @@ def learn(
       teach: from what the networks say of the whole batch, to each one's teacher's outputs, also of the whole batch.
       axis_name: as in `make_train_step`.
     """
+    if "mask" in batch:
+        raise ValueError(
+            'batch["mask"] is read in evaluation alone; training counts every example. Leave out what must not count, or '
+            "weight a term by `kdjax.scaled`."
+        )
     rngs = [jax.random.fold_in(state.rng, state.step) for state in states]
     known = {name: value for name, value in batch.items() if name != "teacher"}
 
@@ -223,16 +229,21 @@ def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
 
     def step(weights: Weights, batch: Batch) -> Metrics:
         outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
+        _checks.rank("logits", outputs.logits, 2, "[batch, classes]")
         size = outputs.logits.shape[0]
         if not {"labels", "teacher"} & batch.keys():
             raise ValueError(f'batch must have "labels" or "teacher", to measure against; got {sorted(batch)}.')
-        mask = batch.get("mask", jnp.ones(size, jnp.float32))
+        mask = jnp.asarray(batch.get("mask", jnp.ones(size, jnp.float32)))
+        if mask.shape != (size,):
+            raise ValueError(f'batch["mask"] must have shape ({size},), one number an example; got {mask.shape}.')
         values = {"examples": jnp.ones_like(mask)}
         if "labels" in batch:
             values["correct"] = _correct(outputs.logits, read_labels(batch, size))
             values["cross_entropy"] = cross_entropy(outputs, None, batch)
         if "teacher" in batch:
             taught = outputs_of(batch["teacher"], 'batch["teacher"]')
+            _checks.same_batch("logits", outputs.logits, 'batch["teacher"]', taught.logits)
+            _checks.rank('batch["teacher"]', taught.logits, 2, "[batch, classes]")
             values["agreeing"] = _correct(outputs.logits, jnp.argmax(taught.logits, axis=-1))
         # `where`, not a product: a padded example may be NaN, and 0 · NaN is NaN.
         sums = {name: jnp.sum(jnp.where(mask > 0, value, 0.0)) for name, value in values.items()}

@@ -197,9 +197,10 @@ def _calls(
         raise ValueError("order must say which examples make which batch, [steps, batch]; got None.")
     order = np.asarray(order)
     examples = _examples(arrays)
-    if order.ndim != 2 or not np.issubdtype(order.dtype, np.integer):
+    if order.ndim != 2 or not order.shape[1] or not np.issubdtype(order.dtype, np.integer):
         raise ValueError(
-            f"order must be whole numbers [steps, batch]; got shape {order.shape} and dtype {order.dtype}."
+            "order must be whole numbers [steps, batch], one example a batch or more; "
+            f"got shape {order.shape} and dtype {order.dtype}."
         )
     if order.size and not (order.min() >= 0 and order.max() < examples):
         raise ValueError(f"order must lie between 0 and {examples - 1}; got {order.min()} to {order.max()}.")
