@@ -3,8 +3,12 @@
 import fcntl
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -172,10 +176,7 @@ def test_a_finished_run_grows_by_seeds_and_is_not_trained_again(finished, tmp_pa
         ({"data": DATA[:1]}, "data must be two data sets"),
         ({"alone": recipe("alone", batch_size=5000)}, "batch_size must be at most the 1257 examples; got 5000"),
         ({"devices": 4, "alone": recipe("alone", batch_size=130)}, "batch_size of alone must divide by the 4 devices"),
-        ({"print_every": "x"}, "print_every must be a whole number of 0 or more; got 'x'"),
-        ({"cache": None}, "cache must be one of auto, memory, disk, off; got None"),
-        ({"data": DATA[0]}, "data must be two data sets"),
-        ({"data": "digits"}, "data must be two data sets.*got 'digits'"),
+        ({"print_every": -1}, "print_every must be a whole number of 0 or more; got -1"),
         ({"data": [DATA[0], replace(DATA[1], class_names=tuple("abcdefghij"))]}, "data must have the same class names"),
         (
             {"distilled": recipe("distilled", weighted_sum(hint=(1.0, on_feature(hint, "embeding"))))},
@@ -278,18 +279,51 @@ def test_what_else_differs_between_the_students_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network": tiny.Dense()}, r"network must be a pair of functions \(init, apply\).*got Dense"),
-        ({"network": (1, 2)}, "network must be a pair of functions"),
-        ({"objective": cross_entropy}, "objective must be one of weighted_sum"),
-        ({"optimizer": optax.sgd(0.1)}, "optimizer must be a function from the number of updates"),
         ({"epochs": 0}, "epochs must be a whole number of 1 or more; got 0"),
-        ({"epochs": 1.5}, "epochs must be a whole number of 1 or more; got 1.5"),
         ({"batch_size": -8}, "batch_size must be a whole number of 1 or more; got -8"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(RECIPES["alone"], **change)
+
+
+# In a process without the tests' checker of types, which is there before them.
+OF_A_WRONG_TYPE = """
+import optax
+from kdjax import cross_entropy, weighted_sum
+from kdjax.data import load
+from kdjax.runs import Recipe, compare
+
+data = load("digits", "test")
+good = {
+    "network": (lambda rng, inputs: None, lambda params, model_state, inputs, *, train, rng=None: None),
+    "objective": weighted_sum(labels=(1.0, cross_entropy)),
+    "optimizer": lambda updates: optax.sgd(0.1), "epochs": 1, "batch_size": 8,
+}
+recipes = dict.fromkeys(("teacher", "alone", "distilled"), Recipe(**good))
+
+for call, name, value in (
+    (Recipe, "network", 1), (Recipe, "network", (1, 2)), (Recipe, "objective", cross_entropy),
+    (Recipe, "optimizer", optax.sgd(0.1)), (Recipe, "epochs", 1.5), (Recipe, "batch_size", "8"),
+    (compare, "data", data), (compare, "data", "digits"), (compare, "data", [(1, 2), (3, 4)]), (compare, "cache", None),
+    (compare, "dtype", 32), (compare, "print_every", "x"), (compare, "seeds", True),
+):
+    try:
+        call(**(good | {name: value}) if call is Recipe else {"out": "out", "data": [data] * 2, **recipes, name: value})
+        print(name, value, "no error")
+    except ValueError as error:
+        assert str(error).startswith(f"{name} must be"), error
+"""
+
+
+def test_what_is_of_a_wrong_type_is_named(tmp_path):
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", OF_A_WRONG_TYPE]
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 def test_two_runs_never_share_a_folder(finished):

@@ -214,9 +214,9 @@ def test_each_device_has_its_part_of_a_batch():
     [
         (DATA, [[0, EXAMPLES]], "order must lie between 0 and 34; got 0 to 35"),
         (DATA, [[-1, 3]], "order must lie between 0 and 34; got -1 to 3"),
-        (DATA, [[0.0, 1.0]], r"order must be whole numbers \[steps, batch\]; got shape \(1, 2\) and dtype float64"),
-        (DATA, [[True, False]], r"order must be whole numbers \[steps, batch\]; .* dtype bool"),
-        (DATA, [0, 1, 2], r"order must be whole numbers \[steps, batch\]; got shape \(3,\)"),
+        (DATA, [[0.0, 1.0]], r"order must be whole numbers \[steps, batch\], .*; got shape \(1, 2\) and dtype float64"),
+        (DATA, [[True, False]], r"order must be whole numbers \[steps, batch\], .*; .* dtype bool"),
+        (DATA, [0, 1, 2], r"order must be whole numbers \[steps, batch\], .*; got shape \(3,\)"),
         (DATA, None, r"order must say which examples make which batch, \[steps, batch\]; got None"),
         (DATA, np.zeros((0, 8), np.int32), "arrays must give one batch at least; got none"),
         ([], None, "arrays must give one batch at least; got none"),
@@ -353,7 +353,7 @@ def test_evaluation_without_labels_tells_agreement_alone(evaluated):
     [
         (
             DATA | {"mask": jnp.ones((EXAMPLES, 1))},
-            r'batch\["mask"\] must have shape \(35,\), one number an example; got',
+            r'batch\["mask"\] must have shape \(\d+,\), one number an example; got',
         ),
         (
             [batch(4) | {"mask": jnp.ones(1)}],
