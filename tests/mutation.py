@@ -26,18 +26,26 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("losses", "objectives", "training")
 SECONDS = 600  # for the tests of one change; a change that makes them endless is caught
 
-# The tests of each file: `test_<package>_<file>*` and these. Of the losses, only what the file's losses are asked.
+# The tests of each file: `test_<package>_<file>*`, its docstrings' examples, and these.
 ALSO = {
+    "losses/_bank": "losses_contrastive losses_contrastive_values",
+    "losses/_decoupled": "losses_logits",
+    "losses/_distributions": "losses_logits",
+    "losses/_math": "losses_features losses_logits",
+    "losses/_patterns": "losses_logits",
+    "losses/_stored": "losses_logits",
     "objectives/_terms": "objectives_places training_step",
     "objectives/_weighted_sum": "objectives_terms training_step",
     "objectives/_places": "objectives_terms",
     "objectives/schedules": "objectives_terms training_optimizers_clipping",
-    "training/_step": "training_ways training_devices_sharding connectors_training",
+    "training/_step": "training_online training_ways training_devices_sharding connectors_training",
     "training/_axis": "training_ways training_devices connectors_training",
+    "training/devices": "processes",
     "training/online": "training_ways",
     "training/sweeps": "training_ways",
     "training/views": "data_augmentation caching_views training_ways",
 }
+# What the table of laws asks of a file's own losses, or of a few of those that use a file without any.
 SHARED = {
     "_math": "soft_target_kl or attention_transfer or rkd_distance or pkt or hint or cosine or fsp",
     "_distributions": "soft_target_kl or reverse_kl or jensen_shannon or similarity_distribution or dist",
@@ -85,23 +93,20 @@ def sample(count, seed):
 
 
 def tests_of(path):
-    """Arguments of pytest."""
+    """Arguments of pytest, for one run after another."""
     own, package = path.stem.strip("_"), path.parent.name
+    also = ALSO.get(str(path.with_suffix("")), "").split()
+    names = [*sorted(file.stem for file in (ROOT / "tests").glob(f"test_{package}_{own}*.py"))]
+    names += [f"test_{name}" for name in also if f"test_{name}" not in names]
+    runs = [[f"tests/{name}.py" for name in names]] if names else []
+    module = f"kdjax.{package}.{path.stem}"
+    runs.append([f"tests/test_doctests.py::test_examples_in_docstrings[{module}]"])
     if package == "losses":
-        text = (ROOT / "kdjax" / path).read_text()
-        names = [
-            node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"
-        ]
-        files = ["test_losses.py", "test_losses_errors.py", "test_losses_special.py"]
-        files += [f"test_losses_{own}{more}.py" for more in ("", "_values")]
-        chosen = SHARED.get(path.stem, " or ".join([*names, own]))
-        options = ["-k", chosen]
-    else:
-        also = ALSO.get(str(path.with_suffix("")), "").split()
-        files = sorted(file.name for file in (ROOT / "tests").glob(f"test_{package}_{own}*.py"))
-        files += [f"test_{name}.py" for name in also if f"test_{name}.py" not in files]
-        options = []
-    return [f"tests/{file}" for file in files if (ROOT / "tests" / file).exists()] + options
+        tree = ast.parse((ROOT / "kdjax" / path).read_text())
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+        table = [f"tests/test_losses{name}.py" for name in ("", "_errors", "_special")]
+        runs.insert(0, [*table, "-k", SHARED.get(path.stem, " or ".join(functions))])
+    return runs
 
 
 def changed(path, name, number):
@@ -121,17 +126,19 @@ def caught(tree, path, text, programs):
     data = os.environ.get("KDJAX_TEST_DATA", str(ROOT.parent / "shared" / "data"))
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "KDJAX_TEST_DATA": data}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    settings = {"cwd": tree, "env": environment, "capture_output": True, "text": True, "timeout": SECONDS}
     try:
-        done = subprocess.run(
-            [*command, *tests_of(path)], cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
+        for tests in tests_of(path):
+            done = subprocess.run([*command, *tests], **settings)
+            if done.returncode in (1, 2, 4):
+                return True
+            if done.returncode not in (0, 5):  # 5: nothing was asked
+                raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     except subprocess.TimeoutExpired:
         return True
     finally:
         file.write_text(original)
-    if done.returncode not in (0, 1, 2, 4):
-        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return done.returncode != 0
+    return False
 
 
 def main():
@@ -139,9 +146,12 @@ def main():
     parser.add_argument("--count", type=int, default=210)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="ask the tests again of those that survived")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "mutation_run.json")
     options = parser.parse_args()
     known = json.loads(options.out.read_text()) if options.out.exists() else []
+    if options.again:
+        known = [one for one in known if one["caught"]]
     done = {(one["file"], *one["change"]) for one in known}
     with tempfile.TemporaryDirectory() as scratch:
         trees = Queue()
@@ -175,7 +185,7 @@ def main():
             texts = [(ROOT / "kdjax" / path).read_text() for path in paths]
             for path, fails in zip(paths, pool.map(run, paths, texts), strict=True):
                 if fails:
-                    sys.exit(f"the tests of {path} fail as it is: {' '.join(tests_of(path))}")
+                    sys.exit(f"the tests of {path} fail as it is: {tests_of(path)}")
             for result in pool.map(lambda mutant: one(*mutant), left):
                 known.append(result)
                 options.out.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")

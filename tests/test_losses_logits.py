@@ -10,6 +10,7 @@ import pytest
 import references
 
 from kdjax import _checks, losses
+from kdjax.losses import _distributions
 
 LABELLED = ["target_class_kd", "non_target_class_kd", "decoupled_kd", "normalized_kd"]
 
@@ -272,3 +273,9 @@ def test_a_sure_teacher_keeps_the_digits_of_the_rest():
     wanted = references.top_k_kl(student, teacher[:, :3], np.array([[0, 1, 2]]))
     stored = losses.top_k_kl(jnp.zeros((1, 5)), jnp.asarray(teacher[:, :3], jnp.float32), jnp.array([[0, 1, 2]]))
     np.testing.assert_allclose(stored, wanted, 1e-4)
+
+
+def test_a_cross_entropy_counts_the_class_that_is_sure_and_no_other():
+    sure, second = jnp.array([[0.0, -jnp.inf], [0.0, -jnp.inf]]), jnp.log(jnp.array([[0.25, 0.75], [1.0, 0.0]]))
+    np.testing.assert_allclose(_distributions.cross_entropy(sure, second), [np.log(4.0), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(_distributions.relative_entropy(sure, second), [np.log(4.0), 0.0], rtol=1e-6)

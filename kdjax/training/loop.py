@@ -28,8 +28,8 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     """Builds ``epoch(state, teacher, objective, arrays, order=None, *, watch=None) -> (state, means)``: one pass.
 
     Args:
-      step: any ``step(state, teacher, objective, batch) -> (state, metrics)``, not compiled yet: plain, mutual, of a mean
-        teacher, planned, a sweep, on views.
+      step: any ``step(state, teacher, objective, batch) -> (state, metrics)``, not compiled yet: of `make_train_step`,
+        `make_mutual_step`, `make_mean_teacher_step`, `phases.make_planned_step`, `sweeps.make_sweep_step` or `augmented`.
       steps_per_call: how many steps are one call of the device, in a `jax.lax.scan`. None: one on a CPU, where XLA's
         convolutions are slow inside a loop, and 64 elsewhere. Batches that come one by one are one step a call.
       mesh: of `kdjax.training.data_mesh`; each batch is then split over its devices. Place state and teacher by
@@ -38,15 +38,15 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     Returns:
       A function that compiles at its first call, of
 
-        - `state`: of the step. Its memory is used again: keep only the state that comes back.
+        - `state`: of the step. Its buffers are donated: keep only the state that comes back.
         - `teacher`, `objective`: as for the step.
         - `arrays`: the data by name, each an array or a pytree of arrays [examples, …]. Those of JAX stay where they are,
           and a batch is taken from them there; those of NumPy, such as memory-mapped ones, are read batch by batch. Or an
           iterable of batches, such as a stream.
         - `order`: which examples make which batch, whole numbers [steps, batch], of `kdjax.batches.epoch_indices`; None for
           an iterable. The batch's ``"indices"`` are its row, where the data have none of their own.
-        - `watch`: called after every call of the device with the number of steps so far and the newest metrics, which may
-          not be there yet: ``metrics["loss"].is_ready()`` asks, and reading one waits.
+        - `watch`: called after every compiled call, of `steps_per_call` steps, with the number of steps so far and the
+          newest metrics, which may not be there yet: ``metrics["loss"].is_ready()`` asks, and reading one waits.
 
       that returns the new state and each metric's mean over the steps, as a float, or for a sweep as an array [students].
       The device is waited for once, at the end.
