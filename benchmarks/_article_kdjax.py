@@ -16,7 +16,8 @@ from experiments._networks import make_model
 from kdjax.caching import cache_teacher
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.networks import from_linen
-from kdjax.runs.fitting import Recipe, fit, prepare
+from kdjax.runs.fitting import fit
+from kdjax.runs.recipes import Recipe, prepare
 
 
 def steps(data: list[Dataset], epochs: int, batch: int) -> dict[str, Any]:

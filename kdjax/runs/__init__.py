@@ -1,8 +1,8 @@
 """What a run is: `compare` trains and compares, and what it wrote is recorded, resumed and reported."""
 
 from kdjax.runs.compare import compare as compare
-from kdjax.runs.fitting import Recipe as Recipe
 from kdjax.runs.folders import open_folder as open_folder
+from kdjax.runs.recipes import Recipe as Recipe
 from kdjax.runs.records import append_json_line as append_json_line
 from kdjax.runs.records import as_json as as_json
 from kdjax.runs.records import digest as digest

@@ -18,14 +18,24 @@ import jax.numpy as jnp
 from kdjax import _checks, _processes, _trees
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
-from kdjax.checkpoints import load_weights, read_description, save_weights
+from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.metrics import parameter_count
 from kdjax.networks.precision import computed_in
 from kdjax.runs import records
-from kdjax.runs.fitting import Recipe, Trainer, described, digest_of_training, fit, parameters, prepare
+from kdjax.runs.fitting import fit
 from kdjax.runs.folders import open_folder
+from kdjax.runs.recipes import (
+    Recipe,
+    Trainer,
+    check_data,
+    described,
+    digest_of_training,
+    load_teacher,
+    parameters,
+    prepare,
+)
 from kdjax.runs.report import comparison
 from kdjax.training import data_mesh, replicate
 
@@ -109,7 +119,8 @@ def compare(
         "data_digests": digests,
     }
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
-    about["programs"] = {name: run.digest_of_training(name, trainers) for name in PHASES}
+    classes = len(data[0].class_names)
+    about["programs"] = {name: digest_of_training(name, trainers, run.train, classes) for name in PHASES}
     about["programs"]["preprocess"] = _trees.digest_of_program(preprocess, data[0].inputs[:1])
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
     about["given_teacher_digest"] = None if given is None else _trees.digest_of_tree(given)
@@ -143,16 +154,7 @@ class _Run:
     console: "Console"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, list | tuple) or [*map(type, self.data)] != [Dataset, Dataset]:
-            kinds = [type(one).__name__ for one in self.data] if isinstance(self.data, list | tuple) else self.data
-            raise ValueError(
-                f"data must be two data sets, to train on and to test on, as of load or make_dataset; got {kinds!r:.99}."
-            )
-        names = [one.class_names for one in self.data]
-        if names[0] != names[1]:
-            raise ValueError(
-                f"data must have the same class names in both sets; got {names[0]!r:.99} and {names[1]!r:.99}."
-            )
+        check_data(self.data)
         found = jax.devices()
         count = len(found) if self.devices == "all" else int(self.devices)
         if count > len(found):
@@ -177,13 +179,6 @@ class _Run:
             teacher_apply = made["teacher"].apply if name == "distilled" else None
             made[name] = prepare(recipe, len(self.train["labels"]), teacher_apply=teacher_apply, mesh=self.mesh)
         return made
-
-    def digest_of_training(self, name: str, trainers: Mapping[str, Trainer]) -> str:
-        teacher = trainers["teacher"] if name == "distilled" else None
-        try:
-            return digest_of_training(trainers[name], self.train, len(self.data[0].class_names), teacher)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be trained on these data: {error}") from error
 
     def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
         train, test = (len(part["labels"]) for part in (self.train, self.test))
@@ -226,19 +221,11 @@ class _Run:
         return place
 
     def loaded(self, trainer: Trainer, path: Path) -> Weights:
-        """A saved teacher, of this network and trained on these data; what its description lacks is not checked."""
-        saved = read_description(path)
-        wanted = {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
-        for key, value in wanted.items():
-            if saved.get(key, value) != value:
-                raise ValueError(f"teacher must have been trained with {key} {value!r}; {path} says {saved[key]!r}.")
-        weights = load_weights(path, parameters(trainer, self.train["inputs"][:1]))
-        for name, leaf in jax.tree.leaves_with_path(weights):
-            if not jnp.isfinite(leaf).all():
-                raise ValueError(
-                    f"teacher must hold finite numbers; {path} has NaN or infinity in {jax.tree_util.keystr(name)}."
-                )
-        return self.placed(weights)
+        return self.placed(load_teacher(path, trainer, self.about(trainer), self.train["inputs"]))
+
+    def about(self, trainer: Trainer) -> dict[str, Any]:
+        """What saved weights say of themselves."""
+        return {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
 
     def one_seed(self, seed: int, trainers: Mapping[str, Trainer], given: Weights | None, place: str) -> dict[str, Any]:
         """The teacher, the student alone, the student with the teacher."""
@@ -299,8 +286,8 @@ class _Run:
             print_every=self.print_every,
         )
         if not (folder / "weights").exists():
-            about = {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
-            save_weights(folder / "weights", weights, description=about | {"seed": seed, "test": history[-1]["test"]})
+            about = self.about(trainer) | {"seed": seed, "test": history[-1]["test"]}
+            save_weights(folder / "weights", weights, description=about)
         return weights, history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
 
     def said(
