@@ -28,12 +28,15 @@ SECONDS = 600  # for the tests of one change; a change that makes them endless i
 
 # The tests of each file: `test_<package>_<file>*`, its docstrings' examples, and these.
 ALSO = {
+    "losses/_activation_signs": "losses_features",
+    "losses/_attention": "losses_features",
     "losses/_bank": "losses_contrastive losses_contrastive_values",
     "losses/_decoupled": "losses_logits",
     "losses/_distributions": "losses_logits",
     "losses/_math": "losses_features losses_logits",
     "losses/_patterns": "losses_logits",
     "losses/_stored": "losses_logits",
+    "objectives/_hyper_parameters": "objectives_terms",
     "objectives/_terms": "objectives_places training_step",
     "objectives/_weighted_sum": "objectives_terms training_step",
     "objectives/_places": "objectives_terms",

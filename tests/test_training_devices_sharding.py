@@ -110,3 +110,9 @@ def test_a_model_axis_divides_the_devices():
     assert data_mesh(model=2).shape == {"data": 2, "model": 2}
     with pytest.raises(ValueError, match="model must divide the 4 devices of a process; got 3"):
         data_mesh(model=3)
+
+
+def test_arrays_of_1024_numbers_or_more_are_split_by_default():
+    tree = {"small": jnp.zeros((4, 255)), "large": jnp.zeros((256, 4))}
+    split = shard_largest_axis(tree, data_mesh())
+    assert {name: leaf.is_fully_replicated for name, leaf in split.items()} == {"small": True, "large": False}
