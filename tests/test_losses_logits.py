@@ -279,3 +279,11 @@ def test_a_cross_entropy_counts_the_class_that_is_sure_and_no_other():
     sure, second = jnp.array([[0.0, -jnp.inf], [0.0, -jnp.inf]]), jnp.log(jnp.array([[0.25, 0.75], [1.0, 0.0]]))
     np.testing.assert_allclose(_distributions.cross_entropy(sure, second), [np.log(4.0), 0.0], rtol=1e-6)
     np.testing.assert_allclose(_distributions.relative_entropy(sure, second), [np.log(4.0), 0.0], rtol=1e-6)
+
+
+def test_the_default_weight_of_normalized_kd_is_what_its_signature_shows():
+    student, teacher = logits(6, 5)
+    labels = jnp.arange(6) % 5
+    given = losses.normalized_kd(student, teacher, labels=labels, gamma=1.5)
+    np.testing.assert_array_equal(losses.normalized_kd(student, teacher, labels=labels), given)
+    assert np.abs(losses.normalized_kd(student, teacher, labels=labels, gamma=2.5) - given).min() > 1e-3
