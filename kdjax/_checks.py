@@ -49,7 +49,7 @@ def rank(name: str, array: Any, wanted: int, axes: str) -> None:
 
 def rank_at_least(name: str, array: Any, wanted: int, axes: str) -> None:
     if np.ndim(array) < wanted:
-        raise ValueError(f"{name} must have at least {wanted} axes, {axes}; got {_described(array)}.")
+        raise ValueError(f"{name} must have at least {wanted} {'axis' if wanted == 1 else 'axes'}, {axes}; got {_described(array)}.")
 
 
 def floating(name: str, array: Any) -> None:
@@ -73,6 +73,14 @@ def same_batch(first_name: str, first: Any, second_name: str, second: Any) -> No
         )
 
 
+def same_leading_axes(first_name: str, first: Any, second_name: str, second: Any) -> None:
+    if np.shape(first)[:-1] != np.shape(second)[:-1]:
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same axes before the last, the batch size and the positions; "
+            f"got shapes {tuple(np.shape(first))} for {first_name} and {tuple(np.shape(second))} for {second_name}."
+        )
+
+
 def per_channel(name: str, array: Any, features_name: str, features: Any) -> None:
     """One number for each channel, the last axis of the features."""
     if np.shape(array) != np.shape(features)[-1:]:
@@ -82,11 +90,11 @@ def per_channel(name: str, array: Any, features_name: str, features: Any) -> Non
         )
 
 
-def labels(name: str, array: Any, batch: int) -> jax.Array:
-    """One whole class number per example, as int32; one that int32 does not hold stays out of any range of classes."""
+def labels(name: str, array: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Whole class numbers of a shape, as int32; one that int32 does not hold stays out of any range of classes."""
     kind = getattr(array, "dtype", None)
-    if np.shape(array) != (batch,) or kind is None or not jnp.issubdtype(kind, jnp.integer):
-        raise ValueError(f"{name} must be whole class numbers of shape ({batch},); got {_described(array)}.")
+    if np.shape(array) != shape or kind is None or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f"{name} must be whole class numbers of shape {shape}; got {_described(array)}.")
     # In uint8 the number of classes, 256, would be 0; and 2³² + 1, cut to 32 bits, would be class 1.
     own, kept = jnp.iinfo(kind), jnp.iinfo(jnp.int32)
     if own.max > kept.max:
@@ -113,10 +121,13 @@ def _one(name: str, value: Any) -> None:
 
 
 def temperature(name: str, value: Any, examples: tuple[int, ...] = ()) -> None:
-    """One number, or one for each of `examples`, greater than 0; float32 holds its square, by which losses multiply."""
+    """One number, or one for each of `examples`, greater than 0; float32 holds its square, by which losses multiply.
+
+    Of examples with positions, [batch, time], the number may be each position's own or each example's, [batch].
+    """
     if not examples:
         _one(name, value)
-    elif np.ndim(value) and np.shape(value) != examples:
+    elif np.ndim(value) and np.shape(value) != examples[: np.ndim(value)]:
         raise ValueError(
             f"{name} must be one number, or one for each example, shape {examples}; got shape {tuple(np.shape(value))}."
         )

@@ -19,12 +19,13 @@ class Outputs(NamedTuple):
     """What a network says of one batch.
 
     Attributes:
-      logits: [batch, classes], before any softmax.
+      logits: [batch, classes], or one row for each position, [batch, *positions, classes], as of tokens [batch, time] or of
+        pixels [batch, height, width]; before any softmax. A regression's predictions stand here, too.
       features: by name. ``"stage1"`` … ``"stageN"`` are [batch, height, width, channels], ``"embedding"`` is [batch, dim].
         Under jit, what no term reads costs nothing: XLA drops it.
     """
 
-    logits: Float[Array, "batch classes"]
+    logits: Float[Array, "batch *positions classes"]
     features: Mapping[str, Array]
 
 
@@ -76,10 +77,10 @@ class Apply(Protocol):
 
 @runtime_checkable
 class Term(Protocol):
-    """One thing to be minimised: [batch], one number per example.
+    """One thing to be minimised: one number for each example, [batch], or for each position, [batch, *positions].
 
     Those of `kdjax.objectives` have ``places`` too: all that they read, such as ``"student.logits"``, ``"teacher.stage2"``
     and ``"batch.labels"``; what a plain function reads cannot be seen.
     """
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, /) -> Float[Array, " batch"]: ...
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, /) -> Float[Array, "batch *positions"]: ...

@@ -36,6 +36,7 @@ class Case(NamedTuple):
       shared: positions of arrays that belong to no example, such as a queue.
       keywords: hyper-parameters for all tests; away from the defaults, so that one that is ignored is noticed.
       other_keywords: more settings to compare with the reference, and to be finite at. The defaults always are such.
+      leading_axes: may any axes lead, one number for each entry, as for logits [batch, time, classes]?
       golden: the names of its golden cases.
       invariances: changes of the input, as in changes.py, that must leave the value as it is.
       pairs: positions of (student's, teacher's) arrays that belong together.
@@ -45,6 +46,7 @@ class Case(NamedTuple):
       lowest: the smallest value it can take.
       bad_points: hard inputs at which value and gradient must be finite.
       bad_calls: wrong arguments, and what the error must say.
+      admitted: turns wild numbers into some that the loss is made for; others have no right answer.
       largest_in_float16: the size of features whose gradient must fit float16, where it grows faster than they do.
     """
 
@@ -56,6 +58,7 @@ class Case(NamedTuple):
     shared: tuple[int, ...] = ()
     keywords: Mapping[str, Any] = {}
     other_keywords: tuple[Mapping[str, Any], ...] = ()
+    leading_axes: bool = False
     golden: tuple[str, ...] = ()
     invariances: tuple[Callable[..., Any], ...] = ()
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)
@@ -65,6 +68,7 @@ class Case(NamedTuple):
     lowest: float = 0.0
     bad_points: "Mapping[str, Change] | None" = None
     bad_calls: tuple[BadCall, ...] = ()
+    admitted: Change = lambda arrays: arrays
     largest_in_float16: float = 3e4
 
     # A row is only ever itself: arrays among its parts have no one truth value to compare by.
@@ -114,4 +118,4 @@ class Case(NamedTuple):
         points["huge and opposite"] = floats(lambda a: np.sign(a) * largest)(
             (arrays[0], *floats(np.negative)(arrays[1:]))
         )
-        return points
+        return {name: self.admitted(point) for name, point in points.items()}

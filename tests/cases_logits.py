@@ -31,6 +31,14 @@ def student_as_stored(arrays):
     return student, np.take_along_axis(log_softmax(student.astype(np.float64)), indices, axis=1), indices
 
 
+def as_log_probabilities(arrays):
+    """The stored numbers lowered to probabilities whose sum is 1, where it is more."""
+    student, values, indices = arrays
+    largest = values.max(axis=1, keepdims=True)
+    sums = largest + np.log(np.sum(np.exp(values - largest), axis=1, keepdims=True))
+    return student, values - np.maximum(sums, 0).astype(values.dtype), indices
+
+
 def renamed_stored_classes(arrays):
     """Permutation: classes in another order, and the stored numbers of classes with them."""
     student, values, indices = arrays
@@ -53,6 +61,7 @@ ROWS = (
         losses.soft_target_kl,
         logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 1.0}, {"temperature": 0.5}),
         golden=("soft_target_kl_T1", "soft_target_kl_T4", "soft_target_kl_T7"),
@@ -60,9 +69,20 @@ ROWS = (
         bad_calls=(*LOGITS_CALLS, *TEMPERATURES),
     ),
     Case(
+        losses.soft_target_bce,
+        logits,
+        couples_batch=False,
+        leading_axes=True,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(permuted_last_axis,),
+        bad_calls=(*LOGITS_CALLS, *TEMPERATURES),
+    ),
+    Case(
         losses.logit_mse,
         logits,
         couples_batch=False,
+        leading_axes=True,
         invariances=(translated_together, permuted_last_axis, rotated_together),
         bad_calls=LOGITS_CALLS,
     ),
@@ -70,6 +90,7 @@ ROWS = (
         losses.reverse_kl,
         logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 0.5}),
         invariances=(shifted_logits, permuted_last_axis),
@@ -79,6 +100,7 @@ ROWS = (
         losses.jensen_shannon,
         logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"beta": 0.3, "temperature": 2.5},
         other_keywords=({}, {"beta": 0.0}, {"beta": 1.0, "temperature": 2.0}, {"beta": 1e-6}, {"beta": 0.9}),
         invariances=(shifted_logits, permuted_last_axis),
@@ -95,6 +117,7 @@ ROWS = (
         losses.target_class_kd,
         labelled_logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 0.5}),
         invariances=(shifted_logits, renamed_classes),
@@ -104,6 +127,7 @@ ROWS = (
         losses.non_target_class_kd,
         labelled_logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 0.5}),
         invariances=(shifted_logits, renamed_classes),
@@ -113,6 +137,7 @@ ROWS = (
         losses.decoupled_kd,
         labelled_logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"alpha": 0.7, "beta": 3.0, "temperature": 2.5},
         other_keywords=({}, {"temperature": 1.0}),
         golden=("decoupled_kd",),
@@ -123,6 +148,7 @@ ROWS = (
         losses.normalized_kd,
         labelled_logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"gamma": 0.7, "temperature": 2.5},
         other_keywords=({}, {"temperature": 2.0}),
         golden=("normalized_kd", "normalized_kd_T2"),
@@ -134,6 +160,7 @@ ROWS = (
         losses.dist,
         logits,
         couples_batch=True,
+        leading_axes=True,
         keywords={"beta": 0.7, "gamma": 3.0, "temperature": 2.5},
         other_keywords=({}, {"temperature": 4.0}),
         golden=("dist", "dist_b2"),
@@ -144,6 +171,7 @@ ROWS = (
         losses.standardized_kd,
         logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"temperature": 1.5},
         other_keywords=({}, {"temperature": 0.5}),
         golden=("standardized_kd",),
@@ -154,19 +182,22 @@ ROWS = (
         losses.top_k_kl,
         stored_logits,
         couples_batch=False,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 1.0}, {"temperature": 0.5}, {"tail": False}),
         invariances=(shifted_student, renamed_stored_classes, reordered_stored_classes),
         agree=student_as_stored,
+        admitted=as_log_probabilities,
+        largest_in_float16=1e4,
         bad_calls=(
-            BadCall(r"student must have 2 axes, \[batch, classes\]; got", {}, lambda a: (a[0][0], *a[1:])),
-            BadCall(r"top_values must have 2 axes, \[batch, k\]; got", {}, lambda a: (a[0], a[1][:, 0], a[2])),
+            BadCall(r"student must have at least 1 axis, \[..., classes\]; got", {}, of_student(lambda a: a[0, 0])),
+            BadCall(r"top_values must have 2 axes, \[..., k\]; got", {}, lambda a: (a[0], a[1][:, 0], a[2])),
             BadCall(
                 r"top_values and top_indices must have the same shape; got \(6, 3\) for top_values and \(6, 2\)",
                 {},
                 lambda a: (a[0], a[1], a[2][:, :2]),
             ),
-            BadCall(r"student and top_values must have the same batch size", {}, of_student(lambda a: a[:5])),
+            BadCall(r"student and top_values must have the same axes before the last", {}, of_student(lambda a: a[:5])),
             BadCall(r"top_indices must hold whole class numbers; got .*float", {}, lambda a: (a[0], a[1], 1.0 * a[2])),
             BadCall(r"student must hold floating-point", {}, of_student(lambda a: a.astype(np.int32))),
             BadCall(r"top_values must hold floating-point", {}, lambda a: (a[0], a[1].astype(np.int32), a[2])),

@@ -67,6 +67,11 @@ def batch(size=BATCH, seed=0):
     return {"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels), "indices": jnp.arange(size)}
 
 
+def total(scores):
+    """Each example's own share of the loss, where all terms give each example one number and all count."""
+    return sum(scores.weights[name] * value for name, value in scores.terms.items())
+
+
 def spread(student, teacher):
     """A relation: how far each example is from the mean of the batch, in both networks."""
     far_student, far_teacher = (jnp.mean((z - jnp.mean(z, axis=0)[None]) ** 2, axis=1) for z in (student, teacher))

@@ -171,6 +171,22 @@ def order_of_the_batch(case):
     return Measured(relative_error(jitted(case)(*case.taken(arrays, order)), jitted(case)(*arrays)[order]), 1e-4)
 
 
+def with_leading_axes(case):
+    """Values and gradients of [2, 3, …] against those of the same six entries as [6, …], and of [1, …] against [...]."""
+    flat = made(case)
+    (_, wanted), gradients = value_and_gradients(case, floating(flat))(*flat)
+    deep = tuple(a.reshape(2, 3, *a.shape[1:]) for a in flat)
+    (_, values), deep_gradients = value_and_gradients(case, floating(deep))(*deep)
+    assert values.shape == (2, 3)
+    errors = [relative_error(values.reshape(6), wanted)]
+    for gradient, other in zip(deep_gradients, gradients, strict=True):
+        errors.append(relative_error(np.reshape(gradient, other.shape), other, OF_GRADIENTS))
+    alone, one = bound(case)(*(a[0] for a in flat)), bound(case)(*(a[:1] for a in flat))
+    assert alone.shape == ()
+    errors.append(relative_error(alone, one[0]))
+    return Measured(max_or_nan(errors), 1e-5)
+
+
 # Is it finite everywhere, and in every dtype?
 
 

@@ -42,6 +42,19 @@ def jensen_shannon(student, teacher, beta=0.5, temperature=1.0):
     return np.array(values)
 
 
+def soft_target_bce(student, teacher, temperature=1.0):
+    return np.array(
+        [
+            temperature**2
+            * sum(
+                _divergence(softmax([0.0, b / temperature]), softmax([0.0, a / temperature]))
+                for a, b in zip(s, t, strict=True)
+            )
+            for s, t in zip(student, teacher, strict=True)
+        ]
+    )
+
+
 def logit_mse(student, teacher):
     return np.array(
         [np.mean([(a - b) ** 2 for a, b in zip(s, t, strict=True)]) for s, t in zip(student, teacher, strict=True)]

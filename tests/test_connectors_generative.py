@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from by_hand import by_hand, close, made, outputs, relu, run
 from connected import ROWS, batch, beside, network, objective, student, teacher
+from dense import total
 
 from kdjax import connectors
 from kdjax.connectors import Seen
@@ -105,7 +106,7 @@ def test_semantic_calibration_by_hand():
 def value(name, seen, trees):
     params, model_state = trees
     joined = connectors.connect(ROWS[name][0], params, model_state, *seen, {}, train=True, rng=jax.random.key(0))
-    return jnp.mean(objective(name)(*joined[:2], {}, 0).total)
+    return jnp.mean(total(objective(name)(*joined[:2], {}, 0)))
 
 
 @pytest.mark.parametrize("name", ["masked_generative", "semantic_calibration"])

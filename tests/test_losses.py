@@ -109,6 +109,11 @@ def test_invariance(case, change):
     holds(laws.invariance(case, change))
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.leading_axes], ids=lambda case: case.name)
+def test_any_axes_may_lead(case):
+    holds(laws.with_leading_axes(case))
+
+
 # Is it finite everywhere, and in every dtype?
 
 

@@ -97,7 +97,7 @@ def test_a_single_logit_beside_zero_is_the_binary_divergence():
     np.testing.assert_allclose(losses.soft_target_kl(*both, temperature=2.0), by_hand, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*SOFTENED, "top_k_kl"])
+@pytest.mark.parametrize("name", [*SOFTENED, "top_k_kl", "soft_target_bce"])
 def test_a_temperature_may_be_each_examples_own(name):
     student, teacher = logits(5, 5)
     others = [jnp.arange(5)] if name in LABELLED else []
@@ -113,6 +113,21 @@ def test_a_temperature_may_be_each_examples_own(name):
     for call in (loss, jax.jit(loss)):
         together = call(student, teacher, *others, temperature=temperatures, **keywords)
         np.testing.assert_allclose(together, jnp.stack(alone), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*SOFTENED, "top_k_kl", "soft_target_bce"])
+def test_a_temperature_may_be_each_examples_or_each_positions_own(name):
+    student, teacher = logits(4, 3, 5)
+    others = [jnp.arange(12).reshape(4, 3) % 5] if name in LABELLED else []
+    if name == "top_k_kl":
+        teacher, *others = jax.lax.top_k(jax.nn.log_softmax(teacher), 3)
+    loss = jax.jit(getattr(losses, name))
+    each = jnp.linspace(1.0, 5.0, 4)
+    of_examples = loss(student, teacher, *others, temperature=each)
+    everywhere = jnp.broadcast_to(each[:, None], (4, 3))
+    np.testing.assert_allclose(of_examples, loss(student, teacher, *others, temperature=everywhere), rtol=1e-6)
+    flat = loss(*(a.reshape(12, *a.shape[2:]) for a in (student, teacher, *others)), temperature=everywhere.reshape(12))
+    np.testing.assert_allclose(of_examples.reshape(12), flat, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +240,7 @@ def test_standardized_logits_show_nan_and_name_a_wrong_argument():
     assert np.isnan(losses.standardize_logits(jnp.array([[1.0, jnp.nan, 2.0]]))).all()
     with pytest.raises(ValueError, match="z must hold floating-point numbers"):
         losses.standardize_logits.__wrapped__(jnp.arange(3))
-    with pytest.raises(ValueError, match=r"z must have at least 1 axes, \[..., classes\]"):
+    with pytest.raises(ValueError, match=r"z must have at least 1 axis, \[..., classes\]"):
         losses.standardize_logits.__wrapped__(jnp.array(1.0))
 
 
@@ -250,13 +265,25 @@ def test_without_the_tail_plain_logits_do_and_the_other_classes_do_not_count():
     np.testing.assert_allclose(losses.soft_target_kl(chosen, values), stored, 1e-4)
 
 
-def test_large_plain_logits_leave_nothing_to_the_rest():
+def test_stored_probabilities_of_sum_one_leave_nothing_to_the_rest():
     """As if the teacher excluded the classes that were not stored."""
     student, teacher = logits(6, 5)
     values, indices = jax.lax.top_k(teacher, 2)
     excluding = jnp.full_like(teacher, -jnp.inf).at[jnp.arange(6)[:, None], indices].set(values)
-    stored = losses.top_k_kl(student, values + 50.0, indices, temperature=1.0)
+    stored = losses.top_k_kl(student, jax.nn.log_softmax(values), indices, temperature=1.0)
     np.testing.assert_allclose(stored, losses.soft_target_kl(student, excluding, temperature=1.0), 1e-4)
+
+
+@pytest.mark.parametrize("excess", [0.1, 3.0, 1e4])
+def test_plain_logits_are_no_log_probabilities(excess):
+    """Probabilities of sum 1 and more have no rest: NaN for that example alone, and for none by a stored type's rounding."""
+    student, teacher = logits(3, 5)
+    values, indices = jax.lax.top_k(jax.nn.log_softmax(teacher), 3)
+    stored = losses.top_k_kl(student, values.at[1].set(jax.nn.log_softmax(values[1]) + excess), indices)
+    np.testing.assert_array_equal(np.isnan(stored), [False, True, False])
+    for dtype in (jnp.bfloat16, jnp.float16):
+        many = jnp.full((1, 1000), -np.log(1000.0), dtype)
+        assert np.isfinite(losses.top_k_kl(jnp.zeros((1, 1001)), many, jnp.arange(1000)[None])).all()
 
 
 def test_a_stored_class_that_is_none_gives_nan_to_its_example_alone():

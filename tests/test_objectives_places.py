@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense import total
 
 from kdjax import Outputs, computed, cross_entropy, on_feature, on_logits, on_outputs, scaled, schedules, weighted_sum
 from kdjax.losses import (
@@ -105,7 +106,7 @@ def test_on_logits_is_a_short_form():
 def test_a_value_worked_out_already_is_a_term():
     student = Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)})
     scores = weighted_sum(crd=(2.0, computed("crd")))(student, None, {}, 0)
-    np.testing.assert_array_equal(scores.total, 2.0 * np.arange(6.0))
+    np.testing.assert_array_equal(total(scores), 2.0 * np.arange(6.0))
     with pytest.raises(ValueError, match=r"student has no feature 'crd'; it has \['embedding', 'stage1', 'stage2'\]"):
         computed("crd")(STUDENT, None, {})
     with pytest.raises(ValueError, match=r"student has no feature 'stage3'.* Did you mean 'stage.'"):
@@ -113,10 +114,10 @@ def test_a_value_worked_out_already_is_a_term():
 
 
 def test_such_a_term_is_a_value_like_the_others():
-    def total(objective):
-        return objective(Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)}), None, {}, 0).total.sum()
+    def summed(objective):
+        return total(objective(Outputs(STUDENT.logits, {"crd": jnp.arange(6.0)}), None, {}, 0)).sum()
 
-    compiled = jax.jit(chex.assert_max_traces(total, n=1))
+    compiled = jax.jit(chex.assert_max_traces(summed, n=1))
     assert [float(compiled(weighted_sum(crd=(weight, computed("crd"))))) for weight in (1.0, 2.0, 3.0)] == [
         15,
         30,
@@ -131,7 +132,7 @@ def test_a_pair_of_numbers_is_two_leaves():
     places = ("student.embedding", "teacher.embedding", "teacher.queue")
     term = on_outputs(similarity_distribution, *places, temperatures=(schedules.linear(0.2, 0.4, steps=10), 0.1))
     assert len(jax.tree.leaves(term)) == 4
-    at_the_end = weighted_sum(own=(1.0, term))(STUDENT, teacher, {}, 10).total
+    at_the_end = total(weighted_sum(own=(1.0, term))(STUDENT, teacher, {}, 10))
     expected = similarity_distribution(
         STUDENT.features["embedding"], TEACHER.features["embedding"], jnp.eye(7), temperatures=(0.4, 0.1)
     )

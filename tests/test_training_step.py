@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import optax
 import pytest
-from dense import CLASSES, DIM, batch, fresh_state, objective, optimizer, student, teacher, teacher_weights, weights
+from dense import CLASSES, DIM, batch, fresh_state, objective, optimizer, student, teacher, teacher_weights, total, weights
 
 from experiments._networks import make_model
 from kdjax import (
@@ -192,7 +192,7 @@ def loss_of(params, state, weights, data):
     rng = jax.random.fold_in(state.rng, state.step)
     said, _ = student()(params, state.model_state, data["inputs"], train=True, rng=rng)
     taught, _ = teacher(*weights, data["inputs"], train=False)
-    return objective()(said, taught, data, state.step).total.mean()
+    return total(objective()(said, taught, data, state.step)).mean()
 
 
 def test_a_plateau_that_is_seen_makes_smaller_steps():
@@ -272,8 +272,11 @@ def test_a_network_of_nans_gets_nothing_right():
     assert (sums["examples"], sums["correct"], sums["agreeing"]) == (16, 0, 0)
 
 
-def test_labels_are_checked_also_where_no_term_reads_them():
+def test_labels_of_another_kind_are_no_accuracy_and_no_error_where_no_term_reads_them():
     goal = weighted_sum(soft=(1.0, on_logits(soft_target_kl)))
-    wrong = batch() | {"labels": batch()["labels"][:, None]}
-    with pytest.raises(ValueError, match=r'batch\["labels"\] must be whole class numbers of shape \(16,\)'):
-        jax.eval_shape(step_for(), fresh_state(), teacher_weights(), goal, wrong)
+    of_positions = batch() | {"labels": batch()["labels"][:, None]}
+    _, metrics = jax.eval_shape(step_for(), fresh_state(), teacher_weights(), goal, of_positions)
+    assert set(metrics) == {"loss", "soft", "soft_weight"}
+    for labels in (batch()["labels"][:5], batch()["labels"][0]):
+        with pytest.raises(ValueError, match=r'batch\["labels"\] must have one row for each example of batch\["inputs"\]'):
+            jax.eval_shape(step_for(), fresh_state(), teacher_weights(), goal, batch() | {"labels": labels})

@@ -26,6 +26,7 @@ from kdjax.losses._graph import similarity_graph as similarity_graph
 from kdjax.losses._logits import jensen_shannon as jensen_shannon
 from kdjax.losses._logits import logit_mse as logit_mse
 from kdjax.losses._logits import reverse_kl as reverse_kl
+from kdjax.losses._logits import soft_target_bce as soft_target_bce
 from kdjax.losses._logits import soft_target_kl as soft_target_kl
 from kdjax.losses._patterns import dist as dist
 from kdjax.losses._patterns import standardize_logits as standardize_logits
@@ -72,6 +73,7 @@ __all__ = [
     "similarity_distribution",
     "similarity_graph",
     "similarity_preserving",
+    "soft_target_bce",
     "soft_target_kl",
     "standardize_logits",
     "standardized_kd",

@@ -95,7 +95,7 @@ def draw_negatives(
             raise ValueError("order must come with the labels that it sorts; got order without labels.")
         start, end = indices, indices + 1
     else:
-        labels = _checks.labels("labels", labels, bank_size)
+        labels = _checks.labels("labels", labels, (bank_size,))
         if not isinstance(labels, jax.core.Tracer) and np.ptp(labels) == 0:
             raise ValueError(
                 f"labels must be of two classes at least, to draw from others; got class {labels[0]} alone."

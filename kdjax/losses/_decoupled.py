@@ -14,12 +14,12 @@ from kdjax.losses import _distributions
 
 
 def target_class_kd(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    labels: Integer[Array, " batch"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
     *,
     temperature: Number = 4.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Divergence of how sure the two networks are of the labelled class, all others taken together.
 
     $$T^2 \operatorname{KL}(b^t \,\Vert\, b^s), \qquad b = [p_y,\; 1 - p_y], \qquad p = \operatorname{softmax}(z / T)$$
@@ -28,13 +28,13 @@ def target_class_kd(
       student: logits, before any softmax.
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
-      One number ≥ 0 per example, in nats times T²; 0 where there is one class alone.
+      One number ≥ 0 for each example or position, in nats times T²; 0 where there is one class alone.
 
     Raises:
-      ValueError: the logits' shapes differ or are not [batch, classes], the labels are not whole numbers [batch], or T
+      ValueError: the logits' shapes differ or are not [..., classes], the labels are not whole numbers [...], or T
         is not a finite number above 0.
 
     Example:
@@ -58,12 +58,12 @@ def target_class_kd(
 
 
 def non_target_class_kd(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    labels: Integer[Array, " batch"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
     *,
     temperature: Number = 4.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Divergence of the two networks' predictions among the classes that are not the labelled one.
 
     $$T^2 \sum_{c \neq y} \hat p^t_c \, (\log \hat p^t_c - \log \hat p^s_c), \qquad
@@ -73,13 +73,13 @@ def non_target_class_kd(
       student: logits, before any softmax.
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
-      One number ≥ 0 per example, in nats times T²; 0 where there are fewer than three classes.
+      One number ≥ 0 for each example or position, in nats times T²; 0 where there are fewer than three classes.
 
     Raises:
-      ValueError: the logits' shapes differ or are not [batch, classes], the labels are not whole numbers [batch], or T
+      ValueError: the logits' shapes differ or are not [..., classes], the labels are not whole numbers [...], or T
         is not a finite number above 0.
 
     Example:
@@ -103,14 +103,14 @@ def non_target_class_kd(
 
 
 def decoupled_kd(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    labels: Integer[Array, " batch"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
     *,
     alpha: Number = 1.0,
     beta: Number = 8.0,
     temperature: Number = 4.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""The two parts of soft-target distillation with weights of their own.
 
     $$\alpha \, T^2 \operatorname{KL}(b^t \,\Vert\, b^s) + \beta \, T^2 \operatorname{KL}(\hat p^t \,\Vert\, \hat p^s)$$
@@ -127,13 +127,13 @@ def decoupled_kd(
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
       alpha: α, the weight of how sure the networks are of the labelled class. May be traced.
       beta: β, the weight of the other classes among themselves. May be traced.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
-      One number per example, in nats times T²; ≥ 0 where both weights are.
+      One number for each example or position, in nats times T²; ≥ 0 where both weights are.
 
     Raises:
-      ValueError: the logits' shapes differ or are not [batch, classes], the labels are not whole numbers [batch], α or β
+      ValueError: the logits' shapes differ or are not [..., classes], the labels are not whole numbers [...], α or β
         is not a finite number, or T is not a finite number above 0.
 
     Example:
@@ -163,13 +163,13 @@ def decoupled_kd(
 
 
 def normalized_kd(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    labels: Integer[Array, " batch"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
     *,
     gamma: Number = 1.5,
     temperature: Number = 1.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Cross-entropy of the labelled class with a soft label, and of the other classes normalised among themselves.
 
     $$-p^t_y \log p^s_y - \gamma \, T^2 \sum_{c \neq y} \hat p^t_c \log \hat p^s_c, \qquad
@@ -181,13 +181,13 @@ def normalized_kd(
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
       gamma: γ, the weight of the other classes. May be traced.
-      temperature: T > 0, of the other classes alone, one number or [batch]; larger is softer. May be traced.
+      temperature: T > 0, of the other classes alone, one number or one for each example or position; larger is softer. May be traced.
 
     Returns:
-      One number per example, in nats; ≥ 0 where γ is. It is a cross-entropy: not 0 where the networks agree.
+      One number for each example or position, in nats; ≥ 0 where γ is. It is a cross-entropy: not 0 where the networks agree.
 
     Raises:
-      ValueError: the logits' shapes differ or are not [batch, classes], the labels are not whole numbers [batch], γ is
+      ValueError: the logits' shapes differ or are not [..., classes], the labels are not whole numbers [...], γ is
         not a finite number, or T is not a finite number above 0.
 
     Example:
@@ -220,37 +220,37 @@ def normalized_kd(
 
 def _labelled(
     student: Array, teacher: Array, labels: Array, temperature: Number
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Bool[Array, "batch classes"], Number]:
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"], Bool[Array, "*batch classes"], Number]:
     """Both logits over T, which class is the labelled one, and T²."""
     student, teacher, square = _distributions.softened(student, teacher, temperature)
-    labels = _checks.labels("labels", labels, student.shape[0])
-    is_target = labels[:, None] == jnp.arange(student.shape[1])[None, :]
+    labels = _checks.labels("labels", labels, student.shape[:-1])
+    is_target = labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, student.shape, student.ndim - 1)
     # A label that is no class would silently compare all classes; NaN is seen.
-    return jnp.where(jnp.any(is_target, axis=1, keepdims=True), student, jnp.nan), teacher, is_target, square
+    return jnp.where(jnp.any(is_target, axis=-1, keepdims=True), student, jnp.nan), teacher, is_target, square
 
 
 def _target_divergence(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    is_target: Bool[Array, "batch classes"],
-) -> Float[Array, " batch"]:
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    is_target: Bool[Array, "*batch classes"],
+) -> Float[Array, "*batch"]:
     of_student, of_teacher = _target_and_rest(student, is_target), _target_and_rest(teacher, is_target)
     return _distributions.relative_entropy(of_teacher, of_student)
 
 
 def _non_target_divergence(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-    is_target: Bool[Array, "batch classes"],
-) -> Float[Array, " batch"]:
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    is_target: Bool[Array, "*batch classes"],
+) -> Float[Array, "*batch"]:
     log_student = _distributions.log_softmax_without(student, is_target)
     log_teacher = _distributions.log_softmax_without(teacher, is_target)
     return _distributions.relative_entropy(log_teacher, log_student)
 
 
 def _target_and_rest(
-    logits: Float[Array, "batch classes"], is_target: Bool[Array, "batch classes"]
-) -> Float[Array, "batch 2"]:
+    logits: Float[Array, "*batch classes"], is_target: Bool[Array, "*batch classes"]
+) -> Float[Array, "*batch 2"]:
     """[log p_y, log(1 − p_y)], both to full precision from the log-odds."""
     target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     log_odds = target - _distributions.log_sum_without(logits, is_target)

@@ -15,9 +15,9 @@ from kdjax._types import Number
 from kdjax.losses import _math
 
 
-def logit_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
-    _checks.rank("student", student, 2, "[batch, classes]")
-    _checks.rank("teacher", teacher, 2, "[batch, classes]")
+def logit_pair(student: Array, teacher: Array) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"]]:
+    _checks.rank_at_least("student", student, 1, "[..., classes]")
+    _checks.rank_at_least("teacher", teacher, 1, "[..., classes]")
     _checks.same_shape("student", student, "teacher", teacher)
     return _math.widened(student, teacher)
 
@@ -32,23 +32,27 @@ def several_classes(student: Array) -> None:
 
 def softened(
     student: Array, teacher: Array, temperature: Number
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Number]:
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"], Number]:
     """Both logits over T, which may be each example's own, and T²: with it the gradient's size does not depend on T."""
     student, teacher = logit_pair(student, teacher)
     several_classes(student)
     _checks.temperature("temperature", temperature, student.shape[:-1])
-    divisor = each_examples(temperature)
+    temperature, divisor = beside(temperature, student)
     return student / divisor, teacher / divisor, temperature**2
 
 
-def each_examples(temperature: Number) -> Any:
-    """T as it stands beside [batch, classes]: one number as it is, [batch] with an axis more."""
-    return jnp.asarray(temperature)[..., None] if np.ndim(temperature) else temperature
+def beside(temperature: Number, logits: Array) -> tuple[Any, Any]:
+    """T as it stands beside the loss [...], and beside logits [..., classes]: one number as it is, else with axes more."""
+    if not np.ndim(temperature):
+        return temperature, temperature
+    each = jnp.asarray(temperature)
+    each = each.reshape(each.shape + (1,) * (logits.ndim - 1 - each.ndim))
+    return each, each[..., None]
 
 
 def relative_entropy(
-    log_first: Float[Array, "batch classes"], log_second: Float[Array, "batch classes"]
-) -> Float[Array, " batch"]:
+    log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
     """KL(p‖q) = Σ p (log p − log q), from the logarithms of both."""
     share = jnp.exp(log_first)
     # 0 · log 0 = 0: without the mask a class that p excludes (log p = −∞) would give 0 · ∞.
@@ -56,30 +60,30 @@ def relative_entropy(
 
 
 def cross_entropy(
-    log_first: Float[Array, "batch classes"], log_second: Float[Array, "batch classes"]
-) -> Float[Array, " batch"]:
+    log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
     """−Σ p log q, from the logarithms of both."""
     share = jnp.exp(log_first)
     return -jnp.sum(share * jnp.where(share == 0, 0.0, log_second), axis=-1)
 
 
 def log_softmax_without(
-    logits: Float[Array, "batch classes"], out: Bool[Array, "batch classes"]
-) -> Float[Array, "batch classes"]:
+    logits: Float[Array, "*batch classes"], out: Bool[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
     """Log-probabilities among the classes that are not `out`; −∞ for these, and everywhere if no class is left."""
     remaining, none_left = _without(logits, out)
     return jnp.where(out | none_left, -jnp.inf, jax.nn.log_softmax(remaining, axis=-1))
 
 
-def log_sum_without(logits: Float[Array, "batch classes"], out: Bool[Array, "batch classes"]) -> Float[Array, " batch"]:
+def log_sum_without(logits: Float[Array, "*batch classes"], out: Bool[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """Log-sum-exp over the classes that are not `out`; −∞, with zero gradient, if no class is left."""
     remaining, none_left = _without(logits, out)
-    return jnp.where(none_left[:, 0], -jnp.inf, jax.nn.logsumexp(remaining, axis=-1))
+    return jnp.where(none_left[..., 0], -jnp.inf, jax.nn.logsumexp(remaining, axis=-1))
 
 
 def _without(
-    logits: Float[Array, "batch classes"], out: Bool[Array, "batch classes"]
-) -> tuple[Float[Array, "batch classes"], Bool[Array, "batch 1"]]:
+    logits: Float[Array, "*batch classes"], out: Bool[Array, "*batch classes"]
+) -> tuple[Float[Array, "*batch classes"], Bool[Array, "*batch 1"]]:
     remaining = jnp.where(out, -jnp.inf, logits)
     none_left = jnp.all(remaining == -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(none_left, 0.0, remaining), none_left

@@ -71,7 +71,7 @@ def similarity_graph(
         if count is not None:
             _checks.whole(name, count, 1)
     student, teacher = feature_pair(student, teacher)
-    labels = _checks.labels("labels", labels, student.shape[0])
+    labels = _checks.labels("labels", labels, student.shape[:1])
     of_student, of_teacher = (_math.gram(_math.unit(features, (1,))) for features in (student, teacher))
     same = labels[:, None] == labels[None, :]
     others = ~jnp.eye(student.shape[0], dtype=bool)

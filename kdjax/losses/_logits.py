@@ -1,4 +1,7 @@
-"""Losses that match whole predictions: [batch, classes] logits of both networks, every class alike."""
+"""Losses that match whole predictions: [..., classes] logits of both networks, every class alike.
+
+Any axes may lead, such as [batch], [batch, time] or [batch, height, width]; a loss returns one number for each entry.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,11 @@ from kdjax.losses import _distributions
 
 
 def soft_target_kl(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     temperature: Number = 4.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Kullback–Leibler divergence of the student's softened predictions from the teacher's.
 
     $$T^2 \sum_c p^t_c \, (\log p^t_c - \log p^s_c), \qquad p = \operatorname{softmax}(z / T)$$
@@ -24,13 +27,13 @@ def soft_target_kl(
     Args:
       student: logits, before any softmax.
       teacher: logits of the same examples and classes. A class at −∞ has probability 0 and counts nothing.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
-      One number ≥ 0 per example, in nats times T².
+      One number ≥ 0 for each example or position, in nats times T².
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+      ValueError: the shapes differ or are not [..., classes], or T is not a finite number above 0.
 
     Example:
       A constant added to an example's logits changes no prediction, hence no loss:
@@ -53,11 +56,11 @@ def soft_target_kl(
 
 
 def reverse_kl(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     temperature: Number = 1.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Kullback–Leibler divergence of the teacher's softened predictions from the student's.
 
     $$T^2 \sum_c p^s_c \, (\log p^s_c - \log p^t_c), \qquad p = \operatorname{softmax}(z / T)$$
@@ -68,13 +71,13 @@ def reverse_kl(
     Args:
       student: logits, before any softmax. A class at −∞ has probability 0 and counts nothing.
       teacher: logits of the same examples and classes. Where a class is at −∞ and the student's is not, the loss is ∞.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
-      One number ≥ 0 per example, in nats times T².
+      One number ≥ 0 for each example or position, in nats times T².
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+      ValueError: the shapes differ or are not [..., classes], or T is not a finite number above 0.
 
     Example:
       It is `soft_target_kl` with the networks in each other's place, but its gradient still moves the student:
@@ -97,12 +100,12 @@ def reverse_kl(
 
 
 def jensen_shannon(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     beta: Number = 0.5,
     temperature: Number = 1.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Divergence of both networks' softened predictions from a mixture of the two.
 
     $$T^2 \left(\beta \operatorname{KL}(p^t \,\Vert\, m) + (1 - \beta) \operatorname{KL}(p^s \,\Vert\, m)\right), \qquad
@@ -115,13 +118,13 @@ def jensen_shannon(
       student: logits, before any softmax. A class at −∞ has probability 0; both networks may have such classes.
       teacher: logits of the same examples and classes.
       beta: β between 0 and 1, the teacher's part in the mixture. May be traced, the ends included.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
-      One number ≥ 0 per example, in nats times T²; inside the ends it is at most log 2 · T².
+      One number ≥ 0 for each example or position, in nats times T²; inside the ends it is at most log 2 · T².
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], β is not between 0 and 1, or T is not a finite number
+      ValueError: the shapes differ or are not [..., classes], β is not between 0 and 1, or T is not a finite number
         above 0.
 
     Example:
@@ -153,10 +156,57 @@ def jensen_shannon(
     return square * (of_teacher + of_student)
 
 
+def soft_target_bce(
+    student: Float[Array, "*batch labels"],
+    teacher: Float[Array, "*batch labels"],
+    *,
+    temperature: Number = 1.0,
+) -> Float[Array, "*batch"]:
+    r"""Kullback–Leibler divergence of softened yes-or-no predictions, label by label: several labels may hold at once.
+
+    $$T^2 \sum_c \left(p^t_c \log \frac{p^t_c}{p^s_c} + (1 - p^t_c) \log \frac{1 - p^t_c}{1 - p^s_c}\right), \qquad
+    p = \sigma(z / T)$$
+
+    Args:
+      student: logits, before any sigmoid, one for each label; a single one is a choice between two classes.
+      teacher: logits of the same examples and labels.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
+
+    Returns:
+      One number ≥ 0 for each example or position, in nats times T².
+
+    Raises:
+      ValueError: the shapes differ or are not [..., labels], or T is not a finite number above 0.
+
+    Example:
+      A single logit z is the two logits [0, z] of a softmax:
+
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import soft_target_bce, soft_target_kl
+      >>> student, teacher = jnp.array([[0.5]]), jnp.array([[-2.0]])
+      >>> both = [jnp.pad(logit, ((0, 0), (1, 0))) for logit in (student, teacher)]
+      >>> bool(jnp.allclose(soft_target_bce(student, teacher), soft_target_kl(*both, temperature=1.0)))
+      True
+
+    Note:
+      The binary cross-entropy with soft targets differs from it by the teacher's entropy, which has no gradient. Common
+      code takes the mean over labels, and is as many times too weak against a cross-entropy that is summed over them.
+
+    Reference:
+      Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2, of one choice among classes;
+      here each label is a choice of its own. https://arxiv.org/abs/1503.02531
+    """
+    student, teacher = _distributions.logit_pair(student, teacher)
+    _checks.temperature("temperature", temperature, student.shape[:-1])
+    temperature, divisor = _distributions.beside(temperature, student)
+    log_student, log_teacher = (_yes_and_no(logits / divisor) for logits in (student, teacher))
+    return temperature**2 * jnp.sum(_distributions.relative_entropy(log_teacher, log_student), axis=-1)
+
+
 def logit_mse(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
-) -> Float[Array, " batch"]:
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+) -> Float[Array, "*batch"]:
     r"""Mean squared difference of the logits.
 
     $$\frac{1}{C} \sum_c (z^s_c - z^t_c)^2$$
@@ -166,10 +216,10 @@ def logit_mse(
       teacher: logits of the same examples and classes.
 
     Returns:
-      One number ≥ 0 per example, in squared logits.
+      One number ≥ 0 for each example or position, in squared logits.
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes].
+      ValueError: the shapes differ or are not [..., classes].
 
     Example:
       Unlike `soft_target_kl`, it sees a constant added to all logits:
@@ -191,17 +241,22 @@ def logit_mse(
     return jnp.mean((student - teacher) ** 2, axis=-1)
 
 
+def _yes_and_no(logits: Float[Array, "*batch labels"]) -> Float[Array, "*batch labels 2"]:
+    """[log σ(z), log(1 − σ(z))]."""
+    return jax.nn.log_sigmoid(jnp.stack([logits, -logits], axis=-1))
+
+
 def _softened(
     student: Array, teacher: Array, temperature: Number
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"], Number]:
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"], Number]:
     """Both log-probabilities at T, and T²."""
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     return jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1), square
 
 
 def _log_mixture_over_each(
-    beta: Float[Array, ""], log_first: Float[Array, "batch classes"], log_second: Float[Array, "batch classes"]
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
+    beta: Float[Array, ""], log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"]]:
     """log(m/p) and log(m/q) for the mixture m = β p + (1 − β) q.
 
     Never log m less log q: at a small β the two are nearly equal, and rounding would outweigh what is left.
@@ -216,7 +271,7 @@ def _log_mixture_over_each(
     )
 
 
-def _log_mixed_in(weight: Float[Array, ""], log_ratio: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+def _log_mixed_in(weight: Float[Array, ""], log_ratio: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
     """log(1 − w + w r), for a weight between 0 and 1."""
     near_one = jnp.abs(weight * jnp.expm1(log_ratio)) < 0.5
     near = jnp.log1p(weight * jnp.expm1(jnp.where(near_one, log_ratio, 0.0)))

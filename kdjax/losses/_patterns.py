@@ -1,4 +1,4 @@
-"""Losses that match the pattern of predictions, whatever their level and spread: [batch, classes] logits."""
+"""Losses that match the pattern of predictions, whatever their level and spread: [..., classes] logits."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from kdjax.losses._logits import soft_target_kl
 
 
 def dist(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     beta: Number = 1.0,
     gamma: Number = 1.0,
     temperature: Number = 1.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
 
     $$T^2 \left(\beta \, (1 - r_i) + \frac{\gamma}{C} \sum_c (1 - r_c)\right), \qquad p = \operatorname{softmax}(z / T)$$
@@ -33,14 +33,14 @@ def dist(
       teacher: logits of the same examples and classes.
       beta: β, the weight of the correlation among classes. May be traced.
       gamma: γ, the weight of the correlation among examples. May be traced.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
       Each example's own part and its share of the batch's; ≥ 0 where both weights are. The mean over the batch is the
       loss. A batch that is split over devices must be gathered before.
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], β or γ is not a finite number, or T is not a finite
+      ValueError: the shapes differ or are not [..., classes], β or γ is not a finite number, or T is not a finite
         number above 0.
 
     Example:
@@ -64,10 +64,10 @@ def dist(
     _checks.finite("gamma", gamma)
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     student, teacher = jax.nn.softmax(student, axis=-1), jax.nn.softmax(teacher, axis=-1)
-    batch = student.shape[0]
-    among_classes = 0.5 * jnp.sum((_pattern(student, 1) - _pattern(teacher, 1)) ** 2, axis=1)
-    among_examples = 0.5 * batch * jnp.mean((_pattern(student, 0) - _pattern(teacher, 0)) ** 2, axis=1)
-    return square * (beta * among_classes + gamma * among_examples)
+    among_classes = 0.5 * jnp.sum((_pattern(student, -1) - _pattern(teacher, -1)) ** 2, axis=-1)
+    rows, taught = (shares.reshape(-1, shares.shape[-1]) for shares in (student, teacher))
+    among_examples = 0.5 * len(rows) * jnp.mean((_pattern(rows, 0) - _pattern(taught, 0)) ** 2, axis=-1)
+    return square * (beta * among_classes + gamma * among_examples.reshape(among_classes.shape))
 
 
 def standardize_logits(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
@@ -109,11 +109,11 @@ def standardize_logits(z: Float[Array, "*batch classes"]) -> Float[Array, "*batc
 
 
 def standardized_kd(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     temperature: Number = 2.0,
-) -> Float[Array, " batch"]:
+) -> Float[Array, "*batch"]:
     r"""Soft-target distillation that asks for the teacher's ranking and proportions, not for the size of its logits.
 
     $$T^2 \sum_c p^t_c \, (\log p^t_c - \log p^s_c), \qquad
@@ -124,13 +124,13 @@ def standardized_kd(
     Args:
       student: finite logits, before any softmax.
       teacher: logits of the same examples and classes.
-      temperature: T > 0, of the standardised logits, one number or [batch]; larger is softer. May be traced.
+      temperature: T > 0, of the standardised logits, one number or one for each example or position; larger is softer. May be traced.
 
     Returns:
-      One number ≥ 0 per example, in nats times T².
+      One number ≥ 0 for each example or position, in nats times T².
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+      ValueError: the shapes differ or are not [..., classes], or T is not a finite number above 0.
 
     Example:
       Neither level nor size of a network's logits counts:
@@ -151,7 +151,7 @@ def standardized_kd(
     return soft_target_kl(standardize_logits(student), standardize_logits(teacher), temperature=temperature)
 
 
-def _pattern(shares: Float[Array, "batch classes"], axis: int) -> Float[Array, "batch classes"]:
+def _pattern(shares: Float[Array, "*batch classes"], axis: int) -> Float[Array, "*batch classes"]:
     """Centred and of length 1 along `axis`; 0 where constant up to rounding, or smaller than a gradient can bear."""
     limits = jnp.finfo(shares.dtype)
     largest = jnp.max(shares, axis=axis, keepdims=True)

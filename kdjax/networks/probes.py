@@ -64,7 +64,7 @@ def linear_probe(
     """
     _checks.rank("features", features, 2, "[examples, dim]")
     _checks.floating("features", features)
-    labels = _checks.labels("labels", labels, features.shape[0])
+    labels = _checks.labels("labels", labels, features.shape[:1])
     _checks.positive("l2", l2)
     for name, value in (("classes", classes), ("steps", steps)):
         _checks.whole(name, value, 1)

@@ -39,5 +39,15 @@ def wants_labels(loss: Callable, arrays: int, keywords: Iterable[str]) -> bool:
     return "labels" in parameters and "labels" not in keywords and parameters.index("labels") >= arrays
 
 
+def wants(loss: Callable, argument: str, keywords: Iterable[str]) -> bool:
+    """Whether `loss` has that argument by name, and nothing fills it."""
+    return argument in inspect.signature(loss).parameters and argument not in keywords
+
+
+def places_of(term: Any) -> tuple[str, ...] | None:
+    """All that a term reads; None where that cannot be seen."""
+    return getattr(term, "places", None) or getattr(getattr(term, "func", None), "places", None)
+
+
 def name_of(function: Callable) -> str:
     return getattr(function, "__name__", repr(function))

@@ -10,61 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs
 from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
-from kdjax.objectives._places import is_place, name_of, read_batch, read_place, wants_labels
-
-
-def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-    """The ordinary supervised term: −log softmax(student.logits)[label].
-
-    Reads ``batch["labels"]``, whole numbers [batch] from 0 to classes − 1. Traced labels have no values to check: one
-    outside gives its example NaN, which is seen, and not the number of some other class.
-    """
-    del teacher
-    logits = student.logits.astype(jnp.promote_types(student.logits.dtype, jnp.float32))
-    labels = read_labels(batch, logits.shape[0])
-    values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.where((labels < 0) | (labels >= logits.shape[1]), jnp.nan, values)
-
-
-def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
-    """The supervised term for mixed examples: λ · CE(labels) + (1 − λ) · CE(partner_labels).
-
-    It equals the cross-entropy with the soft label λ y + (1 − λ) y′. Reads ``batch["labels"]``,
-    ``batch["partner_labels"]`` and ``batch["share"]``, as `kdjax.data.make_views` makes them.
-
-    Args:
-      student: its logits.
-      teacher: not read.
-      batch: the mixed batch.
-
-    Raises:
-      ValueError: if one of the three is missing, or as `cross_entropy` does.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
-      >>> batch = {"labels": jnp.array([0]), "partner_labels": jnp.array([1]), "share": jnp.array([0.5])}
-      >>> round(float(mixed_cross_entropy(Outputs(logits, {}), None, batch)[0] / jnp.log(2)), 5)
-      1.5
-    """
-    for name in ("partner_labels", "share"):
-        if name not in batch:
-            raise ValueError(f'batch must have "{name}", as make_views(..., mix=...) adds it; it has {sorted(batch)}.')
-    own: Any = cross_entropy(student, teacher, batch)
-    others = cross_entropy(student, teacher, {"labels": batch["partner_labels"]})
-    return batch["share"] * own + (1 - batch["share"]) * others
-
-
-def read_labels(batch: Batch, size: int) -> Integer[Array, " batch"]:
-    """``batch["labels"]``, or an error that says what is wrong with them."""
-    labels = read_batch(batch, "labels")
-    return _checks.labels('batch["labels"]', labels, size)
+from kdjax.objectives._counted import MASK
+from kdjax.objectives._places import is_place, name_of, read_batch, read_place, wants, wants_labels
 
 
 @partial(
@@ -76,7 +28,7 @@ def read_labels(batch: Batch, size: int) -> Integer[Array, " batch"]:
 class Match:
     """One loss and the places from which it takes its arrays. Made by `on_logits`, `on_feature` and `on_outputs`."""
 
-    loss: Callable[..., Float[Array, " batch"]]
+    loss: Callable[..., Float[Array, "batch *positions"]]
     arrays: tuple[str, ...]
     named_places: tuple[tuple[str, str], ...]
     numbers: Mapping[str, Any]
@@ -89,20 +41,24 @@ class Match:
         labels = ("batch.labels",) if wants_labels(self.loss, len(self.arrays), named) else ()
         return (*self.arrays, *named.values(), *labels)
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
         read = partial(read_place, self.loss, student, teacher, batch)
         arrays = [read(place) for place in self.arrays]
         keywords = dict(self.numbers) | dict(self.settings) | {name: read(place) for name, place in self.named_places}
         if wants_labels(self.loss, len(self.arrays), keywords):
-            keywords["labels"] = read_labels(batch, student.logits.shape[0])
+            keywords["labels"] = read_batch(batch, "labels")
+        if MASK in batch and wants(self.loss, "where", keywords):
+            keywords["where"] = batch[MASK]
         return self.loss(*arrays, **keywords)
 
 
-def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: Any) -> Match:
+def on_logits(loss: Callable[..., Float[Array, "batch *positions"]], **hyper_parameters: Any) -> Match:
     """Lifts a loss on arrays to a term on the student's and the teacher's logits.
 
     Args:
-      loss: ``loss(student, teacher, **hyper_parameters)``, or one that takes ``labels`` too.
+      loss: ``loss(student, teacher, **hyper_parameters)``, which may take ``labels`` too. One that compares examples with
+        each other takes ``where``, and is given the bools of what counts where the batch has a mask; any other loss must
+        give an example a number that does not depend on the others.
       **hyper_parameters: handed on to `loss` by name. Floats, arrays and functions of the step, which become schedules,
         are leaves of the objective: other values compile nothing again. An int is one too where the loss's own default is
         a float; elsewhere it is static, as it may decide shapes (``block``, ``hardest``), and so are bools, names, None,
@@ -126,7 +82,7 @@ def on_logits(loss: Callable[..., Float[Array, " batch"]], **hyper_parameters: A
 
 
 def on_feature(
-    loss: Callable[..., Float[Array, " batch"]], name: str, *, teacher: str | None = None, **hyper_parameters: Any
+    loss: Callable[..., Float[Array, "batch *positions"]], name: str, *, teacher: str | None = None, **hyper_parameters: Any
 ) -> Match:
     """Lifts a loss on arrays to a term on the feature `name` of the student and of the teacher.
 
@@ -147,7 +103,7 @@ def on_feature(
     return _match(loss, (f"student.{name}", f"teacher.{name if teacher is None else teacher}"), hyper_parameters)
 
 
-def on_outputs(loss: Callable[..., Float[Array, " batch"]], *places: str, **hyper_parameters: Any) -> Match:
+def on_outputs(loss: Callable[..., Float[Array, "batch *positions"]], *places: str, **hyper_parameters: Any) -> Match:
     """Lifts a loss of any number of arrays to a term, each array read from where its place says.
 
     Args:
@@ -182,7 +138,7 @@ class Computed:
 
     name: str
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
         del teacher, batch
         value: Array = _checks.feature("student", student, self.name)
         return value

@@ -15,45 +15,86 @@ from jaxtyping import Array, Float
 
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.objectives import schedules
-from kdjax.objectives._places import is_place, read_place
+from kdjax.objectives._counted import LABELLED, MASK, Counted, both, keep, passing, read_counted, spread
+from kdjax.objectives._places import is_place, places_of, read_place
 from kdjax.objectives.schedules import Schedule, leaf_of
 
 RESERVED = ("loss", "accuracy")
 
 
 class Scores(NamedTuple):
-    """What an objective says of a batch: [batch] for the weighted sum and for each term alone, and each term's weight."""
+    """What an objective says of a batch, by term.
 
-    total: Float[Array, " batch"]
-    terms: dict[str, Float[Array, " batch"]]
+    Attributes:
+      terms: one number for each example, or for each position, [batch, *positions].
+      counted: which of them count, as bools over their leading axes; None where all do.
+      weights: the term's weight.
+    """
+
+    terms: dict[str, Float[Array, "batch *positions"]]
+    counted: dict[str, Counted]
     weights: dict[str, Array]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("weights", "terms"), meta_fields=())
 @dataclass(frozen=True)
 class Objective:
-    """Named terms and their weights. Made by `weighted_sum`; called by the step, which takes the mean over the batch."""
+    """Named terms and their weights. Made by `weighted_sum`; called by the step, which takes the means over the batch."""
 
     weights: Mapping[str, Any]
     terms: Mapping[str, Any]
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, step: Number) -> Scores:
         weights, terms = schedules.at((dict(self.weights), dict(self.terms)), step)
-        values = {name: term(student, teacher, batch) for name, term in terms.items()}
-        for name, value in values.items():
-            if not hasattr(value, "shape"):
-                raise ValueError(
-                    f"The term {name!r} must return one array, shape {student.logits.shape[:1]}; got a "
-                    f"{type(value).__name__}. A loss that returns its next bank too, such as crd, comes through a "
-                    'connector, kdjax.connectors.contrast, and its term is computed("NAME").'
-                )
-            if value.shape != student.logits.shape[:1]:
-                raise ValueError(
-                    f"The term {name!r} must return one number per example, shape {student.logits.shape[:1]}; "
-                    f"got shape {value.shape}."
-                )
-        total = sum((weights[name] * value for name, value in values.items()), start=jnp.zeros((), jnp.float32))
-        return Scores(total, values, {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()})
+        weights = {name: jnp.asarray(weight) for name, weight in weights.items()}
+        entries = jnp.shape(student.logits)[:-1]
+        mask = read_counted(batch, MASK, entries)
+        values, counted = {}, {}
+        for name, term in terms.items():
+            own = both(mask, _labelled(name, term, batch))
+            if hasattr(term, "counted"):
+                own = both(own, term.counted(student, teacher, batch))
+            # A weight of 0 lets nothing back, whatever the term's own slope is.
+            passed = jax.tree.map(partial(passing, weight=weights[name]), keep(student, own))
+            value = term(passed, keep(teacher, own), batch if own is None else {**batch, MASK: own})
+            values[name], counted[name] = _checked(name, value, entries, own), own
+        return Scores(values, counted, weights)
+
+
+def _labelled(name: str, term: Term, batch: Batch) -> Counted:
+    """Which entries have the label that the term reads; None where it reads none, or all have one."""
+    if LABELLED not in batch:
+        return None
+    places = places_of(term)
+    if places is None:
+        raise ValueError(
+            f"The term {name!r} must show whether it reads labels, some of which are missing here, and a plain function "
+            'does not: lift it by kdjax.on_outputs(function, "student.logits", "batch.labels").'
+        )
+    labels = jnp.shape(batch["labels"]) if "labels" in batch else ()
+    return read_counted(batch, LABELLED, labels) if "batch.labels" in places else None
+
+
+def _checked(name: str, value: Any, entries: tuple[int, ...], counted: Counted) -> Array:
+    """A term's value, if it is one number for each example or position, and can leave out what does not count."""
+    if not hasattr(value, "shape"):
+        raise ValueError(
+            f"The term {name!r} must return one array, shape {entries[:1]}; got a {type(value).__name__}. A loss that "
+            "returns its next bank too, such as crd, comes through a connector, kdjax.connectors.contrast, and its term is "
+            'computed("NAME").'
+        )
+    if value.shape[:1] != entries[:1]:
+        raise ValueError(
+            f"The term {name!r} must return one number per example or position, a shape that begins with {entries[:1]}; "
+            f"got shape {value.shape}."
+        )
+    if counted is not None and value.shape[: counted.ndim] != counted.shape:
+        raise ValueError(
+            f"The term {name!r} must return one number for each position where positions are left out, a shape that begins "
+            f"with {counted.shape}; got shape {value.shape}, a mean over positions that count and others that do not."
+        )
+    array: Array = value
+    return array
 
 
 def weighted_sum(**terms: Any) -> Objective:
@@ -61,10 +102,11 @@ def weighted_sum(**terms: Any) -> Objective:
 
     Args:
       **terms: ``name=(weight, term)``. A weight is a number or a function of the step; a term is made by `on_logits` or
-        `on_feature`, or is any function ``(student, teacher, batch) -> [batch]``.
+        `on_feature`, or is any function ``(student, teacher, batch) -> [batch]`` or ``[batch, *positions]``.
 
     Returns:
-      An `Objective`. The step reports each term's unweighted mean under its name, and its weight as ``<name>_weight``.
+      An `Objective`. The step reports each term's unweighted mean under its name, and its weight as ``<name>_weight``. A
+      term whose weight is 0 changes nothing, be it NaN.
 
     Raises:
       ValueError: if there are no terms, an entry is no (weight, term) pair, a weight is NaN or infinite, or a name is
@@ -106,14 +148,21 @@ class Scaled:
         """That of the weight, and those of the term."""
         return (self.place, *getattr(self.term, "places", ()))
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+    def counted(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Counted:
+        """Where the weight is not 0; None where it is one number for all."""
         factor = read_place(scaled, student, teacher, batch, self.place)
+        own = jnp.asarray(factor) != 0 if jnp.ndim(factor) else None
+        return both(own, self.term.counted(student, teacher, batch)) if hasattr(self.term, "counted") else own
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+        factor = jnp.asarray(read_place(scaled, student, teacher, batch, self.place))
         value: Array = self.term(student, teacher, batch)
-        if jnp.shape(factor) not in ((), value.shape):
+        if factor.shape != value.shape[: factor.ndim]:
             raise ValueError(
-                f"{self.place} must be one number or one per example, shape {value.shape}; got shape {jnp.shape(factor)}."
+                f"{self.place} must be one number, or one per example or position, shape {value.shape}; got shape "
+                f"{factor.shape}."
             )
-        return factor * value
+        return spread(factor, value.ndim) * value if factor.ndim else factor * value
 
 
 def scaled(term: Term, *, by: str) -> Scaled:
@@ -121,11 +170,12 @@ def scaled(term: Term, *, by: str) -> Scaled:
 
     Args:
       term: made by `on_logits` and the like, or any function ``(student, teacher, batch) -> [batch]``.
-      by: the weight's place, such as ``"student.control_weight"`` of a connector or ``"batch.confidence"``: one number, or
-        one per example, [batch].
+      by: the weight's place, such as ``"student.control_weight"`` of a connector or ``"batch.confidence"``: one number,
+        one per example, [batch], or one per position.
 
     Returns:
-      A term. The step reports its mean with that weight in it.
+      A term. The step reports its mean with that weight in it, over the entries whose weight is not 0: an example of
+      weight 0 is as if it were not there.
 
     Raises:
       ValueError: `by` is no place; later, if nothing stands there or it has another shape.

@@ -144,7 +144,7 @@ def prediction_grid(
     """
     pictures = _pictures(images, columns)
     numbers = np.asarray(labels)
-    _checks.labels("labels", numbers, len(pictures))
+    _checks.labels("labels", numbers, (len(pictures),))
     said = {"teacher": _most_probable(teacher_logits), "student": _most_probable(student_logits)}
     for name, logits in (("teacher_logits", teacher_logits), ("student_logits", student_logits)):
         if np.shape(logits) != (len(pictures), len(class_names)):

@@ -15,7 +15,10 @@ from kdjax import _checks
 from kdjax._apply import outputs_of, run
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect, student_of
-from kdjax.objectives._terms import cross_entropy, read_labels
+from kdjax.metrics import accuracy, agreeing, sums_of
+from kdjax.metrics._measures import correct
+from kdjax.objectives._counted import LABELLED, MASK, both, keep, mean_of, read_counted, weighted, without_ignored
+from kdjax.objectives._supervised import are_classes, cross_entropy
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.training._axis import agreed, gather, mean_over
 
@@ -65,12 +68,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     connectors: Mapping[str, Connector] | None = None,
+    ignore_label: int | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds ``step(state, teacher, objective, batch) -> (state, metrics)``, a pure function still to be compiled.
 
-    The loss is the mean over the whole batch of the objective's weighted sum; its gradient with respect to the student's
-    params goes through `optimizer`. The teacher is an argument: it is run in inference mode, no gradient enters it, and it
+    The loss is the objective's weighted sum of its terms' means over the whole batch; its gradient with respect to the
+    student's params goes through `optimizer`. The teacher is an argument: it is run in inference mode, no gradient enters it, and it
     stands neither in the state nor in the compiled program.
 
     Args:
@@ -79,6 +83,8 @@ def make_train_step(
       optimizer: an optax transformation.
       connectors: learnt parts by name, from `kdjax.connectors`; the state is then of `init_beside`'s weights. They act on
         the gathered outputs, hence on the whole batch on every device.
+      ignore_label: a label that is none, such as -100 or 255. Terms that read labels, and the accuracy, are then means
+        over the entries that have another.
       axis_name: the device axis, where the step runs inside `jax.pmap`, `jax.shard_map` or ``jax.vmap(axis_name=...)``
         and each device holds its part of the batch. Outputs are then gathered, so that a relational loss sees the
         whole batch. A student with BatchNorm or dropout must know the same axis, as `kdjax.models` do by their own
@@ -90,11 +96,16 @@ def make_train_step(
         - `state`: `TrainState`. Safe to donate.
         - `teacher`: the teacher's `Weights`, or None.
         - `objective`: from `weighted_sum`. Its numbers are traced.
-        - `batch`: ``"inputs"`` [batch, …]; ``"labels"`` int [batch] where a term reads them; ``"teacher"``: cached
-          `Outputs`.
+        - `batch`: ``"inputs"`` [batch, …]; ``"labels"`` as the terms read them, such as int [batch] or [batch, time];
+          ``"teacher"``: cached `Outputs`; ``"mask"``, [batch] or [batch, *positions], 0 where an entry does not count;
+          ``"labelled"``, of the labels' shape, 0 where there is no label.
 
-      that returns the new state and float32 scalars: ``loss``, ``accuracy`` (with labels), each term's unweighted mean
-      under its name, and its weight under ``<name>_weight``.
+      that returns the new state and float32 scalars: ``loss``, ``accuracy`` (where labels are class numbers), each term's
+      unweighted mean under its name, and its weight under ``<name>_weight``.
+
+      What the mask leaves out changes no number, be it NaN: each mean is over the entries that count, on all devices
+      together, and is 0 where none does. What a network itself mixes it cannot undo: batch normalisation sees all
+      examples, and attention all positions that the inputs do not tell it to leave out.
 
     Note:
       Several devices: the mean over `axis_name` is taken of the loss inside the differentiated function and of the
@@ -109,6 +120,7 @@ def make_train_step(
     def step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        batch = counting(batch, ignore_label)
         taught = gather(_teach(teacher_apply, teacher, batch), axis_name)
         (state,), (metrics,) = learn([learner], [state], [objective], batch, lambda said: [taught], axis_name)
         return state, metrics
@@ -142,11 +154,8 @@ def learn(
       teach: from what the networks say of the whole batch, to each one's teacher's outputs, also of the whole batch.
       axis_name: as in `make_train_step`.
     """
-    if "mask" in batch:
-        raise ValueError(
-            'batch["mask"] is read in evaluation alone; training counts every example. Leave out what must not count, or '
-            "weight a term by `kdjax.scaled`."
-        )
+    if MASK in batch:
+        _refuse_moving_connectors(learners, states)
     rngs = [jax.random.fold_in(state.rng, state.step) for state in states]
     known = {name: value for name, value in batch.items() if name != "teacher"}
 
@@ -159,6 +168,7 @@ def learn(
             said.append(outputs)
             own_states.append(own_state)
         said, whole_batch = gather((said, known), axis_name)
+        said = keep(said, whole_batch.get(MASK))
         everything = zip(learners, all_params, states, objectives, said, teach(said), rngs, strict=True)
         for learner, params, state, objective, outputs, taught, rng in everything:
             others, others_state = (_parts(tree, learner.connectors)[1] for tree in (params, state.model_state))
@@ -192,12 +202,37 @@ def judge(
 ) -> tuple[Array, Metrics]:
     """The loss, averaged over the whole batch, and what a step reports. All outputs are whole."""
     scores = objective(student, teacher, batch, step)
-    loss = mean_over(axis_name, jnp.mean(scores.total))
-    metrics = {"loss": loss} | {name: jnp.mean(value) for name, value in scores.terms.items()}
-    metrics |= {f"{name}_weight": weight for name, weight in scores.weights.items()}
-    if "labels" in batch:
-        metrics["accuracy"] = jnp.mean(_correct(student.logits, read_labels(batch, student.logits.shape[0])))
+    means = {name: mean_of(value, scores.counted[name]) for name, value in scores.terms.items()}
+    parts = [weighted(scores.weights[name], mean) for name, mean in means.items()]
+    loss = mean_over(axis_name, reduce(operator.add, parts, jnp.zeros((), jnp.float32)))
+    metrics = {"loss": loss} | means
+    metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
+    if "labels" in batch and are_classes(batch["labels"], student.logits):
+        entries = student.logits.shape[:-1]
+        counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))
+        metrics["accuracy"] = mean_of(correct(student.logits, batch["labels"]), counted)
     return loss, metrics
+
+
+def counting(batch: Batch, ignore_label: int | None) -> Batch:
+    """The batch as networks and terms see it: without ignored labels, and without inputs of examples that do not count.
+
+    Raises:
+      ValueError: if the mask or the labels do not belong to the inputs' examples.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch["inputs"])}
+    for name in {"labels", MASK, LABELLED} & batch.keys():
+        if jnp.shape(batch[name])[:1] not in sizes:
+            raise ValueError(
+                f'batch["{name}"] must have one row for each example of batch["inputs"], {sorted(sizes)}; '
+                f"got shape {jnp.shape(batch[name])}."
+            )
+    batch = without_ignored(batch, ignore_label)
+    if MASK not in batch:
+        return batch
+    mask = read_counted(batch, MASK, jnp.shape(batch[MASK]))
+    examples = jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+    return {**batch, "inputs": keep(batch["inputs"], examples), MASK: mask}
 
 
 def _updated(
@@ -209,47 +244,57 @@ def _updated(
     return TrainState(state.step + 1, params, model_state, opt_state, state.rng)
 
 
-def make_eval_step(apply: Apply, *, axis_name: str | None = None) -> EvalStep:
+def make_eval_step(
+    apply: Apply,
+    *,
+    measures: Mapping[str, Any] | None = None,
+    ignore_label: int | None = None,
+    axis_name: str | None = None,
+) -> EvalStep:
     """Builds ``step(weights, batch) -> sums``, whose sums over batches divide into exact means whatever the remainder.
 
     Args:
       apply: the network; run with ``train=False``.
+      measures: what to sum, by name: `kdjax.metrics.Measure`, or terms. None: of class labels ``correct`` and
+        ``cross_entropy``; with a teacher ``agreeing``, how often both networks' first choice is the same.
+      ignore_label: as in `make_train_step`.
       axis_name: the device axis, as in `make_train_step`; the sums are then over all devices.
 
     Returns:
       A function of
 
         - `weights`: the network's `Weights`.
-        - `batch`: ``"inputs"``; ``"labels"`` int [batch], or ``"teacher"``, the teacher's `Outputs`, or both; ``"mask"``
-          [batch], 0 where an example only fills up the batch.
+        - `batch`: ``"inputs"``; ``"labels"``, or ``"teacher"``, the teacher's `Outputs`, or both; ``"mask"`` and
+          ``"labelled"`` as in `make_train_step`.
 
-      that returns float32 scalars, sums over the examples whose mask is not 0: ``examples``; with labels ``correct`` and
-      ``cross_entropy``; with a teacher ``agreeing``: how often both networks' first choice is the same.
+      that returns float32 sums: ``examples``, the entries that count, which are examples, tokens or pixels; each measure's
+      under its name; and under ``<name>_count`` of how many entries that sum is, those that have a label if it reads one.
+
+    Raises:
+      ValueError: later, if there is nothing to measure against, or a shape does not fit.
     """
 
     def step(weights: Weights, batch: Batch) -> Metrics:
+        batch = counting(batch, ignore_label)
         outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
-        _checks.rank("logits", outputs.logits, 2, "[batch, classes]")
-        size = outputs.logits.shape[0]
-        if not {"labels", "teacher"} & batch.keys():
-            raise ValueError(f'batch must have "labels" or "teacher", to measure against; got {sorted(batch)}.')
-        mask = jnp.asarray(batch.get("mask", jnp.ones(size, jnp.float32)))
-        if mask.shape != (size,):
-            raise ValueError(f'batch["mask"] must have shape ({size},), one number an example; got {mask.shape}.')
-        values = {"examples": jnp.ones_like(mask)}
-        if "labels" in batch:
-            values["correct"] = _correct(outputs.logits, read_labels(batch, size))
-            values["cross_entropy"] = cross_entropy(outputs, None, batch)
-        if "teacher" in batch:
-            taught = outputs_of(batch["teacher"], 'batch["teacher"]')
+        taught = outputs_of(batch["teacher"], 'batch["teacher"]') if "teacher" in batch else None
+        if taught is not None:
             _checks.same_batch("logits", outputs.logits, 'batch["teacher"]', taught.logits)
-            _checks.rank('batch["teacher"]', taught.logits, 2, "[batch, classes]")
-            values["agreeing"] = _correct(outputs.logits, jnp.argmax(taught.logits, axis=-1))
-        # `where`, not a product: a padded example may be NaN, and 0 · NaN is NaN.
-        sums = {name: jnp.sum(jnp.where(mask > 0, value, 0.0)) for name, value in values.items()}
+        chosen = _usual(batch, outputs) if measures is None else measures
+        sums = sums_of(chosen, outputs, taught, batch)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return step
+
+
+def _usual(batch: Batch, outputs: Outputs) -> dict[str, Any]:
+    if not {"labels", "teacher"} & batch.keys():
+        raise ValueError(f'batch must have "labels" or "teacher", to measure against; got {sorted(batch)}.')
+    found: dict[str, Any] = {}
+    if "labels" in batch:
+        _checks.labels('batch["labels"], where no measures are given,', batch["labels"], outputs.logits.shape[:-1])
+        found |= {"correct": accuracy, "cross_entropy": cross_entropy}
+    return found | ({"agreeing": agreeing} if "teacher" in batch else {})
 
 
 def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:
@@ -281,11 +326,17 @@ def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree
     return tree["student"], tree["connectors"]
 
 
+def _refuse_moving_connectors(learners: Sequence[Learner], states: Sequence[TrainState]) -> None:
+    for learner, state in zip(learners, states, strict=True):
+        its_state = _parts(state.model_state, learner.connectors)[1]
+        moving = sorted(name for name, tree in its_state.items() if jax.tree.leaves(tree))
+        if moving:
+            raise ValueError(
+                f'batch must have no "mask" beside the connectors {", ".join(moving)}: what they carry from step to step, '
+                "such as batch statistics or a bank, is of all examples. Leave out examples before they are in a batch."
+            )
+
+
 def _is_beside(tree: Tree) -> bool:
     """Whether `init_beside` made it."""
     return isinstance(tree, Mapping) and {*tree} == {"student", "connectors"}
-
-
-def _correct(logits: Array, labels: Array) -> Array:
-    # The largest of NaNs would be class 0.
-    return ((jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)

@@ -9,8 +9,9 @@ rules on its arrays' names, `shard_largest_axis` a state along each array's long
 optimiser's state may lie differently; `jit_step` takes them as they are.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,8 +120,44 @@ def jit_step(step: TrainStep) -> Any:
     """Compiles a step whose state is donated: its memory is used again, so keep only the state that comes back.
 
     What comes back lies where the state lay: on every device, or split as `shard_by_rules` or `shard_largest_axis` did.
+
+    Raises:
+      ValueError: later, if state and teacher share an array, whose memory the step would take, or the batch holds what is
+        no array of numbers.
     """
-    return jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0)
+
+    @functools.wraps(step)
+    def call(state: Any, teacher: Any, objective: Any, batch: Any) -> Any:
+        numbers_only("batch", batch)
+        apart(state, teacher)
+        return compiled(state, teacher, objective, batch)
+
+    call.__dict__.update(lower=compiled.lower, _cache_size=compiled._cache_size)
+    return call
+
+
+def apart(state: Tree, teacher: Tree) -> None:
+    """A ValueError where the teacher's arrays are the state's, which a compiled step takes."""
+    taken = {id(leaf) for leaf in jax.tree.leaves(state)}
+    for path, leaf in jax.tree.leaves_with_path(teacher):
+        if id(leaf) in taken and isinstance(leaf, jax.Array):
+            raise ValueError(
+                "teacher must not share arrays with state, whose memory the step uses again; it shares "
+                f"teacher{jax.tree_util.keystr(path)}. Copy it: jax.tree.map(jax.numpy.copy, teacher)."
+            )
+
+
+def numbers_only(name: str, batch: Tree) -> None:
+    """A ValueError where a batch by name holds words or objects."""
+    for entry, value in batch.items() if isinstance(batch, Mapping) else ():
+        for leaf in jax.tree.leaves(value):
+            kind = getattr(leaf, "dtype", None)
+            if isinstance(leaf, str | bytes) or (isinstance(kind, np.dtype) and kind.kind in "OSUMm"):
+                raise ValueError(
+                    f'{name}["{entry}"] must hold numbers; got {kind or type(leaf).__name__}. Number the classes, and '
+                    "leave out what no network or term reads."
+                )
 
 
 def pmap_step(step: TrainStep) -> Any:

@@ -15,8 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kdjax import _checks
 from kdjax._types import Apply, Tree, Weights
 from kdjax.batches import evaluation_indices, take
+from kdjax.metrics import accuracy, agreeing, finished
+from kdjax.objectives import cross_entropy
+from kdjax.objectives._counted import both, read_counted
 from kdjax.training._step import Metrics, make_eval_step
-from kdjax.training.devices import AXIS
+from kdjax.training.devices import AXIS, apart, numbers_only
 
 STEPS_PER_CALL = 64  # in one scan, on GPU and TPU
 
@@ -108,6 +111,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     ) -> tuple[Any, dict[str, Any]]:
         per_call = steps_per_call or (1 if jax.default_backend() == "cpu" else STEPS_PER_CALL)
         resident, calls = _calls(arrays, order, per_call, mesh)
+        apart(state, teacher)
         totals: Any = None
         done = 0
         for rows in calls:
@@ -124,27 +128,33 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     return epoch
 
 
-def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
-    """Builds ``evaluate(weights, arrays, *, batch_size=500) -> means``: every example once, whatever the remainder.
+def make_evaluation(
+    apply: Apply, *, measures: Mapping[str, Any] | None = None, ignore_label: int | None = None, mesh: Mesh | None = None
+) -> Any:
+    """Builds ``evaluate(weights, arrays, *, batch_size=500) -> results``: every example once, whatever the remainder.
 
     Args:
       apply: the network; run with ``train=False``.
+      measures: what to measure, by name: those of `kdjax.metrics`, such as ``{"perplexity": metrics.perplexity}``, or
+        terms, whose means are taken. None: of class labels the accuracy and the cross-entropy; with a teacher the
+        agreement, how often both networks' first choice is the same.
+      ignore_label: as in `make_train_step`.
       mesh: as in `make_epoch`.
 
     Returns:
       A function that compiles at its first call, of
 
         - `weights`: the network's `Weights`, such as `kdjax.training.weights_of` a state.
-        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`
-          (one of these two at least), and ``"mask"`` [examples], 0 where an example does not count. Or an iterable of
-          batches, such as `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
+        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`,
+          and ``"mask"`` and ``"labelled"`` as in `make_train_step`. Or an iterable of batches, such as
+          `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
         - `batch_size`: examples a call. Numbers do not depend on it but by rounding.
 
-      that returns floats, means over all examples: with labels ``accuracy`` and ``cross_entropy``; with a teacher
-      ``agreement``, how often both networks' first choice is the same.
+      that returns a float, or an array, for each measure, over all entries that count: examples, tokens or pixels. Without
+      `measures`: ``accuracy`` and ``cross_entropy``, ``agreement``. NaN where no entry counts for a measure.
 
     Raises:
-      ValueError: later, if there is no example, or as `make_eval_step` says.
+      ValueError: later, if no example counts, or as `make_eval_step` says.
 
     Example:
       >>> def network(params, model_state, inputs, *, train, rng=None):
@@ -154,18 +164,21 @@ def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
       >>> round(evaluate(Weights(jnp.eye(3), {}), arrays, batch_size=2)["accuracy"], 3)
       0.667
     """
-    step = make_eval_step(apply)
+    step = make_eval_step(apply, measures=measures, ignore_label=ignore_label)
+    named = {"correct": "accuracy", "cross_entropy": "cross_entropy", "agreeing": "agreement"}
+    of_sums: Mapping[str, Any] = {"correct": accuracy, "cross_entropy": cross_entropy, "agreeing": agreeing}
 
     @jax.jit
     def sums(weights: Weights, arrays: Tree, rows: Tree) -> Metrics:
         rows = jax.tree.map(lambda array: array[0], rows)
         batch = _batch_of(arrays, rows)
         if "filled" in rows:  # 0 where an example only fills up the batch; the data may have a mask of their own
-            own = jnp.asarray(batch.get("mask", rows["filled"]))
-            batch["mask"] = jnp.where(rows["filled"] > 0, own, jnp.zeros_like(own))
+            filled = rows["filled"] > 0
+            own = batch.get("mask")
+            batch["mask"] = filled if own is None else both(filled, read_counted(batch, "mask", jnp.shape(own)))
         return step(weights, _split(batch, mesh))
 
-    def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 500) -> dict[str, float]:
+    def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 500) -> dict[str, Any]:
         order = None
         if isinstance(arrays, Mapping):
             order, counted = map(np.asarray, evaluation_indices(_examples(arrays), batch_size))
@@ -176,11 +189,13 @@ def make_evaluation(apply: Apply, *, mesh: Mesh | None = None) -> Any:
             parts.append(sums(weights, resident, {**rows, **filled}))
         if not parts:
             raise ValueError("arrays must give one batch at least; got none.")
-        totals = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
+        totals = jax.tree.map(lambda *each: np.sum(np.asarray(each, np.float64), axis=0), *parts)
         if not totals["examples"]:
             raise ValueError("arrays must have one example at least whose mask is not 0; got none.")
-        named = {"accuracy": "correct", "cross_entropy": "cross_entropy", "agreement": "agreeing"}
-        return {name: totals[own] / totals["examples"] for name, own in named.items() if own in totals}
+        if measures is not None:
+            return finished(measures, totals)
+        found = finished({name: measure for name, measure in of_sums.items() if name in totals}, totals)
+        return {named[name]: result for name, result in found.items()}
 
     return evaluate
 
@@ -196,6 +211,7 @@ def _calls(
     if order is None:
         raise ValueError("order must say which examples make which batch, [steps, batch]; got None.")
     order = np.asarray(order)
+    numbers_only("arrays", arrays)
     examples = _examples(arrays)
     if order.ndim != 2 or not order.shape[1] or not np.issubdtype(order.dtype, np.integer):
         raise ValueError(
@@ -223,6 +239,7 @@ def _by_name(batch: Any) -> dict[str, Any]:
         raise ValueError(
             f"arrays must be arrays by name, or an iterable of batches by name; got a {type(batch).__name__}."
         )
+    numbers_only("batch", batch)
     return dict(batch)
 
 

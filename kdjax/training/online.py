@@ -16,7 +16,7 @@ from kdjax.connectors import Connector
 from kdjax.networks.ensembles import fixed_shares, pooled
 from kdjax.objectives import schedules
 from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Learner, Metrics, TrainStep, learn, weights_of
+from kdjax.training._step import Learner, Metrics, TrainStep, counting, learn, weights_of
 
 States = tuple[TrainState, ...]
 Pair = tuple[TrainState, Weights]
@@ -29,6 +29,7 @@ def make_mutual_step(
     optimizers: Sequence[optax.GradientTransformation],
     *,
     connectors: Sequence[Mapping[str, Connector] | None] | None = None,
+    ignore_label: int | None = None,
     axis_name: str | None = None,
 ) -> MutualStep:
     """Builds a step in which each network learns from the others as they are now: deep mutual learning.
@@ -40,6 +41,7 @@ def make_mutual_step(
       applies: two networks or more; any frameworks and sizes, the same classes.
       optimizers: one for each.
       connectors: one mapping for each, as in `make_train_step`, or None for a network that has none.
+      ignore_label: as in `make_train_step`.
       axis_name: as in `make_train_step`.
 
     Returns:
@@ -94,6 +96,7 @@ def make_mutual_step(
         _no_teacher(teacher, "the networks teach each other")
         _one_each("state", states, count)
         _one_each("objective", objectives, count)
+        batch = counting(batch, ignore_label)
         new_states, each = learn(learners, states, objectives, batch, peers_of, axis_name)
         metrics = {f"{own}/{name}": value for own, its in enumerate(each) for name, value in its.items()}
         return tuple(new_states), {"loss": reduce(operator.add, [its["loss"] for its in each])} | metrics

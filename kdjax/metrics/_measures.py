@@ -1,0 +1,223 @@
+"""What an evaluation measures: functions of outputs and labels, summed over a data set and finished at its end.
+
+A measure sees one batch at a time. Its values are summed over the entries that count, which are examples, tokens or pixels,
+over all batches and devices; what is a ratio or a power is taken at the end, of the sums.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kdjax import _checks
+from kdjax._types import Batch, Outputs, Tree
+from kdjax.objectives._counted import LABELLED, MASK, Counted, both, keep, read_counted, spread
+from kdjax.objectives._places import places_of, read_batch
+from kdjax.objectives._supervised import cross_entropy
+
+_LABELS = ("student.logits", "batch.labels")
+
+
+class Measure(NamedTuple):
+    """One measure of an evaluation. A term, which is a function alone, is a measure too: its mean.
+
+    Attributes:
+      values: ``values(student, teacher, batch)`` to an array, or a pytree of arrays, [batch, *positions, …]: what is summed.
+      finish: from their sums and the number of entries to a number or an array, on the host.
+      places: all that it reads; one that reads ``"batch.labels"`` counts the entries that have a label.
+
+    Example:
+      The share of examples on which the student is surer than one half:
+
+      >>> def values(student, teacher, batch):
+      ...     return (jax.nn.softmax(student.logits).max(axis=-1) > 0.5).astype(jnp.float32)
+      >>> sure = Measure(values, lambda sums, count: sums / count, ("student.logits",))
+      >>> sums = sums_of({"sure": sure}, Outputs(jnp.array([[2.0, 0.0], [0.0, 0.0]]), {}), None, {})
+      >>> finished({"sure": sure}, sums)
+      {'sure': 0.5}
+    """
+
+    values: Callable[[Outputs, Outputs | None, Batch], Tree]
+    finish: Callable[[Any, float], Any] = lambda sums, count: sums / count
+    places: tuple[str, ...] = _LABELS
+
+
+def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
+    """1 where the largest logit is the label's; NaN names no class."""
+    labels = _checks.labels('batch["labels"]', labels, logits.shape[:-1])
+    # The largest of NaNs would be class 0.
+    right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
+    return right.astype(jnp.float32)
+
+
+accuracy = Measure(lambda student, teacher, batch: correct(student.logits, read_batch(batch, "labels")))
+"""How often the first choice is the label: a fraction of the entries that have one."""
+
+agreeing = Measure(
+    lambda student, teacher, batch: correct(student.logits, jnp.argmax(_taught(student, teacher), axis=-1)),
+    places=("student.logits", "teacher.logits"),
+)
+"""How often both networks' first choice is the same: a fraction of all entries."""
+
+perplexity = Measure(cross_entropy, lambda sums, count: float(np.exp(sums / count)))
+"""exp of the mean cross-entropy of the tokens that have a label."""
+
+
+def top_k_accuracy(k: int) -> Measure:
+    """How often the label is among the k largest logits.
+
+    Args:
+      k: how many, from 1 to the number of classes.
+
+    Raises:
+      ValueError: if `k` is not a whole number above 0; later, if there are fewer classes.
+
+    Example:
+      >>> outputs = Outputs(jnp.array([[3.0, 2.0, 1.0]]), {})
+      >>> measures = {name: top_k_accuracy(k) for name, k in (("top-1", 1), ("top-2", 2))}
+      >>> finished(measures, sums_of(measures, outputs, None, {"labels": jnp.array([1])}))
+      {'top-1': 0.0, 'top-2': 1.0}
+    """
+    _checks.whole("k", k, 1)
+
+    def values(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
+        logits = student.logits
+        if k > logits.shape[-1]:
+            raise ValueError(f"k must be at most the number of classes, {logits.shape[-1]}; got {k}.")
+        labels = _checks.labels('batch["labels"]', read_batch(batch, "labels"), logits.shape[:-1])
+        found = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(axis=-1)
+        return (found & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
+
+    return Measure(values)
+
+
+def class_iou() -> Measure:
+    """Each class's intersection over union of predicted and labelled pixels: [classes], NaN where a class never occurs.
+
+    Example:
+      >>> outputs = Outputs(jnp.array([[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]), {})  # one picture of two pixels
+      >>> measures = {"class_iou": class_iou(), "mean_iou": mean_iou()}
+      >>> found = finished(measures, sums_of(measures, outputs, None, {"labels": jnp.array([[0, 1]])}))
+      >>> found["class_iou"].tolist(), found["mean_iou"]
+      ([0.5, 0.0, nan], 0.25)
+    """
+    return Measure(_overlap, lambda sums, count: _iou(sums))
+
+
+def mean_iou() -> Measure:
+    """The mean of `class_iou` over the classes that are predicted or labelled anywhere in the data."""
+    return Measure(_overlap, lambda sums, count: float(np.nanmean(_iou(sums))))
+
+
+def label_accuracy() -> Measure:
+    """How often a yes-or-no prediction is right, of several labels at once: a fraction of examples times labels.
+
+    Example:
+      >>> outputs, batch = Outputs(jnp.array([[2.0, -1.0]]), {}), {"labels": jnp.array([[1, 1]])}
+      >>> finished({"right": label_accuracy()}, sums_of({"right": label_accuracy()}, outputs, None, batch))
+      {'right': 0.5}
+    """
+
+    def values(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
+        logits, labels = student.logits, jnp.asarray(read_batch(batch, "labels"))
+        labels = labels.reshape(logits.shape) if labels.size == logits.size else labels
+        _checks.same_shape("student.logits", logits, 'batch["labels"]', labels)
+        right = ((logits > 0) == (labels > 0.5)) & ~jnp.isnan(logits)
+        return jnp.mean(right.astype(jnp.float32), axis=-1)
+
+    return Measure(values)
+
+
+def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Any]:
+    """The sums of one batch: ``examples``, and for each measure its values' and ``<name>_count``, how many they are of.
+
+    Args:
+      measures: by name, `Measure` or terms.
+      student: the network's outputs.
+      teacher: the teacher's, or None.
+      batch: with ``"labels"`` and what else the measures read.
+
+    Raises:
+      ValueError: if a measure cannot leave out what does not count, or as it says.
+    """
+    entries = student.logits.shape[:-1]
+    mask = read_counted(batch, MASK, entries)
+    found: dict[str, Any] = {"examples": _count(mask, entries)}
+    student, teacher = keep((student, teacher), mask)
+    for name, measure in measures.items():
+        counted = both(mask, _labelled(measure, batch))
+        values = (measure.values if isinstance(measure, Measure) else measure)(student, teacher, batch)
+        shapes = {np.shape(array)[: len(entries)] for array in jax.tree.leaves(values)}
+        own = entries if shapes == {entries} else entries[:1]
+        if any(shape[: len(own)] != own for shape in shapes) or (counted is not None and counted.ndim > len(own)):
+            raise ValueError(
+                f"The measure {name!r} must return one number for each example, or for each position where positions are "
+                f"left out, a shape that begins with {entries}; got {sorted(shapes)}."
+            )
+        found[name] = jax.tree.map(partial(_sum, counted=counted, axes=len(own)), values)
+        found[f"{name}_count"] = _count(counted, own)
+    return found
+
+
+def finished(measures: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Each measure's result, of its sums over all batches; NaN where no entry counted.
+
+    Args:
+      measures: by name, as for `sums_of`.
+      sums: of `sums_of`, added up.
+    """
+    results = {}
+    for name, measure in measures.items():
+        own, count = jax.tree.map(lambda array: np.asarray(array, np.float64), sums[name]), float(sums[f"{name}_count"])
+        finish = measure.finish if isinstance(measure, Measure) else Measure(measure).finish
+        result = finish(own, count) if count else np.nan
+        results[name] = result if np.ndim(result) else float(result)
+    return results
+
+
+def _labelled(measure: Any, batch: Batch) -> Counted:
+    if LABELLED not in batch or "labels" not in batch:
+        return None
+    places = measure.places if isinstance(measure, Measure) else places_of(measure)
+    if places is not None and "batch.labels" not in places:
+        return None
+    return read_counted(batch, LABELLED, np.shape(batch["labels"]))
+
+
+def _sum(array: Array, counted: Counted, axes: int) -> Array:
+    if counted is not None:
+        # `where`, not a product: an entry that does not count may be NaN, and 0 · NaN is NaN.
+        array = jnp.where(spread(counted, array.ndim), array, jnp.zeros((), array.dtype))
+    return jnp.sum(array.astype(jnp.promote_types(array.dtype, jnp.float32)), axis=tuple(range(axes)))
+
+
+def _count(counted: Counted, entries: tuple[int, ...]) -> Array:
+    if counted is None:
+        return jnp.asarray(math.prod(entries), jnp.float32)
+    return jnp.sum(jnp.broadcast_to(spread(counted, len(entries)), entries).astype(jnp.float32))
+
+
+def _taught(student: Outputs, teacher: Outputs | None) -> Array:
+    if teacher is None:
+        raise ValueError('agreement compares the network with a teacher; give the data a "teacher".')
+    _checks.same_leading_axes("logits", student.logits, 'batch["teacher"]', teacher.logits)
+    return teacher.logits
+
+
+def _overlap(student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Array]:
+    logits = student.logits
+    labels = _checks.labels('batch["labels"]', read_batch(batch, "labels"), logits.shape[:-1])
+    classes = logits.shape[-1]
+    said = jax.nn.one_hot(jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1)), classes)
+    # A label that is no class would count for none; NaN is seen.
+    right = jnp.where(((labels < 0) | (labels >= classes))[..., None], jnp.nan, jax.nn.one_hot(labels, classes))
+    return {"both": said * right, "either": jnp.maximum(said, right)}
+
+
+def _iou(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.divide(sums["both"], sums["either"], out=np.full(sums["both"].shape, np.nan), where=sums["either"] > 0)

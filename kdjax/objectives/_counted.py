@@ -1,0 +1,126 @@
+"""Which entries of a batch count: a mask, labels that are missing, and weights that are 0.
+
+What does not count changes nothing: it is replaced on the way in and left out on the way out, so that not even NaN gets
+through, neither forward nor back.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from kdjax import _checks
+from kdjax._types import Batch, Tree
+
+MASK, LABELLED = "mask", "labelled"
+
+Counted = Bool[Array, "..."] | None
+
+
+def read_counted(batch: Batch, name: str, entries: tuple[int, ...]) -> Counted:
+    """``batch[name]`` as bools, or None. 0 does not count.
+
+    Args:
+      batch: the batch.
+      name: ``"mask"`` or ``"labelled"``.
+      entries: the shape of what one number is for, [batch] or [batch, *positions]; leading axes of it do.
+
+    Raises:
+      ValueError: if it is of another shape, or holds no numbers.
+    """
+    if name not in batch:
+        return None
+    given = batch[name]
+    shape = tuple(np.shape(given))
+    if not shape or shape != entries[: len(shape)]:
+        wanted = " or ".join(str(entries[:axes]) for axes in range(1, len(entries) + 1))
+        raise ValueError(f'batch["{name}"] must have shape {wanted}, 0 where an entry does not count; got shape {shape}.')
+    kind = getattr(given, "dtype", None)
+    if kind is None or not (jnp.issubdtype(kind, jnp.number) or kind == bool):
+        raise ValueError(f'batch["{name}"] must hold bools or numbers; got {kind or type(given).__name__}.')
+    return jnp.asarray(given).astype(bool)
+
+
+def without_ignored(batch: Batch, ignore_label: int | None) -> Batch:
+    """The batch whose ignored labels are 0, and that says under ``"labelled"`` which are not.
+
+    Raises:
+      ValueError: if the labels are no whole numbers.
+    """
+    if ignore_label is None or "labels" not in batch:
+        return batch
+    labels = _checks.labels('batch["labels"], of which one is ignored,', batch["labels"], np.shape(batch["labels"]))
+    known = labels != ignore_label
+    if LABELLED in batch:
+        known &= read_counted(batch, LABELLED, labels.shape)
+    return {**batch, "labels": jnp.where(known, labels, 0), LABELLED: known}
+
+
+def both(first: Counted, second: Counted) -> Counted:
+    """What counts in both; a mask of examples counts for all their positions."""
+    if first is None or second is None:
+        return second if first is None else first
+    axes = max(first.ndim, second.ndim)
+    return spread(first, axes) & spread(second, axes)
+
+
+def spread(counted: Array, axes: int) -> Array:
+    """With axes of size 1 after its own, so that it stands beside an array of that many."""
+    return counted.reshape(counted.shape + (1,) * (axes - counted.ndim))
+
+
+def keep(tree: Tree, counted: Counted) -> Tree:
+    """What counts of arrays [batch, …] of floating-point numbers; the rest is 0 and passes no gradient on.
+
+    An array without the positions' axes keeps what belongs to an example of which any position counts.
+    """
+    if counted is None:
+        return tree
+
+    def kept(array: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating) or np.shape(array)[:1] != counted.shape[:1]:
+            return array
+        own = counted
+        if np.shape(array)[: counted.ndim] != counted.shape:
+            own = jnp.any(counted, axis=tuple(range(1, counted.ndim)))
+        return jnp.where(spread(own, np.ndim(array)), array, jnp.zeros((), jnp.result_type(array)))
+
+    return jax.tree.map(kept, tree)
+
+
+def mean_of(values: Array, counted: Counted) -> Array:
+    """The mean over what counts; 0 where nothing does."""
+    if counted is None:
+        return jnp.mean(values)
+    counted = jnp.broadcast_to(spread(counted, values.ndim), values.shape)
+    total = jnp.sum(jnp.where(counted, values, 0))
+    return total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
+
+
+def weighted(weight: Array, mean: Array) -> Array:
+    """weight · mean; 0 where the weight is, be the mean NaN or infinite."""
+    nothing = (weight == 0) & ~jnp.isfinite(mean)
+    return weight * jnp.where(nothing, 0, mean)
+
+
+@jax.custom_vjp
+def passing(array: Any, weight: Any) -> Any:
+    """The array itself; where `weight` is 0 the gradient that comes back has neither NaN nor ∞."""
+    del weight
+    return array
+
+
+def _pass(array: Any, weight: Any) -> tuple[Any, Any]:
+    return array, weight
+
+
+def _pass_back(weight: Any, cotangent: Any) -> tuple[Any, Array]:
+    # Only what is not finite is replaced: a derivative of this gradient by the weight, at 0, is what it should be.
+    if cotangent.dtype != jax.dtypes.float0:
+        cotangent = jnp.where((weight == 0) & ~jnp.isfinite(cotangent), jnp.zeros((), cotangent.dtype), cotangent)
+    return cotangent, jnp.zeros_like(weight)
+
+
+passing.defvjp(_pass, _pass_back)
