@@ -1,7 +1,8 @@
 """Running a network: what an `Apply` is called with, and what it may return."""
 
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ def run(
 ) -> tuple[Outputs, Tree]:
     """The network's `Outputs` and its new model_state, whichever of its forms `apply` returns.
 
-    Forms: ``(outputs, model_state)``, or the outputs alone where the model_state stays; and outputs are `Outputs`, logits,
-    or a pair (logits, features by name).
+    Forms: ``(outputs, model_state)``, or the outputs alone where the model_state stays; and outputs are of any form of
+    `outputs_of`.
 
     Raises:
       ValueError: if `apply` cannot be called as an `Apply`, or returns something else.
@@ -41,15 +42,43 @@ def run(
 
 
 def outputs_of(result: Any, who: str) -> Outputs:
-    """`Outputs`, logits, or a pair (logits, features by name), as `Outputs`."""
+    """Whatever a network returns, as `Outputs`.
+
+    That is logits; a pair (logits, features by name), or `Outputs`; or what has logits by that name, a dict, a dataclass
+    or an object, whose other arrays are the features: of a tuple such as ``hidden_states`` each, as ``hidden_states_0`` …
+    """
     is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)  # Outputs is one, too
-    logits, features = result if is_pair else (result, {})
-    if not _is_array(logits):
+    if is_pair:
+        logits, features = result
+    elif _is_array(result):
+        logits, features = result, {}
+    else:
+        named = dict(result) if isinstance(result, Mapping) else _fields(result)
+        logits, features = named.pop("logits", result), dict(_arrays(named))
+    if not _is_array(logits) or len(logits.shape) < 2:
+        found = f"of shape {tuple(logits.shape)}" if _is_array(logits) else type(logits).__name__
         raise ValueError(
-            f"{who} must give logits, a pair (logits, features by name), or Outputs; its logits were "
-            f"{type(logits).__name__}."
+            f"{who} must return logits [batch, classes] or [batch, *positions, classes], a pair (logits, features by name), "
+            f"Outputs, or what has logits by that name; its logits were {found}."
         )
     return Outputs(logits, dict(features))
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    """What an object has by name: a dataclass's fields, a NamedTuple's, or its attributes."""
+    if dataclasses.is_dataclass(result):
+        return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    if hasattr(result, "_asdict"):
+        return dict(result._asdict())
+    return dict(getattr(result, "__dict__", {}))
+
+
+def _arrays(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in named.items():
+        if _is_array(value):
+            yield name, value
+        elif isinstance(value, tuple | list):
+            yield from ((f"{name}_{number}", one) for number, one in enumerate(value) if _is_array(one))
 
 
 def _check_signature(apply: Apply) -> None:

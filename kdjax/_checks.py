@@ -49,7 +49,9 @@ def rank(name: str, array: Any, wanted: int, axes: str) -> None:
 
 def rank_at_least(name: str, array: Any, wanted: int, axes: str) -> None:
     if np.ndim(array) < wanted:
-        raise ValueError(f"{name} must have at least {wanted} {'axis' if wanted == 1 else 'axes'}, {axes}; got {_described(array)}.")
+        raise ValueError(
+            f"{name} must have at least {wanted} {'axis' if wanted == 1 else 'axes'}, {axes}; got {_described(array)}."
+        )
 
 
 def floating(name: str, array: Any) -> None:
@@ -101,6 +103,18 @@ def labels(name: str, array: Any, shape: tuple[int, ...]) -> jax.Array:
         numpy = jnp if isinstance(array, jax.Array) else np
         array = numpy.clip(array, max(own.min, kept.min), kept.max)
     return jnp.asarray(array.astype(jnp.int32))
+
+
+def where(value: Any, shape: tuple[int, ...]) -> None:
+    """What counts of a batch: None for all, or bools of `shape`."""
+    if value is None:
+        return
+    kind = getattr(value, "dtype", None)
+    if np.shape(value) != shape or kind is None or np.dtype(kind) != np.bool_:
+        raise ValueError(
+            f"where must be bools of shape {shape}, the batch's mask for a loss that compares examples; got "
+            f"{_described(value)}."
+        )
 
 
 def positive(name: str, value: Any) -> None:

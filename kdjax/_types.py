@@ -25,7 +25,7 @@ class Outputs(NamedTuple):
         Under jit, what no term reads costs nothing: XLA drops it.
     """
 
-    logits: Float[Array, "batch *positions classes"]
+    logits: Float[Array, " batch *positions classes"]
     features: Mapping[str, Array]
 
 
@@ -83,4 +83,6 @@ class Term(Protocol):
     and ``"batch.labels"``; what a plain function reads cannot be seen.
     """
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, /) -> Float[Array, "batch *positions"]: ...
+    def __call__(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, /
+    ) -> Float[Array, " batch *positions"]: ...

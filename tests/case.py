@@ -86,7 +86,8 @@ class Case(NamedTuple):
     def settings(self) -> tuple[dict[str, Any], ...]:
         """All hyper-parameters at every setting that is tried: the row's own, the defaults, the others."""
         parameters = inspect.signature(inspect.unwrap(self.function)).parameters
-        defaults = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        # `where` is no hyper-parameter: what it leaves out has laws of its own.
+        defaults = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "where"}
         needed = {name: self.keywords[name] for name, default in defaults.items() if default is inspect.Parameter.empty}
         found: dict[str, dict[str, Any]] = {}
         for keywords in (self.keywords, {}, *self.other_keywords):

@@ -20,6 +20,7 @@ from calling import (
     value_and_gradients,
     value_and_gradients_at,
 )
+from compiler import careful_compiler
 from jax.flatten_util import ravel_pytree
 
 from kdjax import losses
@@ -185,6 +186,35 @@ def with_leading_axes(case):
     assert alone.shape == ()
     errors.append(relative_error(alone, one[0]))
     return Measured(max_or_nan(errors), 1e-5)
+
+
+def with_some_left_out(case, rubbish):
+    """Values and gradients of a batch among others that do not count, against those of the batch alone."""
+    where = np.array([True, False, True, True, False, True, True, True, False])
+    plain = made(case)
+    longer = []
+    for a in plain:
+        filler = np.full((9, *a.shape[1:]), rubbish if jnp.issubdtype(a.dtype, jnp.floating) else 0, a.dtype)
+        filler[where] = a
+        longer.append(jnp.asarray(filler))
+    function = bound(case)
+
+    def total(arrays, weights, **keywords):
+        values = function(*arrays, **keywords)
+        return jnp.sum(values * weights), values
+
+    weights = np.arange(1.0, 7.0, dtype=np.float32)
+    of_all = np.zeros(9, np.float32)
+    of_all[where] = weights
+    step = jax.jit(jax.grad(total, has_aux=True, allow_int=True), compiler_options=careful_compiler())
+    gradients, values = step(tuple(longer), of_all, where=jnp.asarray(where))
+    wanted_gradients, wanted = step(plain, weights)
+    errors = [relative_error(values[where], wanted), relative_error(values[~where], np.zeros(3))]
+    for gradient, other, a in zip(gradients, wanted_gradients, plain, strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            errors.append(relative_error(gradient[where], other, OF_GRADIENTS))
+            errors.append(relative_error(gradient[~where], np.zeros_like(gradient[~where])))
+    return Measured(max_or_nan(errors), 1e-4)
 
 
 # Is it finite everywhere, and in every dtype?

@@ -144,13 +144,15 @@ def test_objects_and_partial_functions_are_applies_too():
 
 @pytest.mark.parametrize(
     ("result", "got"),
-    [(None, "NoneType"), ([1.0, 2.0], "list"), ({"logits": LOGITS}, "dict"), (((LOGITS, LOGITS), COUNT), "tuple")],
+    [(None, "NoneType"), ([1.0, 2.0], "list"), ({"scores": LOGITS}, "dict"), (((LOGITS, LOGITS), COUNT), "tuple")],
 )
 def test_what_is_no_outputs_is_named(result, got):
     def odd(params, model_state, inputs, *, train, rng=None):
         return result
 
-    with pytest.raises(ValueError, match=rf"odd must give logits, a pair .*, or Outputs; its logits were {got}\."):
+    with pytest.raises(
+        ValueError, match=rf"odd must return logits .*, a pair .*, Outputs, .*; its logits were {got}\."
+    ):
         run(odd, PARAMS, COUNT, INPUTS, train=False)
 
 
@@ -161,7 +163,7 @@ def test_a_cached_teacher_may_be_outputs_logits_or_a_pair():
     expected = step(state, None, objective(), {**batch, "teacher": said})
     pair = step(state, None, objective(), {**batch, "teacher": (said.logits, said.features)})
     chex.assert_trees_all_equal((pair[0].params, pair[1]), (expected[0].params, expected[1]))
-    with pytest.raises(ValueError, match=r'batch\["teacher"\] must give logits, a pair .*; its logits were list'):
+    with pytest.raises(ValueError, match=r'batch\["teacher"\] must return logits .*; its logits were list'):
         step(state, None, objective(), {**batch, "teacher": [said.logits, said.features]})
     soft = weighted_sum(soft=(1.0, on_logits(soft_target_kl)))
     bare = step(state, None, soft, {**batch, "teacher": said.logits})

@@ -114,6 +114,20 @@ def test_any_axes_may_lead(case):
     holds(laws.with_leading_axes(case))
 
 
+@pytest.mark.parametrize("rubbish", [0.0, 1e30, np.nan])
+@pytest.mark.parametrize("case", [case for case in CASES if case.couples_batch], ids=lambda case: case.name)
+def test_examples_that_do_not_count_are_as_if_they_were_not_there(case, rubbish):
+    holds(laws.with_some_left_out(case, rubbish))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.couples_batch], ids=lambda case: case.name)
+def test_what_is_no_mask_is_refused(case):
+    arrays = made(case)
+    for where in (np.ones(6), np.ones(5, bool), np.ones((6, 1), bool)):
+        with pytest.raises(ValueError, match=r"where must be bools of shape \(6,\)"):
+            inspect.unwrap(case.function)(*arrays, **case.keywords, where=where)
+
+
 # Is it finite everywhere, and in every dtype?
 
 

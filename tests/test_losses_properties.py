@@ -97,9 +97,9 @@ def inputs(case, numbers):
 
     def of_seed(seed):
         arrays = case.make(np.random.default_rng(seed), BATCH)
-        return st.tuples(*(numbers(a.shape) if np.issubdtype(a.dtype, np.floating) else st.just(a) for a in arrays)).map(
-            case.admitted
-        )
+        return st.tuples(
+            *(numbers(a.shape) if np.issubdtype(a.dtype, np.floating) else st.just(a) for a in arrays)
+        ).map(case.admitted)
 
     return SEEDS.flatmap(of_seed)
 

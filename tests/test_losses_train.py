@@ -81,6 +81,7 @@ TRIALS = {
         loss.__name__: Trial(on_logits(loss))
         for loss in (
             losses.soft_target_kl,
+            losses.soft_target_bce,
             losses.logit_mse,
             losses.reverse_kl,
             losses.jensen_shannon,
@@ -189,7 +190,7 @@ def arrays() -> tuple[dict, dict]:
 
     def told(part):
         outputs = APPLY(*teacher(), part["inputs"], train=False)[0]
-        top_values, top_indices = jax.lax.top_k(outputs.logits, 4)
+        top_values, top_indices = jax.lax.top_k(jax.nn.log_softmax(outputs.logits), 4)
         stored = {"top_values": top_values, "top_indices": top_indices, "indices": jnp.arange(len(part["labels"]))}
         return part | stored, outputs.features["top"]
 

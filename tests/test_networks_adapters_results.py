@@ -41,7 +41,7 @@ def test_a_network_may_return_logits_a_pair_or_outputs(says, features):
 
 @pytest.mark.parametrize(
     ("says", "got"),
-    [(lambda x: x[0], r"of shape \(3,\)"), (lambda x: (x, x), "tuple"), (lambda x: {"logits": x}, "dict")],
+    [(lambda x: x[0], r"of shape \(3,\)"), (lambda x: (x, x), "tuple"), (lambda x: {"scores": x}, "dict")],
 )
 def test_any_other_result_is_named(says, got):
     with pytest.raises(ValueError, match=rf"Fixed must return logits \[batch, classes\].*its logits were {got}"):

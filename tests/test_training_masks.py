@@ -96,9 +96,7 @@ def filled(arrays, mask, rubbish):
 def padded(arrays, where, rubbish):
     """As many examples more as `where` has zeros, put where these stand."""
     where = np.asarray(where, bool)
-    longer = {
-        name: np.zeros((len(where), *array.shape[1:]), array.dtype) + array[:1] for name, array in arrays.items()
-    }
+    longer = {name: np.zeros((len(where), *array.shape[1:]), array.dtype) + array[:1] for name, array in arrays.items()}
     for name, array in longer.items():
         array[where] = arrays[name]
     return filled(longer, where, rubbish)
@@ -213,7 +211,7 @@ def test_an_ignored_label_counts_for_what_reads_labels_and_for_nothing_else():
 
 def test_a_term_whose_reading_cannot_be_seen_is_refused_where_labels_are_missing():
     hidden = weighted_sum(own=(1.0, lambda student, teacher, batch: jnp.zeros(batch["labels"].shape[0])))
-    with pytest.raises(ValueError, match="The term 'own' must show whether it reads labels.*on_outputs"):
+    with pytest.raises(ValueError, match=r"The term 'own' must show whether it reads labels.*on_outputs"):
         jax.eval_shape(step(ignore_label=-1), fresh(), TEACHER, hidden, batch())
 
 
@@ -265,7 +263,7 @@ def test_a_weight_of_zero_still_has_the_slope_of_its_term():
     slope = jax.jit(jax.jacrev(lambda weight: loss(weight)[1]["loss"]))(0.0)
     np.testing.assert_allclose(slope, loss(0.0)[1]["soft"], rtol=1e-5)
     moved = jax.jit(jax.jacrev(lambda weight: loss(weight)[0].params))(0.0)
-    by_hand = jax.tree.map(lambda end, start: (end - start), loss(1.0)[0].params, loss(0.0)[0].params)
+    by_hand = jax.tree.map(lambda end, start: end - start, loss(1.0)[0].params, loss(0.0)[0].params)
     chex.assert_trees_all_close(moved, by_hand, rtol=1e-3, atol=1e-5)
 
 

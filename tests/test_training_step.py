@@ -9,7 +9,19 @@ import networks
 import numpy as np
 import optax
 import pytest
-from dense import CLASSES, DIM, batch, fresh_state, objective, optimizer, student, teacher, teacher_weights, total, weights
+from dense import (
+    CLASSES,
+    DIM,
+    batch,
+    fresh_state,
+    objective,
+    optimizer,
+    student,
+    teacher,
+    teacher_weights,
+    total,
+    weights,
+)
 
 from experiments._networks import make_model
 from kdjax import (
@@ -278,5 +290,7 @@ def test_labels_of_another_kind_are_no_accuracy_and_no_error_where_no_term_reads
     _, metrics = jax.eval_shape(step_for(), fresh_state(), teacher_weights(), goal, of_positions)
     assert set(metrics) == {"loss", "soft", "soft_weight"}
     for labels in (batch()["labels"][:5], batch()["labels"][0]):
-        with pytest.raises(ValueError, match=r'batch\["labels"\] must have one row for each example of batch\["inputs"\]'):
+        with pytest.raises(
+            ValueError, match=r'batch\["labels"\] must have one row for each example of batch\["inputs"\]'
+        ):
             jax.eval_shape(step_for(), fresh_state(), teacher_weights(), goal, batch() | {"labels": labels})

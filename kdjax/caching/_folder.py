@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import _files, _trees
-from kdjax._types import AnyArray, Weights
+from kdjax._types import Tree, Weights
 
 _RECORD = "record.json"
 _ROWS = 1000  # read at a time for a digest, which does not depend on it
@@ -80,11 +80,13 @@ def in_folder(
     return opened(folder, "r")
 
 
-def digest_of_rows(array: AnyArray) -> str:
-    """Piece by piece: the array may be larger than memory."""
-    digest = blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-    for start in range(0, len(array), _ROWS):
-        digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
+def digest_of_rows(arrays: Tree) -> str:
+    """Of an array, or a pytree of arrays, piece by piece: they may be larger than memory."""
+    digest = blake2b(digest_size=16)
+    for path, array in jax.tree.leaves_with_path(arrays):
+        digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+        for start in range(0, len(array), _ROWS):
+            digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
     return digest.hexdigest()
 
 

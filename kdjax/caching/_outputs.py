@@ -16,7 +16,7 @@ import numpy as np
 
 from kdjax import _checks
 from kdjax._apply import run
-from kdjax._types import AnyArray, Apply, Outputs, Weights
+from kdjax._types import Apply, Outputs, Tree, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
 from kdjax.connectors import Connector
@@ -31,7 +31,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def cache_teacher(
     apply: Apply,
     teacher: Weights,
-    inputs: AnyArray,
+    inputs: Tree,
     *,
     features: Sequence[str] = (),
     top_k: int | None = None,
@@ -44,7 +44,7 @@ def cache_teacher(
     Args:
       apply: the teacher's `Apply`.
       teacher: its weights.
-      inputs: [examples, …], preprocessed, as the step would give them to the teacher.
+      inputs: [examples, …], or a pytree of such arrays; preprocessed, as the step would give them to the teacher.
       features: names of the features to keep beside the logits: those that the objective reads, which `features_of` tells.
       top_k: keep only the k largest log-probabilities and their classes, for `losses.top_k_kl`; no logits, no features.
       dtype: what the numbers are kept in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Half the space, three or two
@@ -79,20 +79,22 @@ def cache_teacher(
     """
     check_wish(features, top_k, dtype)
     _checks.whole("batch_size", batch_size, 1)
-    if np.ndim(inputs) < 1 or len(inputs) == 0:
-        raise ValueError(f"inputs must hold one example at least, [examples, …]; got shape {np.shape(inputs)}.")
+    rows = _rows_of(inputs)
     wish: dict[str, Any] = {"apply": apply, "features": tuple(features), "top_k": top_k, "dtype": dtype}
-    some = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
-    layout = layout_of(jax.eval_shape(partial(_said, **wish), teacher, some), len(inputs))
-    size = min(batch_size, len(inputs))
+    some = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), inputs)
+    layout = layout_of(jax.eval_shape(partial(_said, **wish), teacher, some), rows)
+    size = min(batch_size, rows)
 
     def write(arrays: Mapping[str, np.ndarray]) -> None:
         # All batches have one size, so that one program computes them: the last begins early and repeats some examples.
-        starts = [min(start, len(inputs) - size) for start in range(0, len(inputs), size)]
-        fill(
-            arrays,
-            ((start, _said_once(teacher, jnp.asarray(inputs[start : start + size]), **wish)) for start in starts),
-        )
+        starts = [min(start, rows - size) for start in range(0, rows, size)]
+
+        def said(start: int) -> dict[str, jax.Array]:
+            part = jax.tree.map(lambda array: jnp.asarray(array[start : start + size]), inputs)
+            found: dict[str, jax.Array] = _said_once(teacher, part, **wish)
+            return found
+
+        fill(arrays, ((start, said(start)) for start in starts))
 
     if path is None:
         return entries(jax.device_put(in_memory(layout, write)))
@@ -178,6 +180,14 @@ def free_memory() -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def _rows_of(inputs: Tree) -> int:
+    """How many examples there are, in every array of a pytree."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or shapes[0][0] == 0:
+        raise ValueError(f"inputs must hold one example at least, [examples, …]; got shape {shapes!r:.200}.")
+    return int(shapes[0][0])
+
+
 def _is_computed(term: Any) -> bool:
     """Whether a connector computes the term, or one inside of it."""
     leaves = jax.tree.leaves(term, is_leaf=lambda one: isinstance(one, Computed))
@@ -211,7 +221,7 @@ def wanted(said: Outputs, features: Sequence[str], top_k: int | None, kept_as: s
 
 
 def _said(
-    teacher: Weights, inputs: jax.Array, *, apply: Apply, features: Sequence[str], top_k: int | None, dtype: str
+    teacher: Weights, inputs: Tree, *, apply: Apply, features: Sequence[str], top_k: int | None, dtype: str
 ) -> dict[str, jax.Array]:
     said, _ = run(apply, *teacher, inputs, train=False)
     return wanted(said, features, top_k, dtype)

@@ -4,12 +4,13 @@ Student and teacher have one dim, by a connector where they differ, and only the
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.lax import Precision
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kdjax import _checks
 from kdjax._types import Number
@@ -22,6 +23,7 @@ def info_nce(
     teacher: Float[Array, "batch dim"],
     *,
     temperature: Number = 0.07,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Cross-entropy of finding one's own partner in the batch, student to teacher and teacher to student.
 
@@ -32,6 +34,7 @@ def info_nce(
       student: embeddings, after a connector where dims differ.
       teacher: embeddings of the same examples.
       temperature: τ > 0, in units of the cosine. May be traced.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share, a number ≥ 0 in nats; log B where nothing is known. A batch that is split over devices must
@@ -60,8 +63,11 @@ def info_nce(
       https://arxiv.org/abs/1807.03748
     """
     _checks.temperature("temperature", temperature)
-    student, teacher = _embedding_pair(student, teacher)
+    student, teacher = _embedding_pair(student, teacher, where)
     scores = jnp.einsum("id,jd->ij", student, teacher, precision=Precision.HIGHEST) / temperature
+    if where is not None:
+        # One that does not count is left with itself: its share is 0.
+        scores = jnp.where(_math.pairs(where) | jnp.eye(len(where), dtype=bool), scores, -jnp.inf)
     among_teachers, among_students = (jax.nn.logsumexp(scores, axis=axis) for axis in (1, 0))
     return 0.5 * (among_teachers + among_students) - jnp.diagonal(scores)
 
@@ -248,12 +254,15 @@ def _cosines(
     return lax.map(of_one_each, places.T, batch_size=chunk).T
 
 
-def _embedding_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
-    """Both with rows of length 1, in float32 at least, or the ValueError that says why not."""
+def _embedding_pair(
+    student: Array, teacher: Array, where: Any = None
+) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
+    """Both with rows of length 1, in float32 at least, 0 where they do not count, or the ValueError that says why not."""
     _checks.rank("student", student, 2, "[batch, dim]")
     _checks.rank("teacher", teacher, 2, "[batch, dim]")
     _checks.same_shape("student", student, "teacher", teacher)
-    student, teacher = _math.widened(student, teacher)
+    _checks.where(where, student.shape[:1])
+    student, teacher = (_math.kept(rows, where) for rows in _math.widened(student, teacher))
     return _math.unit(student, (1,)), _math.unit(teacher, (1,))
 
 

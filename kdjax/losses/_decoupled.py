@@ -181,10 +181,12 @@ def normalized_kd(
       teacher: logits of the same examples and classes.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
       gamma: γ, the weight of the other classes. May be traced.
-      temperature: T > 0, of the other classes alone, one number or one for each example or position; larger is softer. May be traced.
+      temperature: T > 0, of the other classes alone, one number or one for each example; larger is softer. May be
+        traced.
 
     Returns:
-      One number for each example or position, in nats; ≥ 0 where γ is. It is a cross-entropy: not 0 where the networks agree.
+      One number for each example or position, in nats; ≥ 0 where γ is. It is a cross-entropy: not 0 where the networks
+      agree.
 
     Raises:
       ValueError: the logits' shapes differ or are not [..., classes], the labels are not whole numbers [...], γ is

@@ -75,7 +75,9 @@ def log_softmax_without(
     return jnp.where(out | none_left, -jnp.inf, jax.nn.log_softmax(remaining, axis=-1))
 
 
-def log_sum_without(logits: Float[Array, "*batch classes"], out: Bool[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+def log_sum_without(
+    logits: Float[Array, "*batch classes"], out: Bool[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
     """Log-sum-exp over the classes that are not `out`; −∞, with zero gradient, if no class is left."""
     remaining, none_left = _without(logits, out)
     return jnp.where(none_left[..., 0], -jnp.inf, jax.nn.logsumexp(remaining, axis=-1))

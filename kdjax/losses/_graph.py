@@ -18,6 +18,7 @@ def similarity_graph(
     temperature: Number = 0.1,
     neighbours: int | None = None,
     hardest: int | None = None,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Pulls examples of a class together, and the graph of cosines towards the teacher's.
 
@@ -37,6 +38,7 @@ def similarity_graph(
       temperature: τ > 0, in units of the cosine; smaller looks at the nearest alone. May be traced.
       neighbours: how many of its nearest examples by the teacher E_i keeps; None keeps all.
       hardest: how many of its nearest negatives by the student N_i keeps; None keeps all.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share, a number ≥ 0.
@@ -70,14 +72,17 @@ def similarity_graph(
     for name, count in (("neighbours", neighbours), ("hardest", hardest)):
         if count is not None:
             _checks.whole(name, count, 1)
-    student, teacher = feature_pair(student, teacher)
+    student, teacher = feature_pair(student, teacher, where)
     labels = _checks.labels("labels", labels, student.shape[:1])
     of_student, of_teacher = (_math.gram(_math.unit(features, (1,))) for features in (student, teacher))
     same = labels[:, None] == labels[None, :]
     others = ~jnp.eye(student.shape[0], dtype=bool)
+    negatives = ~same
+    if where is not None:
+        others, negatives = others & _math.pairs(where), negatives & _math.pairs(where)
     edges = _largest(of_teacher, others, neighbours)
     graph = jnp.sum(edges * (of_student - of_teacher) ** 2, axis=1) / jnp.maximum(jnp.sum(edges, axis=1), 1.0)
-    return _contrast(of_student / temperature, same & others, _largest(of_student, ~same, hardest)) + graph
+    return _contrast(of_student / temperature, same & others, _largest(of_student, negatives, hardest)) + graph
 
 
 def _contrast(

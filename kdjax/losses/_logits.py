@@ -271,7 +271,9 @@ def _log_mixture_over_each(
     )
 
 
-def _log_mixed_in(weight: Float[Array, ""], log_ratio: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+def _log_mixed_in(
+    weight: Float[Array, ""], log_ratio: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
     """log(1 − w + w r), for a weight between 0 and 1."""
     near_one = jnp.abs(weight * jnp.expm1(log_ratio)) < 0.5
     near = jnp.log1p(weight * jnp.expm1(jnp.where(near_one, log_ratio, 0.0)))

@@ -51,6 +51,30 @@ def safe_power(values: Float[Array, "*shape"], power: Any) -> Float[Array, "*sha
     return jnp.where(zero, 0.0, jnp.where(zero, 1.0, values) ** power)
 
 
+def kept(rows: Float[Array, "*shape"], where: Any) -> Float[Array, "*shape"]:
+    """The rows where `where` holds, 0 elsewhere, through which no gradient passes; all where it is None."""
+    if where is None:
+        return rows
+    return jnp.where(where.reshape(where.shape + (1,) * (rows.ndim - where.ndim)), rows, 0.0)
+
+
+def count(rows: Array, where: Any) -> Any:
+    """How many rows there are, or hold in `where`: 1 at least."""
+    return rows.shape[0] if where is None else jnp.maximum(jnp.sum(where), 1).astype(rows.dtype)
+
+
+def pairs(where: Bool[Array, " batch"]) -> Bool[Array, "batch batch"]:
+    """Where both examples of a pair count."""
+    return where[:, None] & where[None, :]
+
+
+def mean_over_others(values: Float[Array, "batch batch"], where: Any) -> Float[Array, " batch"]:
+    """Each row's mean over the examples that count; 0 for one that does not."""
+    if where is None:
+        return jnp.mean(values, axis=1)
+    return jnp.sum(jnp.where(pairs(where), values, 0.0), axis=1) / count(values, where)
+
+
 def over_largest(values: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Divides by max |x|, before what does not depend on the size of x: squares then neither overflow nor vanish."""
     # The result below is the same for any divisor, hence the divisor's gradient is exactly 0 and need not be computed.
@@ -69,13 +93,14 @@ def gram(rows: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     return jnp.einsum("id,jd->ij", rows, rows, precision=Precision.HIGHEST)
 
 
-def centred(rows: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+def centred(rows: Float[Array, "batch dim"], where: Any = None) -> Float[Array, "batch dim"]:
     """The same cloud of points about 0 and of size 1, for what depends on neither place nor size.
 
     Products of far points are large and their differences small: about 0 the difference keeps its digits.
     """
     # As in `over_largest`, the result is the same wherever the cloud is put, hence no gradient of the mean is needed.
-    return over_largest(rows - jax.lax.stop_gradient(jnp.mean(rows, axis=0, keepdims=True)), (0, 1))
+    mean = jnp.sum(kept(rows, where), axis=0, keepdims=True) / count(rows, where)
+    return over_largest(kept(rows - jax.lax.stop_gradient(mean), where), (0, 1))
 
 
 def squared_distances(products: Float[Array, "batch batch"]) -> Float[Array, "batch batch"]:

@@ -1,8 +1,10 @@
 """Losses that match the pattern of predictions, whatever their level and spread: [..., classes] logits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kdjax import _checks
 from kdjax._types import Number
@@ -17,6 +19,7 @@ def dist(
     beta: Number = 1.0,
     gamma: Number = 1.0,
     temperature: Number = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
 
@@ -34,6 +37,7 @@ def dist(
       beta: β, the weight of the correlation among classes. May be traced.
       gamma: γ, the weight of the correlation among examples. May be traced.
       temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
+      where: which entries count, bools [...]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's own part and its share of the batch's; ≥ 0 where both weights are. The mean over the batch is the
@@ -63,11 +67,15 @@ def dist(
     _checks.finite("beta", beta)
     _checks.finite("gamma", gamma)
     student, teacher, square = _distributions.softened(student, teacher, temperature)
-    student, teacher = jax.nn.softmax(student, axis=-1), jax.nn.softmax(teacher, axis=-1)
+    _checks.where(where, student.shape[:-1])
+    student, teacher = (jax.nn.softmax(_math.kept(logits, where), axis=-1) for logits in (student, teacher))
     among_classes = 0.5 * jnp.sum((_pattern(student, -1) - _pattern(teacher, -1)) ** 2, axis=-1)
     rows, taught = (shares.reshape(-1, shares.shape[-1]) for shares in (student, teacher))
-    among_examples = 0.5 * len(rows) * jnp.mean((_pattern(rows, 0) - _pattern(taught, 0)) ** 2, axis=-1)
-    return square * (beta * among_classes + gamma * among_examples.reshape(among_classes.shape))
+    counted = None if where is None else where.reshape(-1)
+    size = _math.count(rows, counted)
+    among_examples = 0.5 * size * jnp.mean((_pattern(rows, 0, counted) - _pattern(taught, 0, counted)) ** 2, axis=-1)
+    values = square * (beta * among_classes + gamma * among_examples.reshape(among_classes.shape))
+    return _math.kept(values, where)
 
 
 def standardize_logits(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
@@ -124,7 +132,8 @@ def standardized_kd(
     Args:
       student: finite logits, before any softmax.
       teacher: logits of the same examples and classes.
-      temperature: T > 0, of the standardised logits, one number or one for each example or position; larger is softer. May be traced.
+      temperature: T > 0, of the standardised logits, one number or one for each example; larger is softer. May be
+        traced.
 
     Returns:
       One number ≥ 0 for each example or position, in nats times T².
@@ -151,11 +160,13 @@ def standardized_kd(
     return soft_target_kl(standardize_logits(student), standardize_logits(teacher), temperature=temperature)
 
 
-def _pattern(shares: Float[Array, "*batch classes"], axis: int) -> Float[Array, "*batch classes"]:
+def _pattern(shares: Float[Array, "*batch classes"], axis: int, where: Any = None) -> Float[Array, "*batch classes"]:
     """Centred and of length 1 along `axis`; 0 where constant up to rounding, or smaller than a gradient can bear."""
     limits = jnp.finfo(shares.dtype)
-    largest = jnp.max(shares, axis=axis, keepdims=True)
-    spread = largest - jnp.min(shares, axis=axis, keepdims=True)
+    own = True if where is None else where[:, None]
+    largest = jnp.max(shares, axis=axis, keepdims=True, initial=0.0, where=own)
+    spread = largest - jnp.min(shares, axis=axis, keepdims=True, initial=1.0, where=own)
     constant = spread <= 16.0 * float(limits.eps) * largest + float(limits.tiny) / float(limits.eps)
-    centred = shares - jnp.mean(shares, axis=axis, keepdims=True)
+    size = shares.shape[axis] if where is None else _math.count(shares, where)
+    centred = _math.kept(shares - jnp.sum(_math.kept(shares, where), axis=axis, keepdims=True) / size, where)
     return _math.unit(jnp.where(constant, 0.0, centred), (axis,))

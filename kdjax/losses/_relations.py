@@ -4,9 +4,12 @@ Student and teacher may have different dims. Every example's number depends on t
 over devices must be gathered before.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from kdjax import _checks
 from kdjax.losses import _math
@@ -15,6 +18,8 @@ from kdjax.losses import _math
 def rkd_distance(
     student: Float[Array, " batch *student_dims"],
     teacher: Float[Array, " batch *teacher_dims"],
+    *,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Smooth L1 difference of the distances between examples, each network's in units of its own mean distance.
 
@@ -26,6 +31,7 @@ def rkd_distance(
     Args:
       student: features [batch, dim], or [batch, …], which are flattened. The mean distance is differentiated too.
       teacher: features of the same examples; dim may differ.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share, a number ≥ 0; the mean over the batch is the mean over all B² pairs.
@@ -51,8 +57,9 @@ def rkd_distance(
     Reference:
       Park et al., Relational Knowledge Distillation, 2019, section 3.2.1. https://arxiv.org/abs/1904.05068
     """
-    student, teacher = feature_pair(student, teacher)
-    return jnp.mean(_math.smooth_l1(_relative_distances(student) - _relative_distances(teacher)), axis=1)
+    student, teacher = feature_pair(student, teacher, where)
+    difference = _relative_distances(student, where) - _relative_distances(teacher, where)
+    return _math.mean_over_others(_math.smooth_l1(difference), where)
 
 
 def rkd_angle(
@@ -60,6 +67,7 @@ def rkd_angle(
     teacher: Float[Array, " batch *teacher_dims"],
     *,
     block: int | None = None,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Smooth L1 difference of the angles' cosines in all triangles of examples.
 
@@ -74,6 +82,7 @@ def rkd_angle(
       teacher: features of the same examples; dim may differ.
       block: how many anchors i to work on at a time. Memory is then O(block · B²), forward and backward. None takes all
         at once: O(B³), fastest for small batches. The backward pass computes the cosines a second time.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share as the anchor, a number between 0 and 3/2; their mean is that over all B³ triples.
@@ -100,24 +109,28 @@ def rkd_angle(
     """
     if block is not None:
         _checks.whole("block", block, 1)
-    student, teacher = feature_pair(student, teacher)
-    student_gram, teacher_gram = _math.gram(_math.centred(student)), _math.gram(_math.centred(teacher))
+    student, teacher = feature_pair(student, teacher, where)
+    student_gram, teacher_gram = (_math.gram(_math.centred(features, where)) for features in (student, teacher))
+    triples = _math.count(student, where) ** 2
 
     # Without the checkpoint the backward pass would keep every block's [block, B, B] arrays at once.
     @jax.checkpoint
     def share(anchor: tuple[_Anchor, _Anchor]) -> Float[Array, ""]:
         of_student, of_teacher = anchor
-        return jnp.mean(_math.smooth_l1(_cosines(student_gram, of_student) - _cosines(teacher_gram, of_teacher)))
+        difference = _cosines(student_gram, of_student) - _cosines(teacher_gram, of_teacher)
+        return jnp.sum(_math.smooth_l1(difference)) / triples
 
-    anchors = _anchors(student_gram), _anchors(teacher_gram)
+    anchors = _anchors(student_gram, where), _anchors(teacher_gram, where)
     if block is None or block >= student.shape[0]:
-        return jax.vmap(share)(anchors)
-    return jax.lax.map(share, anchors, batch_size=block)
+        return _math.kept(jax.vmap(share)(anchors), where)
+    return _math.kept(jax.lax.map(share, anchors, batch_size=block), where)
 
 
 def pkt(
     student: Float[Array, " batch *student_dims"],
     teacher: Float[Array, " batch *teacher_dims"],
+    *,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Divergence of the batch's similarities, each example's seen as a distribution over the batch.
 
@@ -129,6 +142,7 @@ def pkt(
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
       teacher: features of the same examples; dim may differ.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share; the mean over the batch is the mean over all B² pairs.
@@ -155,23 +169,28 @@ def pkt(
       Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, 2018, section 3.
       https://arxiv.org/abs/1803.10837
     """
-    student, teacher = feature_pair(student, teacher)
-    of_student, of_teacher = _neighbour_distributions(student), _neighbour_distributions(teacher)
+    student, teacher = feature_pair(student, teacher, where)
+    of_student, of_teacher = _neighbour_distributions(student, where), _neighbour_distributions(teacher, where)
     tiny = 1e-7
-    return jnp.mean(of_teacher * (jnp.log(of_teacher + tiny) - jnp.log(of_student + tiny)), axis=1)
+    return _math.mean_over_others(of_teacher * (jnp.log(of_teacher + tiny) - jnp.log(of_student + tiny)), where)
 
 
-def feature_pair(student: Array, teacher: Array) -> tuple[Float[Array, "batch dim"], Float[Array, "batch other_dim"]]:
-    """Both as rows in float32 at least, or the ValueError that every relational loss raises."""
+def feature_pair(
+    student: Array, teacher: Array, where: Any = None
+) -> tuple[Float[Array, "batch dim"], Float[Array, "batch other_dim"]]:
+    """Both as rows in float32 at least, 0 where they do not count, or the ValueError that every relational loss raises."""
     _checks.rank_at_least("student", student, 2, "[batch, dim]")
     _checks.rank_at_least("teacher", teacher, 2, "[batch, dim]")
     _checks.same_batch("student", student, "teacher", teacher)
-    student, teacher = _math.widened(student, teacher)
+    _checks.where(where, np.shape(student)[:1])
+    student, teacher = (_math.kept(rows, where) for rows in _math.widened(student, teacher))
     return student.reshape(student.shape[0], -1), teacher.reshape(teacher.shape[0], -1)
 
 
-def _relative_distances(features: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
-    distances = _math.safe_sqrt(_math.squared_distances(_math.gram(_math.centred(features))))
+def _relative_distances(features: Float[Array, "batch dim"], where: Any) -> Float[Array, "batch batch"]:
+    distances = _math.safe_sqrt(_math.squared_distances(_math.gram(_math.centred(features, where))))
+    if where is not None:
+        distances = jnp.where(_math.pairs(where), distances, 0.0)
     pairs = jnp.maximum(jnp.sum(distances > 0), 1)
     return distances * _math.safe_reciprocal(jnp.sum(distances) / pairs)
 
@@ -180,9 +199,12 @@ def _relative_distances(features: Float[Array, "batch dim"]) -> Float[Array, "ba
 _Anchor = tuple[Float[Array, " batch"], Float[Array, ""], Float[Array, " batch"]]
 
 
-def _anchors(gram: Float[Array, "batch batch"]) -> tuple[Array, Array, Array]:
-    """Every example's `_Anchor`, stacked."""
-    return gram, jnp.diagonal(gram), _math.safe_reciprocal(_math.safe_sqrt(_math.squared_distances(gram)))
+def _anchors(gram: Float[Array, "batch batch"], where: Any) -> tuple[Array, Array, Array]:
+    """Every example's `_Anchor`, stacked. To one that does not count, 1/d is 0, and so is every cosine."""
+    inverse_distances = _math.safe_reciprocal(_math.safe_sqrt(_math.squared_distances(gram)))
+    if where is not None:
+        inverse_distances = jnp.where(where[None, :], inverse_distances, 0.0)
+    return gram, jnp.diagonal(gram), inverse_distances
 
 
 def _cosines(gram: Float[Array, "batch batch"], anchor: _Anchor) -> Float[Array, "batch batch"]:
@@ -192,8 +214,11 @@ def _cosines(gram: Float[Array, "batch batch"], anchor: _Anchor) -> Float[Array,
     return jnp.clip(inner * inverse_distance[:, None] * inverse_distance[None, :], -1.0, 1.0)
 
 
-def _neighbour_distributions(features: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
+def _neighbour_distributions(features: Float[Array, "batch dim"], where: Any) -> Float[Array, "batch batch"]:
     # Rounding may carry a cosine below −1, and the logarithm of a negative similarity is NaN.
     cosines = jnp.clip(_math.gram(_math.unit(features, (1,))), -1.0, 1.0)
     similarities = (1.0 + cosines) / 2.0
-    return similarities / jnp.sum(similarities, axis=1, keepdims=True)
+    if where is None:
+        return similarities / jnp.sum(similarities, axis=1, keepdims=True)
+    similarities = jnp.where(_math.pairs(where), similarities, 0.0)
+    return similarities * _math.safe_reciprocal(jnp.sum(similarities, axis=1, keepdims=True))

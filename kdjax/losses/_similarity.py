@@ -4,10 +4,11 @@ As in `_relations.py`: dims may differ where not said otherwise, and a batch tha
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kdjax import _checks
 from kdjax._types import Number
@@ -18,6 +19,8 @@ from kdjax.losses._relations import feature_pair
 def similarity_preserving(
     student: Float[Array, " batch *student_dims"],
     teacher: Float[Array, " batch *teacher_dims"],
+    *,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Squared difference of the batch's similarities, each example's in units of their own length.
 
@@ -26,6 +29,7 @@ def similarity_preserving(
     Args:
       student: features [batch, dim], or [batch, …], which are flattened.
       teacher: features of the same examples; dim may differ.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share, a number between 0 and 4/B; the mean over the batch is Σ_ij (g^s_ij − g^t_ij)² / B².
@@ -53,13 +57,15 @@ def similarity_preserving(
     Reference:
       Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019, section 3. https://arxiv.org/abs/1907.09682
     """
-    student, teacher = feature_pair(student, teacher)
-    return jnp.mean((_row_similarities(student) - _row_similarities(teacher)) ** 2, axis=1)
+    student, teacher = feature_pair(student, teacher, where)
+    return _math.mean_over_others((_row_similarities(student) - _row_similarities(teacher)) ** 2, where)
 
 
 def correlation_congruence(
     student: Float[Array, " batch *dims"],
     teacher: Float[Array, " batch *dims"],
+    *,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Product of the absolute errors of examples that follow each other in the batch.
 
@@ -71,6 +77,7 @@ def correlation_congruence(
     Args:
       student: features [batch, dim], or [batch, …], which are flattened; after a connector where dims differ.
       teacher: features of the same shape.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share, a number ≥ 0: half of each pair that it is in, times B / (B − 1), so that the mean over the
@@ -97,11 +104,15 @@ def correlation_congruence(
       Peng et al., Correlation Congruence for Knowledge Distillation, 2019. https://arxiv.org/abs/1904.01802
     """
     _checks.same_shape("student", student, "teacher", teacher)
-    student, teacher = feature_pair(student, teacher)
+    student, teacher = feature_pair(student, teacher, where)
     error = jnp.abs(student - teacher)
+    # Those that count first, in their order: each then follows the one that it followed without the others.
+    order = None if where is None else jnp.argsort(~where, stable=True)
+    error = error if order is None else error[order]
     pairs = jnp.sum(error[:-1] * error[1:], axis=1)
-    batch = student.shape[0]
-    return (jnp.pad(pairs, (0, 1)) + jnp.pad(pairs, (1, 0))) * (batch / (2 * max(batch - 1, 1)))
+    batch = _math.count(student, where)
+    shares = (jnp.pad(pairs, (0, 1)) + jnp.pad(pairs, (1, 0))) * (batch / (2 * jnp.maximum(batch - 1, 1)))
+    return shares if order is None else shares[jnp.argsort(order)]
 
 
 def kernel_congruence(
@@ -110,6 +121,7 @@ def kernel_congruence(
     *,
     gamma: Number = 0.4,
     order: int | None = None,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""Squared difference of the batch's Gaussian kernels.
 
@@ -123,6 +135,7 @@ def kernel_congruence(
       teacher: features of the same examples; dim may differ.
       gamma: γ > 0; larger looks at nearer neighbours alone. May be traced.
       order: where to stop the kernel's Taylor series; None takes the kernel itself. The paper's experiments use 2.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share, a number ≥ 0; the mean over the batch is the mean over all B² pairs.
@@ -152,9 +165,9 @@ def kernel_congruence(
     _checks.positive("gamma", gamma)
     if order is not None:
         _checks.whole("order", order, 1)
-    student, teacher = feature_pair(student, teacher)
+    student, teacher = feature_pair(student, teacher, where)
     difference = _gaussian_kernel(student, gamma, order) - _gaussian_kernel(teacher, gamma, order)
-    return jnp.mean(difference**2, axis=1)
+    return _math.mean_over_others(difference**2, where)
 
 
 def kernel_alignment(
@@ -162,6 +175,7 @@ def kernel_alignment(
     teacher: Float[Array, " batch *teacher_dims"],
     *,
     centred: bool = True,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     r"""How far the two networks' matrices of inner products are from pointing in the same direction.
 
@@ -173,6 +187,7 @@ def kernel_alignment(
       student: features [batch, dim], or [batch, …], which are flattened.
       teacher: features of the same examples; dim may differ.
       centred: False leaves the features where they are.
+      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
 
     Returns:
       Each example's share (B/2) Σ_j (k^s_ij − k^t_ij)² ≥ 0, with k = K / ‖K‖; their mean is the formula above, a number
@@ -201,9 +216,9 @@ def kernel_alignment(
       Kornblith et al., Similarity of Neural Network Representations Revisited, 2019, section 3.
       https://arxiv.org/abs/1905.00414
     """
-    student, teacher = feature_pair(student, teacher)
-    difference = _kernel_direction(student, centred) - _kernel_direction(teacher, centred)
-    return 0.5 * student.shape[0] * jnp.sum(difference**2, axis=1)
+    student, teacher = feature_pair(student, teacher, where)
+    difference = _kernel_direction(student, centred, where) - _kernel_direction(teacher, centred, where)
+    return 0.5 * _math.count(student, where) * jnp.sum(difference**2, axis=1)
 
 
 def _row_similarities(features: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
@@ -220,10 +235,12 @@ def _gaussian_kernel(
     return jnp.exp(-2.0 * jnp.asarray(gamma, features.dtype)) * powers
 
 
-def _kernel_direction(features: Float[Array, "batch dim"], centred: bool) -> Float[Array, "batch batch"]:
+def _kernel_direction(features: Float[Array, "batch dim"], centred: bool, where: Any) -> Float[Array, "batch batch"]:
     if centred:
         # First about one example, which changes nothing but rounding: equal examples are then exactly at 0, which is
         # not so about a rounded mean. Here the mean's gradient counts, unlike in `_math.centred`.
-        features = features - jax.lax.stop_gradient(features[:1])
-        features = features - jnp.mean(features, axis=0, keepdims=True)
+        first = features[:1] if where is None else features[jnp.argmax(where)][None]
+        features = _math.kept(features - jax.lax.stop_gradient(first), where)
+        mean = jnp.sum(features, axis=0, keepdims=True) / _math.count(features, where)
+        features = _math.kept(features - mean, where)
     return _math.unit(_math.gram(_math.over_largest(features, (0, 1))), (0, 1))

@@ -3,6 +3,7 @@
 from kdjax.metrics._measures import Measure as Measure
 from kdjax.metrics._measures import accuracy as accuracy
 from kdjax.metrics._measures import agreeing as agreeing
+from kdjax.metrics._measures import as_measure as as_measure
 from kdjax.metrics._measures import class_iou as class_iou
 from kdjax.metrics._measures import finished as finished
 from kdjax.metrics._measures import label_accuracy as label_accuracy
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy_transfer_rate",
     "agreeing",
     "agreement",
+    "as_measure",
     "class_iou",
     "finished",
     "label_accuracy",

@@ -30,6 +30,8 @@ class Measure(NamedTuple):
       values: ``values(student, teacher, batch)`` to an array, or a pytree of arrays, [batch, *positions, …]: what is summed.
       finish: from their sums and the number of entries to a number or an array, on the host.
       places: all that it reads; one that reads ``"batch.labels"`` counts the entries that have a label.
+      percent: whether people read it in %: it is a fraction.
+      lower_is_better: whether the better of two networks has less of it.
 
     Example:
       The share of examples on which the student is surer than one half:
@@ -45,6 +47,8 @@ class Measure(NamedTuple):
     values: Callable[[Outputs, Outputs | None, Batch], Tree]
     finish: Callable[[Any, float], Any] = lambda sums, count: sums / count
     places: tuple[str, ...] = _LABELS
+    percent: bool = False
+    lower_is_better: bool = False
 
 
 def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
@@ -55,16 +59,17 @@ def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
     return right.astype(jnp.float32)
 
 
-accuracy = Measure(lambda student, teacher, batch: correct(student.logits, read_batch(batch, "labels")))
+accuracy = Measure(lambda student, teacher, batch: correct(student.logits, read_batch(batch, "labels")), percent=True)
 """How often the first choice is the label: a fraction of the entries that have one."""
 
 agreeing = Measure(
     lambda student, teacher, batch: correct(student.logits, jnp.argmax(_taught(student, teacher), axis=-1)),
     places=("student.logits", "teacher.logits"),
+    percent=True,
 )
 """How often both networks' first choice is the same: a fraction of all entries."""
 
-perplexity = Measure(cross_entropy, lambda sums, count: float(np.exp(sums / count)))
+perplexity = Measure(cross_entropy, lambda sums, count: float(np.exp(sums / count)), lower_is_better=True)
 """exp of the mean cross-entropy of the tokens that have a label."""
 
 
@@ -93,7 +98,7 @@ def top_k_accuracy(k: int) -> Measure:
         found = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(axis=-1)
         return (found & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
 
-    return Measure(values)
+    return Measure(values, percent=True)
 
 
 def class_iou() -> Measure:
@@ -106,12 +111,12 @@ def class_iou() -> Measure:
       >>> found["class_iou"].tolist(), found["mean_iou"]
       ([0.5, 0.0, nan], 0.25)
     """
-    return Measure(_overlap, lambda sums, count: _iou(sums))
+    return Measure(_overlap, lambda sums, count: _iou(sums), percent=True)
 
 
 def mean_iou() -> Measure:
     """The mean of `class_iou` over the classes that are predicted or labelled anywhere in the data."""
-    return Measure(_overlap, lambda sums, count: float(np.nanmean(_iou(sums))))
+    return Measure(_overlap, lambda sums, count: _mean_iou(sums), percent=True)
 
 
 def label_accuracy() -> Measure:
@@ -130,7 +135,7 @@ def label_accuracy() -> Measure:
         right = ((logits > 0) == (labels > 0.5)) & ~jnp.isnan(logits)
         return jnp.mean(right.astype(jnp.float32), axis=-1)
 
-    return Measure(values)
+    return Measure(values, percent=True)
 
 
 def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | No
     student, teacher = keep((student, teacher), mask)
     for name, measure in measures.items():
         counted = both(mask, _labelled(measure, batch))
-        values = (measure.values if isinstance(measure, Measure) else measure)(student, teacher, batch)
+        values = as_measure(measure).values(student, teacher, batch)
         shapes = {np.shape(array)[: len(entries)] for array in jax.tree.leaves(values)}
         own = entries if shapes == {entries} else entries[:1]
         if any(shape[: len(own)] != own for shape in shapes) or (counted is not None and counted.ndim > len(own)):
@@ -174,17 +179,20 @@ def finished(measures: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, 
     results = {}
     for name, measure in measures.items():
         own, count = jax.tree.map(lambda array: np.asarray(array, np.float64), sums[name]), float(sums[f"{name}_count"])
-        finish = measure.finish if isinstance(measure, Measure) else Measure(measure).finish
-        result = finish(own, count) if count else np.nan
+        result = as_measure(measure).finish(own, count) if count else np.nan
         results[name] = result if np.ndim(result) else float(result)
     return results
 
 
+def as_measure(measure: Any) -> Measure:
+    """A term as a measure: its mean, of which less is better."""
+    if isinstance(measure, Measure):
+        return measure
+    return Measure(measure, places=places_of(measure) or _LABELS, lower_is_better=True)
+
+
 def _labelled(measure: Any, batch: Batch) -> Counted:
-    if LABELLED not in batch or "labels" not in batch:
-        return None
-    places = measure.places if isinstance(measure, Measure) else places_of(measure)
-    if places is not None and "batch.labels" not in places:
+    if LABELLED not in batch or "labels" not in batch or "batch.labels" not in as_measure(measure).places:
         return None
     return read_counted(batch, LABELLED, np.shape(batch["labels"]))
 
@@ -217,6 +225,11 @@ def _overlap(student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[st
     # A label that is no class would count for none; NaN is seen.
     right = jnp.where(((labels < 0) | (labels >= classes))[..., None], jnp.nan, jax.nn.one_hot(labels, classes))
     return {"both": said * right, "either": jnp.maximum(said, right)}
+
+
+def _mean_iou(sums: Mapping[str, np.ndarray]) -> float:
+    occurring = _iou(sums)[sums["either"] != 0]
+    return float(np.mean(occurring)) if len(occurring) else math.nan
 
 
 def _iou(sums: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -11,6 +11,8 @@ from kdjax.networks.features import fused as fused
 from kdjax.networks.features import layer_at as layer_at
 from kdjax.networks.features import layer_names as layer_names
 from kdjax.networks.features import with_features as with_features
+from kdjax.networks.frameworks import from_haiku as from_haiku
+from kdjax.networks.frameworks import from_keras as from_keras
 from kdjax.networks.pca import Projection as Projection
 from kdjax.networks.pca import fit_pca as fit_pca
 from kdjax.networks.pca import project as project
@@ -32,6 +34,8 @@ __all__ = [
     "ensemble_weights",
     "fit_pca",
     "from_equinox",
+    "from_haiku",
+    "from_keras",
     "from_linen",
     "from_nnx",
     "fused",

@@ -1,7 +1,8 @@
 """Networks of any framework as `Weights` and an `Apply`: Flax Linen, Flax NNX and Equinox.
 
-A network may return `Outputs`, a pair (logits, features by name), or logits alone. With ``train=False`` every adapter
-ignores `rng` and hands back the model_state that it got.
+A network may return `Outputs`, a pair (logits, features by name), logits alone, or what has them by that name: a dict, or a
+dataclass such as those of the usual transformers, whose ``hidden_states`` are the features ``hidden_states_0`` … With
+``train=False`` every adapter ignores `rng` and hands back the model_state that it got.
 """
 
 import inspect
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
+from kdjax._apply import outputs_of
 from kdjax._types import Apply, Outputs, Tree, Weights
 
 Init = Callable[[PRNGKeyArray, Tree], Weights]
@@ -47,7 +49,7 @@ def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None
 
     Raises:
       ValueError: if ``__call__`` needs more than these, or has an argument that may be a mode, of a name that is not known;
-        later, if it does not return logits [batch, classes].
+        later, if it returns no logits.
 
     Example:
       >>> from flax import linen as nn
@@ -95,8 +97,8 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
 
     Raises:
       ImportError: if this flax and this jax have no ``flax.nnx`` together.
-      ValueError: if `model` is no ``nnx.Module``, or as `from_linen` says of arguments; later, if it does not return
-        logits [batch, classes], or if it draws noise and is trained without `rng`.
+      ValueError: if `model` is no ``nnx.Module``, or as `from_linen` says of arguments; later, if it returns no logits, or
+        if it draws noise and is trained without `rng`.
 
     Example:
       >>> from flax import nnx
@@ -270,16 +272,7 @@ def _key_per_example(rng: PRNGKeyArray, batch: int, axis_name: str | None) -> Ar
 
 
 def _outputs(result: Any, network: Any) -> Outputs:
-    """What a network returned, as `Outputs`."""
-    is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)  # Outputs is one, too
-    logits, features = result if is_pair else (result, {})
-    shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2:
-        raise ValueError(
-            f"{type(network).__name__} must return logits [batch, classes], a pair (logits, features by name), or "
-            f"Outputs; its logits were {type(logits).__name__ if shape is None else f'of shape {shape}'}."
-        )
-    return Outputs(logits, dict(features))
+    return outputs_of(result, type(network).__name__)
 
 
 def _copies(tree: Tree) -> Tree:

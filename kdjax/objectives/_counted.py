@@ -36,9 +36,11 @@ def read_counted(batch: Batch, name: str, entries: tuple[int, ...]) -> Counted:
     shape = tuple(np.shape(given))
     if not shape or shape != entries[: len(shape)]:
         wanted = " or ".join(str(entries[:axes]) for axes in range(1, len(entries) + 1))
-        raise ValueError(f'batch["{name}"] must have shape {wanted}, 0 where an entry does not count; got shape {shape}.')
+        raise ValueError(
+            f'batch["{name}"] must have shape {wanted}, 0 where an entry does not count; got shape {shape}.'
+        )
     kind = getattr(given, "dtype", None)
-    if kind is None or not (jnp.issubdtype(kind, jnp.number) or kind == bool):
+    if kind is None or not (jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.bool_)):
         raise ValueError(f'batch["{name}"] must hold bools or numbers; got {kind or type(given).__name__}.')
     return jnp.asarray(given).astype(bool)
 
@@ -56,6 +58,27 @@ def without_ignored(batch: Batch, ignore_label: int | None) -> Batch:
     if LABELLED in batch:
         known &= read_counted(batch, LABELLED, labels.shape)
     return {**batch, "labels": jnp.where(known, labels, 0), LABELLED: known}
+
+
+def counting(batch: Batch, ignore_label: int | None) -> Batch:
+    """The batch as networks and terms see it: without ignored labels, and without inputs of examples that do not count.
+
+    Raises:
+      ValueError: if the mask or the labels do not belong to the inputs' examples.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch["inputs"])}
+    for name in {"labels", MASK, LABELLED} & batch.keys():
+        if jnp.shape(batch[name])[:1] not in sizes:
+            raise ValueError(
+                f'batch["{name}"] must have one row for each example of batch["inputs"], {sorted(sizes)}; '
+                f"got shape {jnp.shape(batch[name])}."
+            )
+    batch = without_ignored(batch, ignore_label)
+    if MASK not in batch:
+        return batch
+    mask = read_counted(batch, MASK, jnp.shape(batch[MASK]))
+    examples = jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+    return {**batch, "inputs": keep(batch["inputs"], examples), MASK: mask}
 
 
 def both(first: Counted, second: Counted) -> Counted:
@@ -100,7 +123,7 @@ def mean_of(values: Array, counted: Counted) -> Array:
 
 
 def weighted(weight: Array, mean: Array) -> Array:
-    """weight · mean; 0 where the weight is, be the mean NaN or infinite."""
+    """Weight · mean; 0 where the weight is, be the mean NaN or infinite."""
     nothing = (weight == 0) & ~jnp.isfinite(mean)
     return weight * jnp.where(nothing, 0, mean)
 

@@ -29,7 +29,7 @@ def _reads(*places: str) -> Callable[[Callable], Any]:
 
 
 @_reads(*_LABELS)
-def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+def cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
     """The ordinary supervised term: −log softmax(student.logits)[label], or −Σ y log softmax(student.logits).
 
     Args:
@@ -113,7 +113,7 @@ def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch)
 
 
 @_reads(*_LABELS)
-def binary_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+def binary_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
     """The supervised term for several labels at once: Σ_c −y_c log σ(z_c) − (1 − y_c) log(1 − σ(z_c)).
 
     Args:
@@ -141,7 +141,7 @@ def binary_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch
 
 
 @_reads(*_LABELS)
-def squared_error(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+def squared_error(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
     """The supervised term of a regression: mean over outputs of (prediction − target)².
 
     Args:
@@ -171,7 +171,7 @@ def are_classes(labels: Any, logits: Any) -> bool:
     return bool(whole and np.shape(labels) == np.shape(logits)[:-1] and np.shape(logits)[-1] > 1)
 
 
-def _cross_entropy(logits: Array, labels: Any, *, name: str = "labels") -> Float[Array, "batch *positions"]:
+def _cross_entropy(logits: Array, labels: Any, *, name: str = "labels") -> Float[Array, " batch *positions"]:
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     kind = getattr(labels, "dtype", None)
     if kind is not None and jnp.issubdtype(kind, jnp.floating) and np.shape(labels) == logits.shape:
@@ -182,7 +182,7 @@ def _cross_entropy(logits: Array, labels: Any, *, name: str = "labels") -> Float
     return jnp.where((classes < 0) | (classes >= logits.shape[-1]), jnp.nan, values)
 
 
-def _smoothed(logits: Array, labels: Any, *, smoothing: Number = 0.1) -> Float[Array, "batch *positions"]:
+def _smoothed(logits: Array, labels: Any, *, smoothing: Number = 0.1) -> Float[Array, " batch *positions"]:
     _checks.between("smoothing", smoothing, 0.0, 1.0)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     spread = -jnp.mean(jax.nn.log_softmax(logits, axis=-1), axis=-1)

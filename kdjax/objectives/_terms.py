@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs
-from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
 from kdjax.objectives._counted import MASK
+from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
 from kdjax.objectives._places import is_place, name_of, read_batch, read_place, wants, wants_labels
 
 
@@ -28,7 +27,7 @@ from kdjax.objectives._places import is_place, name_of, read_batch, read_place, 
 class Match:
     """One loss and the places from which it takes its arrays. Made by `on_logits`, `on_feature` and `on_outputs`."""
 
-    loss: Callable[..., Float[Array, "batch *positions"]]
+    loss: Callable[..., Float[Array, " batch *positions"]]
     arrays: tuple[str, ...]
     named_places: tuple[tuple[str, str], ...]
     numbers: Mapping[str, Any]
@@ -41,7 +40,7 @@ class Match:
         labels = ("batch.labels",) if wants_labels(self.loss, len(self.arrays), named) else ()
         return (*self.arrays, *named.values(), *labels)
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
         read = partial(read_place, self.loss, student, teacher, batch)
         arrays = [read(place) for place in self.arrays]
         keywords = dict(self.numbers) | dict(self.settings) | {name: read(place) for name, place in self.named_places}
@@ -52,7 +51,7 @@ class Match:
         return self.loss(*arrays, **keywords)
 
 
-def on_logits(loss: Callable[..., Float[Array, "batch *positions"]], **hyper_parameters: Any) -> Match:
+def on_logits(loss: Callable[..., Float[Array, " batch *positions"]], **hyper_parameters: Any) -> Match:
     """Lifts a loss on arrays to a term on the student's and the teacher's logits.
 
     Args:
@@ -82,7 +81,11 @@ def on_logits(loss: Callable[..., Float[Array, "batch *positions"]], **hyper_par
 
 
 def on_feature(
-    loss: Callable[..., Float[Array, "batch *positions"]], name: str, *, teacher: str | None = None, **hyper_parameters: Any
+    loss: Callable[..., Float[Array, " batch *positions"]],
+    name: str,
+    *,
+    teacher: str | None = None,
+    **hyper_parameters: Any,
 ) -> Match:
     """Lifts a loss on arrays to a term on the feature `name` of the student and of the teacher.
 
@@ -103,7 +106,7 @@ def on_feature(
     return _match(loss, (f"student.{name}", f"teacher.{name if teacher is None else teacher}"), hyper_parameters)
 
 
-def on_outputs(loss: Callable[..., Float[Array, "batch *positions"]], *places: str, **hyper_parameters: Any) -> Match:
+def on_outputs(loss: Callable[..., Float[Array, " batch *positions"]], *places: str, **hyper_parameters: Any) -> Match:
     """Lifts a loss of any number of arrays to a term, each array read from where its place says.
 
     Args:
@@ -138,7 +141,7 @@ class Computed:
 
     name: str
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
         del teacher, batch
         value: Array = _checks.feature("student", student, self.name)
         return value

@@ -31,7 +31,7 @@ class Scores(NamedTuple):
       weights: the term's weight.
     """
 
-    terms: dict[str, Float[Array, "batch *positions"]]
+    terms: dict[str, Float[Array, " batch *positions"]]
     counted: dict[str, Counted]
     weights: dict[str, Array]
 
@@ -126,7 +126,7 @@ def weighted_sum(**terms: Any) -> Objective:
     for name, pair in terms.items():
         if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
             raise ValueError(f"{name} must be a pair (weight, term) whose term is a function; got {pair!r}.")
-        if name in RESERVED or name.endswith("_weight"):
+        if name in RESERVED or name.endswith(("_weight", "_gradient_norm", "_gradient_cosine")):
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = leaf_of(f"the weight of {name}", pair[0])
         if shape := jnp.shape(schedules.at(weights[name], 0)):
@@ -154,7 +154,7 @@ class Scaled:
         own = jnp.asarray(factor) != 0 if jnp.ndim(factor) else None
         return both(own, self.term.counted(student, teacher, batch)) if hasattr(self.term, "counted") else own
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, "batch *positions"]:
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
         factor = jnp.asarray(read_place(scaled, student, teacher, batch, self.place))
         value: Array = self.term(student, teacher, batch)
         if factor.shape != value.shape[: factor.ndim]:

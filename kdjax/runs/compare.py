@@ -4,6 +4,7 @@ Alone and distilled start from the same weights and see the same batches in the 
 is what the teacher changed, and nothing else.
 """
 
+import math
 import os
 import shutil
 import time
@@ -21,7 +22,7 @@ from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
 from kdjax.data import Dataset, on_device, unit_range
-from kdjax.metrics import parameter_count
+from kdjax.metrics import as_measure, parameter_count
 from kdjax.networks.precision import computed_in
 from kdjax.runs import records
 from kdjax.runs.fitting import fit
@@ -32,6 +33,7 @@ from kdjax.runs.recipes import (
     check_data,
     described,
     digest_of_training,
+    first_of,
     load_teacher,
     parameters,
     prepare,
@@ -49,11 +51,13 @@ Cache = Literal["auto", "memory", "disk", "off"]
 def compare(
     out: str | os.PathLike[str],
     *,
-    data: Sequence[Dataset],
+    data: Sequence[Dataset] | Sequence[Mapping[str, Any]],
     teacher: Recipe,
     alone: Recipe,
     distilled: Recipe,
-    preprocess: Callable[[jax.Array], jax.Array] = unit_range,
+    preprocess: Callable[[Any], Any] | None = None,
+    measures: Mapping[str, Any] | None = None,
+    ignore_label: int | None = None,
     seeds: int = 3,
     resume: bool = False,
     given_teacher: str | os.PathLike[str] | None = None,
@@ -69,11 +73,16 @@ def compare(
 
     Args:
       out: the folder: states, weights, a line of metrics an epoch, ``config.json``, ``results.json``.
-      data: the training and the test data, as of `kdjax.data.load`.
+      data: the training and the test data, as of `kdjax.data.load`; or arrays by name, ``"inputs"``, ``"labels"``, and what
+        else terms and measures read, such as ``"mask"``, each an array or a pytree of arrays [examples, …].
       teacher: how the teacher is trained.
       alone: how the student is trained from labels alone.
       distilled: how the student is trained with the teacher; its connectors, if any, stay behind.
-      preprocess: from the data's inputs to the networks', float32; the default takes uint8 pictures.
+      preprocess: from the data's inputs to the networks'. None: of a data set's uint8 pictures `unit_range`; of arrays by
+        name nothing.
+      measures: what is measured on the test data, as in `make_evaluation`; the table compares the first. None: accuracy
+        and cross-entropy.
+      ignore_label: as in `make_train_step`.
       seeds: how often everything is repeated, with seeds 0, 1, 2, …
       resume: go on with the run in `out`, from the last saved epoch of each network, where there is one. States are saved
         every half minute and after the last epoch.
@@ -107,10 +116,12 @@ def compare(
     _checks.one_of("dtype", dtype, ("float32", "bfloat16"))
     console = console or Console()
     console.quiet = console.quiet or not _processes.is_first()
-    run = _Run(Path(out), data, preprocess, cache, devices, dtype, given_teacher, print_every, console)
+    run = _Run(
+        Path(out), data, preprocess, cache, devices, dtype, given_teacher, print_every, console, measures, ignore_label
+    )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
     trainers = run.prepared(recipes)
-    digests = {name: records.digest(one.inputs, one.labels) for name, one in zip(("train", "test"), data, strict=True)}
+    digests = {name: records.digest(*_arrays(one)) for name, one in zip(("train", "test"), data, strict=True)}
     about = dict(config or {}) | {
         "title": title,
         "seeds": seeds,
@@ -119,18 +130,20 @@ def compare(
         "data_digests": digests,
     }
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
-    classes = len(data[0].class_names)
-    about["programs"] = {name: digest_of_training(name, trainers, run.train, classes) for name in PHASES}
-    about["programs"]["preprocess"] = _trees.digest_of_program(preprocess, data[0].inputs[:1])
+    about["measures"] = sorted(measures or {})
+    about["programs"] = {name: digest_of_training(name, trainers, run.train, run.classes) for name in PHASES}
+    about["programs"]["preprocess"] = _trees.digest_of_program(run.preprocess, first_of(_inputs(data[0])))
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
     about["given_teacher_digest"] = None if given is None else _trees.digest_of_tree(given)
     counts = {
-        name: parameter_count(parameters(trainer, run.train["inputs"][:1]).params) for name, trainer in trainers.items()
+        name: parameter_count(parameters(trainer, first_of(run.train["inputs"])).params)
+        for name, trainer in trainers.items()
     }
     results = records.provenance(about, data=digests) | {"experiment": title, "parameters": counts, "seeds": []}
+    results["measure"] = run.headline()
     with open_folder(out, about, resume=resume) as folder:
         run.announce(title, trainers, counts)
-        place = run.place_of_cache(trainers["distilled"].recipe)
+        place = run.place_of_cache(trainers["teacher"])
         for seed in range(seeds):
             results["seeds"].append(run.one_seed(seed, trainers, given, place))
         if _processes.is_first():
@@ -144,14 +157,16 @@ class _Run:
     """What all seeds of a comparison share."""
 
     out: Path
-    data: Sequence[Dataset]
-    preprocess: Callable[[jax.Array], jax.Array]
+    data: Sequence[Any]
+    preprocess: Any
     cache: str
     devices: int | str
     dtype: str
     given_teacher: Any
     print_every: int
     console: "Console"
+    measures: Mapping[str, Any] | None
+    ignore_label: int | None
 
     def __post_init__(self) -> None:
         check_data(self.data)
@@ -161,7 +176,26 @@ class _Run:
             raise ValueError(f"devices must be at most the {len(found)} there are; got {count}.")
         self.mesh = None if count == 1 else data_mesh(found[:count])
         self.parts = count
-        self.train, self.test = (self.placed(on_device(part, self.preprocess)) for part in self.data)
+        of_names = isinstance(self.data[0], Mapping)
+        self.preprocess = self.preprocess or (_as_it_is if of_names else unit_range)
+        self.classes = None if of_names else len(self.data[0].class_names)
+        self.name = "the given arrays" if of_names else self.data[0].name
+        self.train, self.test = (
+            self.placed(self.by_name(part) if of_names else on_device(part, self.preprocess)) for part in self.data
+        )
+        self.examples, self.tests = (len(jax.tree.leaves(part["inputs"])[0]) for part in (self.train, self.test))
+
+    def by_name(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        placed = jax.tree.map(jnp.asarray, dict(arrays))
+        return placed | {"inputs": jax.jit(self.preprocess)(placed["inputs"])}
+
+    def headline(self) -> dict[str, Any]:
+        """What the table compares: the first measure, and how to read it."""
+        if self.measures is None:
+            return {"name": "accuracy", "percent": True, "lower_is_better": False}
+        name, measure = next(iter(self.measures.items()))
+        own = as_measure(measure)
+        return {"name": name, "percent": own.percent, "lower_is_better": own.lower_is_better}
 
     def placed(self, tree: Tree) -> Tree:
         return tree if self.mesh is None else replicate(tree, self.mesh)
@@ -177,14 +211,21 @@ class _Run:
             if self.dtype != "float32":
                 recipe = replace(recipe, network=(init, computed_in(apply, jnp.dtype(self.dtype))))
             teacher_apply = made["teacher"].apply if name == "distilled" else None
-            made[name] = prepare(recipe, len(self.train["labels"]), teacher_apply=teacher_apply, mesh=self.mesh)
+            made[name] = prepare(
+                recipe,
+                self.examples,
+                teacher_apply=teacher_apply,
+                mesh=self.mesh,
+                measures=self.measures,
+                ignore_label=self.ignore_label,
+            )
         return made
 
     def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
-        train, test = (len(part["labels"]) for part in (self.train, self.test))
+        train, test = self.examples, self.tests
         devices = f"{self.parts} × {jax.devices()[0].platform}" if self.parts > 1 else jax.devices()[0].platform
         self.say(
-            f"{title}: {train:,} training and {test:,} test examples of {self.data[0].name}, {devices}; results go to "
+            f"{title}: {train:,} training and {test:,} test examples of {self.name}, {devices}; results go to "
             f"{self.out}"
         )
         for batch_size in sorted({trainer.recipe.batch_size for trainer in trainers.values()}):
@@ -203,12 +244,10 @@ class _Run:
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    def place_of_cache(self, distilled: Recipe) -> str:
+    def place_of_cache(self, trainer: Trainer) -> str:
         """Where what the teacher says of the training data is kept, and a line about it."""
-        classes = len(self.data[0].class_names)
-        size = (
-            len(self.train["labels"]) * classes * 4
-        )  # of logits; features come on top, and are found when they are kept
+        # Of logits; features come on top, and are found when they are kept.
+        size = 4 * math.prod(trainer.logits_shape(self.train["inputs"]))
         self.out.mkdir(parents=True, exist_ok=True)
         memory, disk = free_memory(), shutil.disk_usage(self.out).free
         place = _everywhere(choose_place(size, memory=memory, disk=disk)) if self.cache == "auto" else self.cache
@@ -225,12 +264,12 @@ class _Run:
 
     def about(self, trainer: Trainer) -> dict[str, Any]:
         """What saved weights say of themselves."""
-        return {"data": self.data[0].name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
+        return {"data": self.name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
 
     def one_seed(self, seed: int, trainers: Mapping[str, Trainer], given: Weights | None, place: str) -> dict[str, Any]:
         """The teacher, the student alone, the student with the teacher."""
         record: dict[str, Any] = {"seed": seed}
-        first, test = self.train["inputs"][:1], self.test
+        first, test = first_of(self.train["inputs"]), self.test
         if given is None:
             teacher, record["teacher"] = self.trained(seed, "teacher", trainers, self.train, test)
         else:
@@ -266,7 +305,7 @@ class _Run:
         trainer, folder = trainers[phase], self.out / f"seed-{seed}" / phase
         # One key for both students, another for the teacher.
         key = jax.random.fold_in(jax.random.key(seed), min(PHASES.index(phase), 1))
-        weights = trainer.init(key, train["inputs"][:1])
+        weights = trainer.init(key, first_of(train["inputs"]))
         if trainer.recipe.connectors is not None and beside is not None:
             its_weights, its_apply, inputs = beside
             weights = init_beside(
@@ -305,6 +344,19 @@ class _Run:
 def _everywhere(place: str) -> str:
     """The last choice of any process: all must train by one program."""
     return next((one for one in ("off", "disk") if _processes.anywhere(place == one)), place)
+
+
+def _as_it_is(inputs: Any) -> Any:
+    return inputs
+
+
+def _inputs(part: Any) -> Any:
+    return part["inputs"] if isinstance(part, Mapping) else part.inputs
+
+
+def _arrays(part: Any) -> list[Any]:
+    """All arrays of a data set, in one order."""
+    return jax.tree.leaves(dict(part)) if isinstance(part, Mapping) else [part.inputs, part.labels]
 
 
 def _name(function: Any) -> str:

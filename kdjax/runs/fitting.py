@@ -59,7 +59,7 @@ def fit(
     Raises:
       FloatingPointError: if an epoch's mean loss is not finite.
     """
-    recipe, examples = trainer.recipe, len(train["inputs"])
+    recipe, examples = trainer.recipe, len(jax.tree.leaves(train["inputs"])[0])
     state = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
     steps = examples // recipe.batch_size
     history: list[dict[str, Any]] = []

@@ -58,5 +58,15 @@ def epoch_line(label: str, record: dict[str, Any], epochs: int, rate: float) -> 
     accuracy = f"train accuracy {100 * train['accuracy']:.2f} %  " if "accuracy" in train else ""
     return (
         f"{label}  epoch {record['epoch']}/{epochs}  train loss {train['loss']:.4f}  {accuracy}"
-        f"test loss {test['cross_entropy']:.4f}  test accuracy {100 * test['accuracy']:.2f} %  {rate:,.0f} examples/s"
+        f"{_measured(test)}  {rate:,.0f} examples/s"
+    )
+
+
+def _measured(test: dict[str, Any]) -> str:
+    """The measures of the test data, but for the teacher's agreement and what is no number."""
+    shown = {"cross_entropy": "loss", "agreement": ""}
+    if "accuracy" in test and "cross_entropy" in test:
+        return f"test loss {test['cross_entropy']:.4f}  test accuracy {100 * test['accuracy']:.2f} %"
+    return "  ".join(
+        f"test {name} {value:.4g}" for name, value in test.items() if shown.get(name, name) and isinstance(value, float)
     )

@@ -17,7 +17,7 @@ from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
-from kdjax.data import Dataset
+from kdjax.metrics import agreeing
 from kdjax.objectives import Objective
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step
 
@@ -74,21 +74,47 @@ class Trainer(NamedTuple):
     apply: Apply
     step: Callable[..., Any]
     epoch: Callable[..., Any]
-    evaluate: Callable[..., dict[str, float]]
+    evaluate: Callable[..., dict[str, Any]]
+
+    def logits_shape(self, inputs: Any) -> tuple[int, ...]:
+        """Of all its logits for these inputs; nothing is computed."""
+
+        def logits(inputs: Any) -> Any:
+            return run(self.apply, *self.init(jax.random.key(0), first_of(inputs)), inputs, train=False)[0].logits
+
+        return tuple(jax.eval_shape(logits, inputs).shape)
 
 
-def prepare(recipe: Recipe, examples: int, *, teacher_apply: Apply | None = None, mesh: Mesh | None = None) -> Trainer:
+def prepare(
+    recipe: Recipe,
+    examples: int,
+    *,
+    teacher_apply: Apply | None = None,
+    mesh: Mesh | None = None,
+    measures: Mapping[str, Any] | None = None,
+    ignore_label: int | None = None,
+) -> Trainer:
     """Compiles nothing yet; what it returns compiles at its first call, and only then."""
     if recipe.batch_size > examples:
         raise ValueError(f"batch_size must be at most the {examples} examples; got {recipe.batch_size}.")
     init, apply = recipe.network
     optimizer = recipe.optimizer(recipe.epochs * (examples // recipe.batch_size))
-    step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors)
-    epoch, evaluate = make_epoch(step, mesh=mesh), make_evaluation(apply, mesh=mesh)
-    return Trainer(recipe, optimizer, init, apply, step, epoch, evaluate)
+    step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors, ignore_label=ignore_label)
+    alone, beside = (
+        make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh)
+        for own in (measures, None if measures is None else {"agreement": agreeing, **measures})
+    )
+
+    def evaluate(weights: Weights, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = (beside if "teacher" in arrays else alone)(weights, arrays)
+        return {name: value.tolist() if np.ndim(value) else value for name, value in found.items()}
+
+    return Trainer(recipe, optimizer, init, apply, step, make_epoch(step, mesh=mesh), evaluate)
 
 
-def digest_of_training(name: str, trainers: Mapping[str, Trainer], arrays: Mapping[str, Any], classes: int) -> str:
+def digest_of_training(
+    name: str, trainers: Mapping[str, Trainer], arrays: Mapping[str, Any], classes: int | None
+) -> str:
     """Of the traced start and update, so that what cannot be trained is found before anything is.
 
     Two that differ train otherwise, in network, optimizer, schedules or losses. The objective's numbers are not in it:
@@ -98,7 +124,7 @@ def digest_of_training(name: str, trainers: Mapping[str, Trainer], arrays: Mappi
       name: whose.
       trainers: of `prepare`; where `name` is ``"distilled"``, its teacher is ``"teacher"``.
       arrays: the training data by name.
-      classes: of the data.
+      classes: of the data; None where they name none.
 
     Raises:
       ValueError: if the network has fewer logits than there are classes, or as the network, the step and the connectors
@@ -110,23 +136,25 @@ def digest_of_training(name: str, trainers: Mapping[str, Trainer], arrays: Mappi
         raise ValueError(f"{name} cannot be trained on these data: {error}") from error
 
 
-def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int, teacher: Trainer | None) -> str:
+def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int | None, teacher: Trainer | None) -> str:
     recipe = trainer.recipe
-    sizes = {name: (recipe.batch_size, *array.shape[1:]) for name, array in arrays.items()}
-    batch = {name: jax.ShapeDtypeStruct(sizes[name], array.dtype) for name, array in arrays.items()}
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((recipe.batch_size, *array.shape[1:]), array.dtype), dict(arrays)
+    )
     batch["indices"] = jax.ShapeDtypeStruct((recipe.batch_size,), np.int32)
 
     def start(key: Any, inputs: Any) -> tuple[Any, Any, Any]:
-        weights = trainer.init(key, inputs[:1])
+        first = first_of(inputs)
+        weights = trainer.init(key, first)
         outputs, _ = run(trainer.apply, *weights, inputs, train=False)
-        its: Any = None if teacher is None else teacher.init(key, inputs[:1])
+        its: Any = None if teacher is None else teacher.init(key, first)
         if recipe.connectors is not None and teacher is not None:
-            weights = init_beside(recipe.connectors, key, trainer.apply, weights, teacher.apply, its, inputs[:1])
+            weights = init_beside(recipe.connectors, key, trainer.apply, weights, teacher.apply, its, first)
         return init_state(weights, trainer.optimizer, key), its, outputs.logits
 
     given = (jax.random.key(0), batch["inputs"])
     state, its, logits = jax.eval_shape(start, *given)
-    if logits.shape[-1] < classes:
+    if classes is not None and logits.shape[-1] < classes:
         raise ValueError(
             f"network must return a logit for each of the {classes} classes of the data; got {logits.shape}."
         )
@@ -135,12 +163,23 @@ def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int, teacher: 
 
 
 def check_data(data: Any) -> None:
-    """Two data sets of the same classes."""
-    if not isinstance(data, list | tuple) or [*map(type, data)] != [Dataset, Dataset]:
-        kinds = [type(one).__name__ for one in data] if isinstance(data, list | tuple) else data
+    """Two data sets of the same classes, or arrays by name twice."""
+    kinds = [type(one).__name__ for one in data] if isinstance(data, list | tuple) else data
+    if kinds != ["Dataset"] * 2 and not (len(kinds) == 2 and all(isinstance(one, Mapping) for one in data)):
         raise ValueError(
-            f"data must be two data sets, to train on and to test on, as of load or make_dataset; got {kinds!r:.99}."
+            "data must be two data sets, to train on and to test on, as of load or make_dataset, or arrays by name, "
+            f"{{'inputs': …, 'labels': …}}, twice; got {kinds!r:.99}."
         )
+    if isinstance(data[0], Mapping):
+        for where, arrays in zip(("train", "test"), data, strict=True):
+            sizes = {
+                name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
+            }
+            if "inputs" not in arrays or len({size for found in sizes.values() for size in found}) != 1:
+                raise ValueError(
+                    f'data must have "inputs", and one row for each example in every array; the {where} data have {sizes}.'
+                )
+        return
     names = [one.class_names for one in data]
     if names[0] != names[1]:
         raise ValueError(
@@ -154,13 +193,18 @@ def load_teacher(path: Path, trainer: Trainer, about: Mapping[str, Any], inputs:
     for key, value in about.items():
         if saved.get(key, value) != value:
             raise ValueError(f"teacher must have been trained with {key} {value!r}; {path} says {saved[key]!r}.")
-    weights = load_weights(path, parameters(trainer, inputs[:1]))
+    weights = load_weights(path, parameters(trainer, first_of(inputs)))
     for name, leaf in jax.tree.leaves_with_path(weights):
         if not jnp.isfinite(leaf).all():
             raise ValueError(
                 f"teacher must hold finite numbers; {path} has NaN or infinity in {jax.tree_util.keystr(name)}."
             )
     return weights
+
+
+def first_of(inputs: Any) -> Any:
+    """The first example, as a batch of one."""
+    return jax.tree.map(lambda array: array[:1], inputs)
 
 
 def parameters(trainer: Trainer, inputs: Any) -> Weights:

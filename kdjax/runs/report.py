@@ -44,10 +44,12 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
     Args:
       results: ``"parameters"``: a number by network; ``"seeds"``: a list with an entry a seed, which has for each of
         ``"teacher"``, ``"alone"``, ``"distilled"`` its test ``"accuracy"`` and, for students, ``"agreement"`` with the
-        teacher, both fractions, and ``"seconds"`` of training. ``"experiment"``, where given, is the title.
+        teacher, both fractions, and ``"seconds"`` of training. ``"experiment"``, where given, is the title. ``"measure"``,
+        where given, is what stands in the place of the accuracy: its ``"name"``, whether it is a fraction to be read in
+        ``"percent"``, and whether ``"lower_is_better"``.
 
     Returns:
-      A table that rich prints: parameters, accuracy and agreement in %, mean seconds a network.
+      A table that rich prints: parameters, the measure, agreement in %, mean seconds a network.
 
     Raises:
       ValueError: if there is no seed.
@@ -58,16 +60,19 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
     caption = f"mean ± 95 % interval (Student's t) over {count} seeds" if count > 1 else "one seed: no interval"
     table = Table(title=results.get("experiment"), caption=caption)
     table.add_column("network")
-    for heading in ("parameters", "test accuracy, %", "agrees with teacher, %", "seconds"):
+    measure = _measure(results)
+    measured = f"test {measure['name']}{', %' if measure['percent'] else ''}"
+    for heading in ("parameters", measured, "agrees with teacher, %", "seconds"):
         table.add_column(heading, justify="right")
     for network in _NETWORKS:
         seconds = np.mean(_over_seeds(results, network, "seconds"))
         agreement = "" if network == "teacher" else _percent(_over_seeds(results, network, "agreement"))
-        accuracies = _over_seeds(results, network, "accuracy")
+        values = _over_seeds(results, network, measure["name"])
         # Not trained here: one teacher, from a file, that served all seeds. Of it no spread is known.
-        accuracy = _percent(accuracies if seconds else accuracies[:1])
+        values = values if seconds else values[:1]
+        value = _percent(values) if measure["percent"] else _number(values)
         time = f"{seconds:.1f}" if seconds else "given"
-        table.add_row(network, f"{results['parameters'][network]:,}", accuracy, agreement, time)
+        table.add_row(network, f"{results['parameters'][network]:,}", value, agreement, time)
     return table
 
 
@@ -87,15 +92,21 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
       distilled − alone: +10.00 points with 1 seed, hence no interval: this shows nothing yet
       accuracy transfer rate: 50.00 % of the teacher's lead of 20.00 points over the student alone
     """
-    teacher, alone, distilled = (_over_seeds(results, network, "accuracy") for network in _NETWORKS)
-    lead = 100 * (np.mean(teacher) - np.mean(alone))
+    measure = _measure(results)
+    name, unit, scale = (
+        measure["name"],
+        "points" if measure["percent"] else measure["name"],
+        100 if measure["percent"] else 1,
+    )
+    teacher, alone, distilled = (scale * _over_seeds(results, network, name) for network in _NETWORKS)
+    lead = np.mean(teacher) - np.mean(alone)
     rate = 100 * accuracy_transfer_rate(float(np.mean(distilled)), float(np.mean(alone)), float(np.mean(teacher)))
-    if round(lead, 2) > 0:
-        transfer = f"{rate:.2f} % of the teacher's lead of {lead:.2f} points over the student alone"
+    if round(-lead if measure["lower_is_better"] else lead, 2) > 0:
+        transfer = f"{rate:.2f} % of the teacher's lead of {abs(lead):.2f} {unit} over the student alone"
     else:
-        transfer = f"none, since the teacher does not lead the student alone ({lead:+.2f} points)"
-    difference = _difference(paired_difference(100 * distilled, 100 * alone))
-    return [f"distilled − alone: {difference}", f"accuracy transfer rate: {transfer}"]
+        transfer = f"none, since the teacher does not lead the student alone ({lead:+.2f} {unit})"
+    difference = _difference(paired_difference(distilled, alone), unit, -1 if measure["lower_is_better"] else 1)
+    return [f"distilled − alone: {difference}", f"{name} transfer rate: {transfer}"]
 
 
 def image_grid(images: Any, titles: Sequence[str], *, columns: int = 3) -> "Figure":
@@ -241,14 +252,22 @@ def _percent(fractions: np.ndarray) -> str:
     return f"{mean_interval(100 * fractions):.2f}"
 
 
-def _difference(points: Interval) -> str:
+def _measure(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    return results.get("measure", {"name": "accuracy", "percent": True, "lower_is_better": False})
+
+
+def _number(values: np.ndarray) -> str:
+    return "not measured" if np.isnan(values).any() else f"{mean_interval(values):.4g}"
+
+
+def _difference(points: Interval, unit: str, better: int) -> str:
     if points.n == 1:
-        return f"{points.mean:+.2f} points with 1 seed, hence no interval: this shows nothing yet"
+        return f"{points.mean:+.2f} {unit} with 1 seed, hence no interval: this shows nothing yet"
     if not points.excludes_zero:
         verdict = "zero lies within, these seeds show no difference"
     else:
-        verdict = f"clear of zero, the teacher {'helped' if points.mean > 0 else 'hurt'}"
-    return f"{points.mean:+.2f} ± {points.half_width:.2f} points (95 %, {points.n} paired seeds): {verdict}"
+        verdict = f"clear of zero, the teacher {'helped' if better * points.mean > 0 else 'hurt'}"
+    return f"{points.mean:+.2f} ± {points.half_width:.2f} {unit} (95 %, {points.n} paired seeds): {verdict}"
 
 
 def _at(record: Mapping[str, Any], keys: tuple[str, ...]) -> float:

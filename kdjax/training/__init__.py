@@ -2,10 +2,12 @@
 
 from kdjax.training import phases as phases
 from kdjax.training import sweeps as sweeps
+from kdjax.training._evaluation import make_eval_step as make_eval_step
 from kdjax.training._step import init_state as init_state
-from kdjax.training._step import make_eval_step as make_eval_step
 from kdjax.training._step import make_train_step as make_train_step
 from kdjax.training._step import weights_of as weights_of
+from kdjax.training.accumulation import accumulate as accumulate
+from kdjax.training.accumulation import distillation_oriented as distillation_oriented
 from kdjax.training.devices import data_mesh as data_mesh
 from kdjax.training.devices import jit_step as jit_step
 from kdjax.training.devices import pmap_step as pmap_step
@@ -29,9 +31,11 @@ from kdjax.training.optimizers import train_only as train_only
 from kdjax.training.views import augmented as augmented
 
 __all__ = [
+    "accumulate",
     "augmented",
     "clip_while",
     "data_mesh",
+    "distillation_oriented",
     "follow",
     "freeze",
     "freeze_model_state",

@@ -1,8 +1,10 @@
-"""The train step and the evaluation step: pure functions that know gradients and, where told, a device axis."""
+"""The train step: a pure function that knows gradients and, where told, a device axis."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -11,20 +13,18 @@ import optax
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
-from kdjax import _checks
 from kdjax._apply import outputs_of, run
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect, student_of
-from kdjax.metrics import accuracy, agreeing, sums_of
+from kdjax.losses import _math
 from kdjax.metrics._measures import correct
-from kdjax.objectives._counted import LABELLED, MASK, both, keep, mean_of, read_counted, weighted, without_ignored
-from kdjax.objectives._supervised import are_classes, cross_entropy
+from kdjax.objectives._counted import LABELLED, MASK, both, counting, keep, mean_of, read_counted, weighted
+from kdjax.objectives._supervised import are_classes
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.training._axis import agreed, gather, mean_over
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Weights, Batch], Metrics]
 
 
 def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: PRNGKeyArray) -> TrainState:
@@ -36,8 +36,10 @@ def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: P
       rng: a key. Step number n draws from ``fold_in(rng, n)``, so a resumed run draws what an unbroken one would.
     """
     # Copies: a compiled step takes its state's memory, and these weights may be another student's, or the teacher's.
-    params, model_state, rng = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (*weights, rng))
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), rng)
+    copies = partial(jax.tree.map, lambda leaf: jnp.array(leaf, copy=True))
+    params, model_state, rng = copies((*weights, rng))
+    # An optimizer's own state may begin as the params, or as one array twice.
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, copies(optimizer.init(params)), rng)
 
 
 def weights_of(state: Any) -> Any:
@@ -48,10 +50,14 @@ def weights_of(state: Any) -> Any:
         of weights.
 
     Raises:
-      ValueError: if `state` is none of them.
+      ValueError: if `state` is none of them, or of an optimizer that is schedule-free for a part of the params.
+
+    Note:
+      An optimizer such as ``optax.contrib.schedule_free_adamw`` trains at other params than it is evaluated at; these are
+      the latter.
     """
     if isinstance(state, TrainState):
-        weights = Weights(state.params, state.model_state)
+        weights = Weights(_evaluated(state), state.model_state)
         return student_of(weights) if _is_beside(state.params) else weights
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Weights):
         return state[1]
@@ -62,6 +68,21 @@ def weights_of(state: Any) -> Any:
     raise ValueError(f"state must be a TrainState, a pair (state, average) or a tuple of states; got {type(state)}.")
 
 
+def _evaluated(state: TrainState) -> Tree:
+    """The params to evaluate at, which are another average than those that are trained where training is schedule-free."""
+    kind = optax.contrib.ScheduleFreeState
+    parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: isinstance(part, kind))
+    found = [part for part in parts if isinstance(part, kind)]
+    if not found:
+        return state.params
+    if len(found) > 1 or jax.tree.structure(found[0].z) != jax.tree.structure(state.params):
+        raise ValueError(
+            "state must be of an optimizer that is schedule-free for all params, or for none; its evaluation params are not "
+            "known here: take optax.contrib.schedule_free_eval_params of each part."
+        )
+    return optax.contrib.schedule_free_eval_params(found[0], state.params)
+
+
 def make_train_step(
     student_apply: Apply,
     teacher_apply: Apply | None,
@@ -69,22 +90,28 @@ def make_train_step(
     *,
     connectors: Mapping[str, Connector] | None = None,
     ignore_label: int | None = None,
+    term_gradients: bool = False,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds ``step(state, teacher, objective, batch) -> (state, metrics)``, a pure function still to be compiled.
 
     The loss is the objective's weighted sum of its terms' means over the whole batch; its gradient with respect to the
-    student's params goes through `optimizer`. The teacher is an argument: it is run in inference mode, no gradient enters it, and it
-    stands neither in the state nor in the compiled program.
+    student's params goes through `optimizer`. The teacher is an argument: it is run in inference mode, no gradient enters
+    it, and it stands neither in the state nor in the compiled program.
 
     Args:
       student_apply: the student; run with ``train=True`` and a fresh key each step.
       teacher_apply: the teacher, or None to train without one. Not run where the batch carries ``"teacher"``.
       optimizer: an optax transformation.
+        It may ask for ``value``, the loss; ``grad`` and ``value_fn``, for a line search; ``counts``, by term how many
+        entries its mean is of, or None where that is the same for all; ``term_gradients``, by term, weighted, where taken.
       connectors: learnt parts by name, from `kdjax.connectors`; the state is then of `init_beside`'s weights. They act on
         the gathered outputs, hence on the whole batch on every device.
       ignore_label: a label that is none, such as -100 or 255. Terms that read labels, and the accuracy, are then means
         over the entries that have another.
+      term_gradients: whether each term's own gradient is taken, by one backward pass for each, and handed to `optimizer`,
+        such as `distillation_oriented`; the metrics then have each one's ``<name>_gradient_norm`` and, of each two,
+        ``<name>_<other>_gradient_cosine``.
       axis_name: the device axis, where the step runs inside `jax.pmap`, `jax.shard_map` or ``jax.vmap(axis_name=...)``
         and each device holds its part of the batch. Outputs are then gathered, so that a relational loss sees the
         whole batch. A student with BatchNorm or dropout must know the same axis, as `kdjax.models` do by their own
@@ -115,7 +142,7 @@ def make_train_step(
       of `jax.shard_map` say that the gradients are the same on all devices already, the outer mean would change nothing,
       and is left out: they travel once.
     """
-    learner = Learner(student_apply, optax.with_extra_args_support(optimizer), connectors)
+    learner = Learner(student_apply, optax.with_extra_args_support(optimizer), connectors, term_gradients)
 
     def step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
@@ -129,11 +156,33 @@ def make_train_step(
 
 
 class Learner(NamedTuple):
-    """A network that a step trains: its apply, its optimizer, and its connectors by name."""
+    """A network that a step trains: its apply, its optimizer, its connectors by name, and whether terms are told apart."""
 
     apply: Apply
     optimizer: optax.GradientTransformationExtraArgs
     connectors: Mapping[str, Connector] | None
+    term_gradients: bool = False
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("numbers",), meta_fields=("places",))
+@dataclass(frozen=True)
+class _Counts:
+    """How many entries each term counts: the different numbers, and by term which of them."""
+
+    numbers: tuple[Any, ...]
+    places: tuple[tuple[str, int], ...]
+
+    def by_term(self) -> dict[str, Any]:
+        """Terms that count the same have the same object, not an equal one."""
+        return {name: self.numbers[place] for name, place in self.places}
+
+
+class Judged(NamedTuple):
+    """What an objective comes to over the whole batch: its weighted terms, what a step reports, and how many count."""
+
+    parts: dict[str, Array]
+    metrics: Metrics
+    counts: _Counts
 
 
 def learn(
@@ -159,7 +208,7 @@ def learn(
     rngs = [jax.random.fold_in(state.rng, state.step) for state in states]
     known = {name: value for name, value in batch.items() if name != "teacher"}
 
-    def loss_of(all_params: list[Tree]) -> tuple[Array, list[tuple[Tree, Tree, Metrics]]]:
+    def parts_of(all_params: list[Tree]) -> tuple[list[dict[str, Array]], list[tuple[Tree, Tree, Judged]]]:
         said, own_states, made = [], [], []
         for learner, params, state, rng in zip(learners, all_params, states, rngs, strict=True):
             own, own_state = (_parts(tree, learner.connectors)[0] for tree in (params, state.model_state))
@@ -177,124 +226,83 @@ def learn(
             )
             with jax.named_scope("loss"):
                 made.append((others_state, judge(objective, outputs, taught, whole_batch, state.step, axis_name)))
-        # Each network's params reach its own loss alone: the gradient of the sum is each one's own.
-        total = reduce(operator.add, [loss for _, (loss, _) in made])
-        return total, [(own, others, its) for own, (others, (_, its)) in zip(own_states, made, strict=True)]
+        # Each network's params reach its own terms alone: the gradient of their sum is each one's own.
+        rest = [(own, others, judged) for own, (others, judged) in zip(own_states, made, strict=True)]
+        return [judged.parts for _, judged in made], rest
 
     all_params = [state.params for state in states]
-    (_, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(all_params)
+    parts, pull_back, judged = jax.vjp(parts_of, all_params, has_aux=True)
+    (gradients,) = pull_back(jax.tree.map(jnp.ones_like, parts))
     new_states, all_metrics = [], []
-    for learner, state, gradient, (own_state, others_state, metrics) in zip(
-        learners, states, gradients, parts, strict=True
-    ):
+    for number, (learner, state, gradient) in enumerate(zip(learners, states, gradients, strict=True)):
+        own_state, others_state, (_, metrics, counts) = judged[number]
         gradient, model_state, metrics = mean_over(axis_name, (gradient, own_state, metrics))
+        asked = {"counts": counts.by_term(), "grad": gradient, "value": metrics["loss"]}
+        asked["value_fn"] = partial(_loss_of, parts_of, all_params, number)
+        if learner.term_gradients:
+            own = {name: pull_back(_only(parts, number, name))[0][number] for name in parts[number]}
+            asked["term_gradients"] = mean_over(axis_name, own)
+            metrics |= _compared(asked["term_gradients"])
         if learner.connectors is not None:
             others_state = agreed(axis_name, others_state, state.model_state["connectors"])
             model_state = {"student": model_state, "connectors": others_state}
         with jax.named_scope("optimizer"):
-            new_states.append(_updated(learner.optimizer, state, gradient, model_state, metrics["loss"]))
+            updates, opt_state = learner.optimizer.update(gradient, state.opt_state, state.params, **asked)
+            params = optax.apply_updates(state.params, updates)
+        new_states.append(TrainState(state.step + 1, params, model_state, opt_state, state.rng))
         all_metrics.append(metrics)
     return new_states, all_metrics
 
 
 def judge(
     objective: Objective, student: Outputs, teacher: Outputs | None, batch: Batch, step: Array, axis_name: str | None
-) -> tuple[Array, Metrics]:
-    """The loss, averaged over the whole batch, and what a step reports. All outputs are whole."""
+) -> Judged:
+    """Each term's mean over the whole batch, weighted, and what a step reports. All outputs are whole."""
     scores = objective(student, teacher, batch, step)
     means = {name: mean_of(value, scores.counted[name]) for name, value in scores.terms.items()}
-    parts = [weighted(scores.weights[name], mean) for name, mean in means.items()]
-    loss = mean_over(axis_name, reduce(operator.add, parts, jnp.zeros((), jnp.float32)))
-    metrics = {"loss": loss} | means
+    parts = mean_over(axis_name, {name: weighted(scores.weights[name], mean) for name, mean in means.items()})
+    metrics = {"loss": _sum(parts)} | means
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
     if "labels" in batch and are_classes(batch["labels"], student.logits):
         entries = student.logits.shape[:-1]
         counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))
         metrics["accuracy"] = mean_of(correct(student.logits, batch["labels"]), counted)
-    return loss, metrics
+    different = {id(counted): counted for counted in scores.counted.values()}
+    numbers = tuple(
+        jnp.asarray(len(student.logits) if counted is None else jnp.sum(counted)) for counted in different.values()
+    )
+    places = tuple((name, [*different].index(id(counted))) for name, counted in scores.counted.items())
+    return Judged(parts, metrics, _Counts(numbers, places))
 
 
-def counting(batch: Batch, ignore_label: int | None) -> Batch:
-    """The batch as networks and terms see it: without ignored labels, and without inputs of examples that do not count.
-
-    Raises:
-      ValueError: if the mask or the labels do not belong to the inputs' examples.
-    """
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch["inputs"])}
-    for name in {"labels", MASK, LABELLED} & batch.keys():
-        if jnp.shape(batch[name])[:1] not in sizes:
-            raise ValueError(
-                f'batch["{name}"] must have one row for each example of batch["inputs"], {sorted(sizes)}; '
-                f"got shape {jnp.shape(batch[name])}."
-            )
-    batch = without_ignored(batch, ignore_label)
-    if MASK not in batch:
-        return batch
-    mask = read_counted(batch, MASK, jnp.shape(batch[MASK]))
-    examples = jnp.any(mask, axis=tuple(range(1, mask.ndim)))
-    return {**batch, "inputs": keep(batch["inputs"], examples), MASK: mask}
+def _sum(parts: Mapping[str, Array]) -> Array:
+    return reduce(operator.add, parts.values(), jnp.zeros((), jnp.float32))
 
 
-def _updated(
-    optimizer: optax.GradientTransformationExtraArgs, state: TrainState, gradient: Tree, model_state: Tree, loss: Array
-) -> TrainState:
-    """The next state; the gradient and the loss are averaged over devices already."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, model_state, opt_state, state.rng)
+def _loss_of(
+    parts_of: Callable[..., Any], all_params: list[Tree], number: int, params: Tree, counts: Any = None, **asked: Any
+) -> Array:
+    """One network's loss at other params of its own: what a line search asks for, which hands on what it was given."""
+    del counts, asked
+    return _sum(parts_of([*all_params[:number], params, *all_params[number + 1 :]])[0][number])
 
 
-def make_eval_step(
-    apply: Apply,
-    *,
-    measures: Mapping[str, Any] | None = None,
-    ignore_label: int | None = None,
-    axis_name: str | None = None,
-) -> EvalStep:
-    """Builds ``step(weights, batch) -> sums``, whose sums over batches divide into exact means whatever the remainder.
-
-    Args:
-      apply: the network; run with ``train=False``.
-      measures: what to sum, by name: `kdjax.metrics.Measure`, or terms. None: of class labels ``correct`` and
-        ``cross_entropy``; with a teacher ``agreeing``, how often both networks' first choice is the same.
-      ignore_label: as in `make_train_step`.
-      axis_name: the device axis, as in `make_train_step`; the sums are then over all devices.
-
-    Returns:
-      A function of
-
-        - `weights`: the network's `Weights`.
-        - `batch`: ``"inputs"``; ``"labels"``, or ``"teacher"``, the teacher's `Outputs`, or both; ``"mask"`` and
-          ``"labelled"`` as in `make_train_step`.
-
-      that returns float32 sums: ``examples``, the entries that count, which are examples, tokens or pixels; each measure's
-      under its name; and under ``<name>_count`` of how many entries that sum is, those that have a label if it reads one.
-
-    Raises:
-      ValueError: later, if there is nothing to measure against, or a shape does not fit.
-    """
-
-    def step(weights: Weights, batch: Batch) -> Metrics:
-        batch = counting(batch, ignore_label)
-        outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
-        taught = outputs_of(batch["teacher"], 'batch["teacher"]') if "teacher" in batch else None
-        if taught is not None:
-            _checks.same_batch("logits", outputs.logits, 'batch["teacher"]', taught.logits)
-        chosen = _usual(batch, outputs) if measures is None else measures
-        sums = sums_of(chosen, outputs, taught, batch)
-        return sums if axis_name is None else lax.psum(sums, axis_name)
-
-    return step
+def _only(parts: list[dict[str, Array]], number: int, name: str) -> list[dict[str, Array]]:
+    """1 for one term of one network, 0 for all others."""
+    return [
+        {term: jnp.full_like(value, own == number and term == name) for term, value in its.items()}
+        for own, its in enumerate(parts)
+    ]
 
 
-def _usual(batch: Batch, outputs: Outputs) -> dict[str, Any]:
-    if not {"labels", "teacher"} & batch.keys():
-        raise ValueError(f'batch must have "labels" or "teacher", to measure against; got {sorted(batch)}.')
-    found: dict[str, Any] = {}
-    if "labels" in batch:
-        _checks.labels('batch["labels"], where no measures are given,', batch["labels"], outputs.logits.shape[:-1])
-        found |= {"correct": accuracy, "cross_entropy": cross_entropy}
-    return found | ({"agreeing": agreeing} if "teacher" in batch else {})
+def _compared(gradients: Mapping[str, Tree]) -> Metrics:
+    """How large each term's own gradient is, and how far each two point in one direction; 0 where one is 0."""
+    norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
+    found = {f"{name}_gradient_norm": norm for name, norm in norms.items()}
+    for first, second in combinations(gradients, 2):
+        product = optax.tree.vdot(gradients[first], gradients[second])
+        found[f"{first}_{second}_gradient_cosine"] = product * _math.safe_reciprocal(norms[first] * norms[second])
+    return found
 
 
 def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:

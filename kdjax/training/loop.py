@@ -18,7 +18,8 @@ from kdjax.batches import evaluation_indices, take
 from kdjax.metrics import accuracy, agreeing, finished
 from kdjax.objectives import cross_entropy
 from kdjax.objectives._counted import both, read_counted
-from kdjax.training._step import Metrics, make_eval_step
+from kdjax.training._evaluation import make_eval_step
+from kdjax.training._step import Metrics
 from kdjax.training.devices import AXIS, apart, numbers_only
 
 STEPS_PER_CALL = 64  # in one scan, on GPU and TPU
@@ -129,7 +130,11 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
 
 
 def make_evaluation(
-    apply: Apply, *, measures: Mapping[str, Any] | None = None, ignore_label: int | None = None, mesh: Mesh | None = None
+    apply: Apply,
+    *,
+    measures: Mapping[str, Any] | None = None,
+    ignore_label: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Builds ``evaluate(weights, arrays, *, batch_size=500) -> results``: every example once, whatever the remainder.
 

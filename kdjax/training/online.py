@@ -15,8 +15,9 @@ from kdjax._types import Apply, Batch, Number, Outputs, TrainState, Tree, Weight
 from kdjax.connectors import Connector
 from kdjax.networks.ensembles import fixed_shares, pooled
 from kdjax.objectives import schedules
+from kdjax.objectives._counted import counting
 from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Learner, Metrics, TrainStep, counting, learn, weights_of
+from kdjax.training._step import Learner, Metrics, TrainStep, learn, weights_of
 
 States = tuple[TrainState, ...]
 Pair = tuple[TrainState, Weights]

@@ -140,7 +140,9 @@ def enter(plan: Plan, index: int, state: TrainState | InPhase) -> InPhase:
     """
     _in_plan(plan, index)
     own = state.state if isinstance(state, InPhase) else state
-    return InPhase(index, own._replace(opt_state=plan[index].optimizer.init(own.params)))
+    # Copies: it may begin as the params, whose memory the step takes too.
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), plan[index].optimizer.init(own.params))
+    return InPhase(index, own._replace(opt_state=opt_state))
 
 
 def state_like(plan: Plan, step: Number, state: TrainState | InPhase) -> InPhase:

@@ -1,0 +1,91 @@
+"""A byte-level language model teaches a smaller one, on the source of Python's own standard library.
+
+    python experiments/tokens.py
+
+Three divergences between the same teacher and the same student: forward KL, reverse KL and Jensen–Shannon, each beside the
+labels; perplexity of the bytes of modules that no network was trained on.
+"""
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optax
+import tyro
+
+from experiments._settings import Settings, run
+from experiments._transformers import LanguageModel
+from kdjax import cross_entropy, on_logits, weighted_sum
+from kdjax.losses import jensen_shannon, reverse_kl, soft_target_kl
+from kdjax.metrics import Measure, accuracy, perplexity
+from kdjax.networks import from_linen
+from kdjax.runs import Recipe
+
+DIVERGENCES = {"forward KL": soft_target_kl, "reverse KL": reverse_kl, "Jensen–Shannon": jensen_shannon}
+BITS = Measure(cross_entropy, lambda sums, count: float(sums / count / np.log(2)), lower_is_better=True)
+MEASURES = {"perplexity": perplexity, "bits per byte": BITS, "accuracy": accuracy}
+
+
+@dataclass(frozen=True)
+class Tokens(Settings):
+    """A causal transformer of 1.2 million parameters and one of 0.2 million."""
+
+    data: str = "python"
+    """the text: the modules of Python's standard library, every tenth of them for the test"""
+    seeds: int = 8
+    """how often each student is trained, with seeds 0, 1, 2, …; one teacher serves all"""
+    print_every: int = 0
+    """print a line each so many epochs; 0: only after the last"""
+    time: int = 128
+    """bytes a window"""
+    windows: int = 2048
+    """windows of training text"""
+    teacher_epochs: int = 10
+    """passes over the training text, for the teacher"""
+    epochs: int = 3
+    """passes over the training text, for each student"""
+    batch_size: int = 16
+    """windows an update"""
+    learning_rate: float = 2e-3
+    """Adam's, per update, at the start; a cosine takes it to 0 at the end"""
+    alpha: float = 0.3
+    """weight of the labels; the divergence weighs 1 − alpha"""
+
+
+def text(settings: Tokens) -> list[dict[str, np.ndarray]]:
+    """The windows to train on and to test on: each byte's label is the next one."""
+    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    found = []
+    for test in (False, True):
+        chosen = [module for number, module in enumerate(modules) if (number % 10 == 9) == test]
+        whole = np.frombuffer(b"".join(module.read_bytes() for module in chosen), np.uint8).astype(np.int32)
+        count = min(settings.windows // (4 if test else 1), len(whole) // (settings.time + 1))
+        cut = whole[: count * (settings.time + 1)].reshape(count, settings.time + 1)
+        found.append({"inputs": cut[:, :-1], "labels": cut[:, 1:]})
+    return found
+
+
+def main(settings: Tokens) -> None:
+    data, labels = text(settings), weighted_sum(labels=(1.0, cross_entropy))
+
+    def recipe(width, layers, objective, epochs):
+        def optimizer(updates):
+            return optax.adam(optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, updates // 20, updates))
+
+        network = from_linen(LanguageModel(width, layers, heads=4))
+        return Recipe(
+            network, objective, optimizer, epochs, settings.batch_size, name=f"transformer {layers} × {width}"
+        )
+
+    teacher, alone = recipe(192, 3, labels, settings.teacher_epochs), recipe(64, 3, labels, settings.epochs)
+    given = settings.teacher
+    for name, divergence in DIVERGENCES.items():
+        soft = on_logits(divergence, temperature=1.0)
+        both = weighted_sum(labels=(settings.alpha, cross_entropy), soft=(1.0 - settings.alpha, soft))
+        recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(64, 3, both, settings.epochs)}
+        given = run(f"tokens, {name}", settings, data, measures=MEASURES, one_teacher=given or True, **recipes)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Tokens, description=__doc__))

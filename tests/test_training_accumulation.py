@@ -1,0 +1,181 @@
+"""Several batches as one update, whatever they count; each term's own gradient; and optimisers that ask for more."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_training_masks import DIM, EXAMPLES, GOAL, STUDENT, TEACHER, TIME, batch, network
+
+from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
+from kdjax.losses import soft_target_kl
+from kdjax.training import accumulate, data_mesh, distillation_oriented, freeze, jit_step, shard_map_step, weights_of
+
+MASK = np.random.default_rng(5).random((EXAMPLES, TIME)) < np.linspace(0.2, 0.9, EXAMPLES)[:, None]
+
+
+def trained(optimizer, batches, **settings):
+    step = jit_step(make_train_step(network, network, optimizer, **settings))
+    state = init_state(STUDENT, optimizer, jax.random.key(0))
+    metrics = None
+    for one in batches:
+        state, metrics = step(state, TEACHER, GOAL, one)
+    assert step._cache_size() == 1
+    return state.params, metrics
+
+
+def parts(arrays, count):
+    """Every `count`-th part of the examples."""
+    size = EXAMPLES // count
+    return [jax.tree.map(lambda a, n=n: a[n * size : (n + 1) * size], arrays) for n in range(count)]
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.5), optax.adam(1e-2)], ids=["sgd", "adam"])
+def test_micro_batches_of_unlike_counts_are_the_whole_batch(optimizer):
+    whole = batch(TIME) | {"mask": MASK}
+    assert len({int(one["mask"].sum()) for one in parts(whole, 4)}) > 1
+    wanted, _ = trained(optimizer, [whole])
+    found, _ = trained(accumulate(optimizer, 4), parts(whole, 4))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
+    means, _ = trained(optax.MultiSteps(optimizer, 4).gradient_transformation(), parts(whole, 4))
+    gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), means, wanted)
+    assert max(jax.tree.leaves(gap)) > 1e-3  # the control: means of means are another number
+
+
+def test_terms_that_count_unlike_many_are_told_apart():
+    labels = np.where(MASK, batch(TIME)["labels"], -100)
+    whole = batch(TIME) | {"labels": labels}
+    wanted, _ = trained(optax.sgd(0.5), [whole], ignore_label=-100)
+    named = accumulate(optax.sgd(0.5), 4, terms=["labels", "soft"])
+    found, _ = trained(named, parts(whole, 4), ignore_label=-100, term_gradients=True)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="terms must be named where they count unlike many entries, as labels, soft do"):
+        trained(accumulate(optax.sgd(0.5), 4), parts(whole, 4), ignore_label=-100)
+    with pytest.raises(ValueError, match="term_gradients must be taken by the step"):
+        trained(named, parts(whole, 4), ignore_label=-100)
+    with pytest.raises(ValueError, match=r"terms must be those of the objective, \['labels', 'soft'\]; got \['labels'\]"):
+        trained(accumulate(optax.sgd(0.5), 4, terms=["labels"]), parts(whole, 4), term_gradients=True)
+
+
+def test_a_batch_of_which_nothing_counts_adds_nothing():
+    whole = batch() | {"mask": np.arange(EXAMPLES) < EXAMPLES // 2}
+    wanted, _ = trained(optax.sgd(0.5), [whole])
+    found, _ = trained(accumulate(optax.sgd(0.5), 2), parts(whole, 2))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5)
+
+
+def test_no_counts_and_no_batches_are_refused():
+    with pytest.raises(ValueError, match="batches must be a whole number of 1 or more; got 0"):
+        accumulate(optax.sgd(0.1), 0)
+    optimizer = accumulate(optax.sgd(0.1), 2)
+    with pytest.raises(ValueError, match="counts must come from the step"):
+        optimizer.update(jnp.zeros(1), optimizer.init(jnp.zeros(1)), jnp.zeros(1), value=0.0)
+
+
+# Each term's own gradient
+
+
+def own_gradients():
+    """By hand: of each weighted term alone."""
+    found = {}
+    for name, term, weight in (("labels", cross_entropy, 0.3), ("soft", on_logits(soft_target_kl, temperature=2.0), 0.7)):
+
+        def loss(params, term=term, weight=weight):
+            student, _ = network(params, {}, batch()["inputs"], train=True)
+            taught, _ = network(*TEACHER, batch()["inputs"], train=False)
+            return weight * term(student, taught, batch()).mean()
+
+        found[name] = jax.grad(loss)(STUDENT.params)
+    return found
+
+
+def seen(record):
+    def update(gradient, state, params=None, **asked):
+        record.update(asked, gradient=gradient)
+        return jax.tree.map(jnp.zeros_like, gradient), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+@pytest.mark.parametrize("way", ["one device", "four devices"])
+def test_each_terms_own_gradient_is_taken_and_measured(way):
+    wanted = own_gradients()
+    optimizer = distillation_oriented(["soft"], momentum=0.0, difference=0.0)
+    settings = {"term_gradients": True, "axis_name": None if way == "one device" else "data"}
+    step = make_train_step(network, network, optimizer, **settings)
+    compiled = jit_step(step) if way == "one device" else shard_map_step(step, data_mesh())
+    state, metrics = compiled(init_state(STUDENT, optimizer, jax.random.key(0)), TEACHER, GOAL, batch())
+    chex.assert_trees_all_close(state.opt_state.distillation, wanted["soft"], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(state.opt_state.task, wanted["labels"], rtol=1e-4, atol=1e-6)
+    flat = {name: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(own)]) for name, own in wanted.items()}
+    norms = {name: np.linalg.norm(own) for name, own in flat.items()}
+    for name, norm in norms.items():
+        np.testing.assert_allclose(metrics[f"{name}_gradient_norm"], norm, rtol=1e-4)
+    cosine = flat["labels"] @ flat["soft"] / (norms["labels"] * norms["soft"])
+    np.testing.assert_allclose(metrics["labels_soft_gradient_cosine"], cosine, rtol=1e-3)
+
+
+def test_dot_with_no_difference_is_momentum():
+    plain, _ = trained(optax.sgd(0.1, momentum=0.9), [batch()] * 3)
+    dot = optax.chain(distillation_oriented(["soft"], momentum=0.9, difference=0.0), optax.scale(-0.1))
+    found, _ = trained(dot, [batch()] * 3, term_gradients=True)
+    chex.assert_trees_all_close(found, plain, rtol=1e-4, atol=1e-5)
+    apart, _ = trained(
+        optax.chain(distillation_oriented(["soft"], momentum=0.9), optax.scale(-0.1)), [batch()] * 3, term_gradients=True
+    )
+    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), apart, plain))) > 1e-4
+
+
+def test_what_dot_cannot_do_is_said():
+    with pytest.raises(ValueError, match="term_gradients must be taken by the step"):
+        trained(distillation_oriented(["soft"]), [batch()])
+    with pytest.raises(ValueError, match="distillation must name terms of the objective, .*got 'other'"):
+        trained(distillation_oriented(["other"]), [batch()], term_gradients=True)
+    with pytest.raises(ValueError, match=r"momentum \+ difference must lie between 0"):
+        distillation_oriented(["soft"], momentum=0.99)
+
+
+# Optimisers that ask for more
+
+
+def test_a_line_search_has_its_value_function():
+    """L-BFGS on a loss that is not noisy falls at every step, faster than gradient descent."""
+    goal = weighted_sum(labels=(1.0, cross_entropy))
+
+    def losses(optimizer):
+        step = jit_step(make_train_step(network, None, optimizer))
+        state, found = init_state(STUDENT, optimizer, jax.random.key(0)), []
+        for _ in range(8):
+            state, metrics = step(state, None, goal, batch())
+            found.append(float(metrics["loss"]))
+        return found
+
+    lbfgs, sgd = losses(optax.lbfgs()), losses(optax.sgd(0.1))
+    assert all(later < earlier for earlier, later in zip(lbfgs, lbfgs[1:], strict=False))
+    assert lbfgs[-1] < 0.2 * sgd[-1]
+
+
+def test_what_an_optimizer_may_ask_for_is_given():
+    record = {}
+    optimizer = seen(record)
+    step = make_train_step(network, network, optimizer, term_gradients=True)
+    jax.eval_shape(step, init_state(STUDENT, optimizer, jax.random.key(0)), TEACHER, GOAL, batch())
+    assert {*record} == {"counts", "grad", "gradient", "term_gradients", "value", "value_fn"}
+    assert {*record["counts"]} == {"labels", "soft"}
+    assert record["counts"]["labels"] is record["counts"]["soft"]
+    assert record["term_gradients"]["soft"]["body"].shape == (DIM, DIM)
+
+
+def test_what_is_schedule_free_is_evaluated_at_its_own_params():
+    optimizer = optax.contrib.schedule_free_sgd(0.5)
+    step = jit_step(make_train_step(network, network, optimizer))
+    state = init_state(STUDENT, optimizer, jax.random.key(0))
+    for _ in range(5):
+        state, _ = step(state, TEACHER, GOAL, batch())
+    wanted = optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
+    chex.assert_trees_all_close(weights_of(state).params, wanted)
+    assert float(jnp.abs(wanted["body"] - state.params["body"]).max()) > 1e-4
+    partly = init_state(STUDENT, freeze(optimizer, "head"), jax.random.key(0))
+    with pytest.raises(ValueError, match="schedule-free for all params, or for none"):
+        weights_of(partly)
