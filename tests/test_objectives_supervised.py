@@ -62,7 +62,8 @@ def test_smoothing_is_that_of_the_labels(smoothing):
 
 def test_smoothing_may_change_with_the_step_and_is_checked():
     term = smoothed_cross_entropy(lambda step: 0.1 * step)
-    scores = weighted_sum(labels=(1.0, term))(Outputs(jnp.asarray(LOGITS), {}), None, {"labels": jnp.asarray(CLASSES)}, 2)
+    outputs = Outputs(jnp.asarray(LOGITS), {})
+    scores = weighted_sum(labels=(1.0, term))(outputs, None, {"labels": jnp.asarray(CLASSES)}, 2)
     np.testing.assert_allclose(scores.terms["labels"], value(smoothed_cross_entropy(0.2), LOGITS, CLASSES), rtol=1e-5)
     with pytest.raises(ValueError, match="smoothing must lie between 0"):
         smoothed_cross_entropy(1.5)
@@ -96,7 +97,11 @@ def test_squared_error_is_a_mean_over_outputs():
 @pytest.mark.parametrize(
     ("term", "labels", "message"),
     [
-        (cross_entropy, CLASSES[:, :2], r'batch\["labels"\] must be whole class numbers of shape \(4, 3\); got shape \(4, 2\)'),
+        (
+            cross_entropy,
+            CLASSES[:, :2],
+            r'batch\["labels"\] must be whole class numbers of shape \(4, 3\); got shape \(4, 2\)',
+        ),
         (cross_entropy, SHARES[..., :2], r"must be whole class numbers of shape \(4, 3\)"),
         (smoothed_cross_entropy(0.1), CLASSES[0], r"labels must be whole class numbers of shape \(4, 3\)"),
         (binary_cross_entropy, CLASSES, r'student.logits and batch\["labels"\] must have the same shape'),

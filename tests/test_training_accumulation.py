@@ -1,5 +1,7 @@
 """Several batches as one update, whatever they count; each term's own gradient; and optimisers that ask for more."""
 
+from itertools import pairwise
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -50,11 +52,15 @@ def test_terms_that_count_unlike_many_are_told_apart():
     named = accumulate(optax.sgd(0.5), 4, terms=["labels", "soft"])
     found, _ = trained(named, parts(whole, 4), ignore_label=-100, term_gradients=True)
     chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="terms must be named where they count unlike many entries, as labels, soft do"):
+    with pytest.raises(
+        ValueError, match=r"terms must be named where they count unlike many entries, as labels, soft do"
+    ):
         trained(accumulate(optax.sgd(0.5), 4), parts(whole, 4), ignore_label=-100)
     with pytest.raises(ValueError, match="term_gradients must be taken by the step"):
         trained(named, parts(whole, 4), ignore_label=-100)
-    with pytest.raises(ValueError, match=r"terms must be those of the objective, \['labels', 'soft'\]; got \['labels'\]"):
+    with pytest.raises(
+        ValueError, match=r"terms must be those of the objective, \['labels', 'soft'\]; got \['labels'\]"
+    ):
         trained(accumulate(optax.sgd(0.5), 4, terms=["labels"]), parts(whole, 4), term_gradients=True)
 
 
@@ -79,7 +85,10 @@ def test_no_counts_and_no_batches_are_refused():
 def own_gradients():
     """By hand: of each weighted term alone."""
     found = {}
-    for name, term, weight in (("labels", cross_entropy, 0.3), ("soft", on_logits(soft_target_kl, temperature=2.0), 0.7)):
+    for name, term, weight in (
+        ("labels", cross_entropy, 0.3),
+        ("soft", on_logits(soft_target_kl, temperature=2.0), 0.7),
+    ):
 
         def loss(params, term=term, weight=weight):
             student, _ = network(params, {}, batch()["inputs"], train=True)
@@ -122,7 +131,9 @@ def test_dot_with_no_difference_is_momentum():
     found, _ = trained(dot, [batch()] * 3, term_gradients=True)
     chex.assert_trees_all_close(found, plain, rtol=1e-4, atol=1e-5)
     apart, _ = trained(
-        optax.chain(distillation_oriented(["soft"], momentum=0.9), optax.scale(-0.1)), [batch()] * 3, term_gradients=True
+        optax.chain(distillation_oriented(["soft"], momentum=0.9), optax.scale(-0.1)),
+        [batch()] * 3,
+        term_gradients=True,
     )
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), apart, plain))) > 1e-4
 
@@ -130,7 +141,7 @@ def test_dot_with_no_difference_is_momentum():
 def test_what_dot_cannot_do_is_said():
     with pytest.raises(ValueError, match="term_gradients must be taken by the step"):
         trained(distillation_oriented(["soft"]), [batch()])
-    with pytest.raises(ValueError, match="distillation must name terms of the objective, .*got 'other'"):
+    with pytest.raises(ValueError, match=r"distillation must name terms of the objective, .*got 'other'"):
         trained(distillation_oriented(["other"]), [batch()], term_gradients=True)
     with pytest.raises(ValueError, match=r"momentum \+ difference must lie between 0"):
         distillation_oriented(["soft"], momentum=0.99)
@@ -152,7 +163,7 @@ def test_a_line_search_has_its_value_function():
         return found
 
     lbfgs, sgd = losses(optax.lbfgs()), losses(optax.sgd(0.1))
-    assert all(later < earlier for earlier, later in zip(lbfgs, lbfgs[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(lbfgs))
     assert lbfgs[-1] < 0.2 * sgd[-1]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation measures: against scikit-learn, whatever the batch's size, the mask, the devices and the labels' kind."""
+"""What an evaluation measures: as scikit-learn does, whatever batch size, mask, devices and kind of labels."""
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,9 @@ def test_agreement_counts_all_and_accuracy_what_has_a_label():
     chosen = arrays["inputs"].argmax(-1)
     np.testing.assert_allclose(found["agreement"], np.mean(chosen == other.argmax(-1)), rtol=1e-6)
     np.testing.assert_allclose(found["accuracy"], np.mean(chosen[known] == labels[known]), rtol=1e-6)
-    alone = make_evaluation(said, measures={"agreement": agreeing})(NOTHING, {k: arrays[k] for k in ("inputs", "teacher")})
+    alone = make_evaluation(said, measures={"agreement": agreeing})(
+        NOTHING, {k: arrays[k] for k in ("inputs", "teacher")}
+    )
     np.testing.assert_allclose(alone["agreement"], found["agreement"], rtol=1e-6)
 
 
@@ -149,7 +151,7 @@ def test_a_measure_of_ones_own_and_one_that_counts_nothing():
 @pytest.mark.parametrize(
     ("measures", "arrays", "message"),
     [
-        (None, data() | {"labels": np.zeros((EXAMPLES, 2), int)}, r'batch\["labels"\], where no measures are given, must be'),
+        (None, data() | {"labels": np.zeros((EXAMPLES, 2), int)}, r"labels.*, where no measures are given, must be"),
         (None, data() | {"labels": np.zeros((EXAMPLES, CLASSES), np.float32)}, r"must be whole class numbers of shape"),
         ({"top": top_k_accuracy(6)}, data(), "k must be at most the number of classes, 5; got 6"),
         ({"agreement": agreeing}, data(), 'give the data a "teacher"'),
