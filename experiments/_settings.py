@@ -1,7 +1,7 @@
 """What every script's command line has, and how its settings become a run of `kdjax.runs.compare`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,8 +106,8 @@ def keep_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def run(name: str, settings: Settings, data: list[Dataset], **recipes: Any) -> Path:
-    """`kdjax.runs.compare` by a command line's settings; returns the folder of it all."""
+def run(name: str, settings: Settings, data: Sequence[Any], **recipes: Any) -> Path:
+    """`kdjax.runs.compare` by a command line's settings, and what else it is given; returns the folder of it all."""
     keep_programs()
     out = settings.folder(name)
     with _stoppable(out):

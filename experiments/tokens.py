@@ -7,7 +7,7 @@ labels; perplexity of the bytes of modules that no network was trained on.
 """
 
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,14 @@ from kdjax.metrics import Measure, accuracy, perplexity
 from kdjax.networks import from_linen
 from kdjax.runs import Recipe
 
-DIVERGENCES = {"forward KL": soft_target_kl, "reverse KL": reverse_kl, "Jensen–Shannon": jensen_shannon}
+DIVERGENCES = {"forward-kl": soft_target_kl, "reverse-kl": reverse_kl, "jensen-shannon": jensen_shannon}
 BITS = Measure(cross_entropy, lambda sums, count: float(sums / count / np.log(2)), lower_is_better=True)
 MEASURES = {"perplexity": perplexity, "bits per byte": BITS, "accuracy": accuracy}
 
 
 @dataclass(frozen=True)
 class Tokens(Settings):
-    """A causal transformer of 1.2 million parameters and one of 0.2 million."""
+    """A causal transformer of a million parameters and one of a tenth of that."""
 
     data: str = "python"
     """the text: the modules of Python's standard library, every tenth of them for the test"""
@@ -37,13 +37,13 @@ class Tokens(Settings):
     """how often each student is trained, with seeds 0, 1, 2, …; one teacher serves all"""
     print_every: int = 0
     """print a line each so many epochs; 0: only after the last"""
-    time: int = 128
+    time: int = 64
     """bytes a window"""
-    windows: int = 2048
+    windows: int = 4096
     """windows of training text"""
-    teacher_epochs: int = 10
+    teacher_epochs: int = 6
     """passes over the training text, for the teacher"""
-    epochs: int = 3
+    epochs: int = 1
     """passes over the training text, for each student"""
     batch_size: int = 16
     """windows an update"""
@@ -78,13 +78,14 @@ def main(settings: Tokens) -> None:
             network, objective, optimizer, epochs, settings.batch_size, name=f"transformer {layers} × {width}"
         )
 
-    teacher, alone = recipe(192, 3, labels, settings.teacher_epochs), recipe(64, 3, labels, settings.epochs)
-    given = settings.teacher
+    teacher, alone = recipe(160, 3, labels, settings.teacher_epochs), recipe(48, 2, labels, settings.epochs)
     for name, divergence in DIVERGENCES.items():
         soft = on_logits(divergence, temperature=1.0)
         both = weighted_sum(labels=(settings.alpha, cross_entropy), soft=(1.0 - settings.alpha, soft))
-        recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(64, 3, both, settings.epochs)}
-        given = run(f"tokens, {name}", settings, data, measures=MEASURES, one_teacher=given or True, **recipes)
+        recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(48, 2, both, settings.epochs)}
+        own = replace(settings, out=settings.out and settings.out / name)
+        folder = run(f"tokens-{name}", own, data, measures=MEASURES, one_teacher=True, **recipes)
+        settings = replace(settings, teacher=settings.teacher or folder / "seed-0" / "teacher" / "weights")
 
 
 if __name__ == "__main__":

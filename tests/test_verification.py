@@ -95,6 +95,7 @@ def row():
     laws = [
         name for _, *names in {**verification_page.VALUES, **verification_page.TRANSFORMED}.values() for name in names
     ]
+    laws += [name for name, _ in verification_page.SHAPES.values()]
     found = verification_page.Row(CASE, {name: [good] for name in laws}, dict.fromkeys(CASE.invariances, good))
     found.bad_points = {"float32": {("all zero", 0): []}}
     found.costs = {32: Cost(1.0, 2.0, 3, False)}

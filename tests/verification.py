@@ -47,6 +47,9 @@ def measured(case):
     for way, error in laws_transformed.transformed(case).items():
         found.errors[way] = [error]
     found.errors["split over 4 devices"] = [*laws_transformed.split_batch(case).values()]
+    found.errors["leading axes"] = [laws.with_leading_axes(case)] if case.leading_axes else []
+    rubbish = (0.0, 1e30, float("nan")) if case.couples_batch else ()
+    found.errors["left out"] = [laws.with_some_left_out(case, one) for one in rubbish]
     for dtype in laws.DTYPES:
         found.bad_points[dtype.__name__] = laws.at_bad_points(case, dtype)
     for batch in BATCHES:

@@ -37,6 +37,11 @@ TRANSFORMED = {
     "`vmap`": ("float32", "vmap"),
     "`scan`": ("float32", "scan"),
 }
+# By column: the law, and what stands where it does not apply.
+SHAPES = {
+    "any axes lead": ("leading axes", "[batch] alone"),
+    "among others that do not count": ("left out", "each for itself"),
+}
 
 _AT = f"at batch {', '.join(map(str, BATCHES))}"
 COSTS = {
@@ -82,6 +87,9 @@ class Row:
             parts = [_largest([e.error for e in self.errors[name]], kind) for name in names]
             both = "; gradient ".join(parts) if all(parts) else ""
             cells[column] = both if self.case.golden or not column.startswith("golden") else NO_GOLDEN
+        for column, (name, otherwise) in SHAPES.items():
+            errors = [one.error for one in self.errors[name]]
+            cells[column] = _largest(errors, "float32") if errors else otherwise
         for dtype, points in self.bad_points.items():
             cells[f"finite, {dtype}"] = f"{sum(not faults for faults in points.values())} of {len(points)}"
         kinds = dict.fromkeys(name_of(change).split(":")[0].lower() for change in self.case.invariances)
@@ -122,6 +130,12 @@ def page(rows, record):
         "split over 4 devices, gathered as the train step does, against the whole on one: values and gradient, under `jit` "
         "with a sharded batch, `shard_map` and `pmap`. `jit`, `vmap` and `scan` against plain calls.\n",
         _table(["loss", "invariances", *TRANSFORMED], cells),
+        "\n## Axes and masks\n",
+        "Any axes lead: [2, 3, …] against the same six entries as [6, …], values and gradients. Among others that do not "
+        "count: a batch with three examples more, filled with 0, 1e30 or NaN, that `where` leaves out, against the batch "
+        "alone: values, gradients, and 0 for the three. A loss that gives each example a number for itself takes no "
+        "`where`: the train step leaves its entries out (`tests/test_training_masks.py`, on one device and on four).\n",
+        _table(["loss", *SHAPES], cells),
         "\n## Cost\n",
         "Of the value and the gradient for the student in float32, as XLA estimates it for the program that it compiled for "
         "the CPU: floating-point operations, bytes moved by all operations together (an array that two operations read "
@@ -165,6 +179,8 @@ def _summary(rows, record):
             f"| value and gradient finite at bad points, in three dtypes | {len(points):,} | {sum(points):,} |",
             f"| declared invariances | {len(invariances)} | {_largest(invariances, 'float32')} |",
             f"| the same under jit, vmap and scan, and split over 4 devices | {len(rows)} | {largest('float32', *ways)} |",
+            f"| any axes lead, and examples that do not count change nothing | {len(rows)} | "
+            f"{largest('float32', 'leading axes', 'left out')} |",
             f"| examples drawn by hypothesis | {examples:,} | none failed |",
         ]
     )

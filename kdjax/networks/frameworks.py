@@ -145,9 +145,10 @@ def _names(variables: Any) -> dict[str, Any]:
 
 
 def _refuse_softmax(model: Any) -> None:
-    last = getattr(getattr(model, "layers", [None])[-1], "activation", None)
-    if getattr(last, "__name__", "") in ("softmax", "sigmoid"):
+    last: Any = getattr(getattr(model, "layers", [None])[-1], "activation", None)
+    name = getattr(last, "__name__", "")
+    if name in ("softmax", "sigmoid"):
         raise ValueError(
-            f"model must return logits; its last layer has the activation {last.__name__}: set it to None, "
+            f"model must return logits; its last layer has the activation {name}: set it to None, "
             "model.layers[-1].activation = None, which changes no weight."
         )

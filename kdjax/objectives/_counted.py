@@ -30,8 +30,10 @@ def read_counted(batch: Batch, name: str, entries: tuple[int, ...]) -> Counted:
     Raises:
       ValueError: if it is of another shape, or holds no numbers.
     """
-    if name not in batch:
-        return None
+    return None if name not in batch else _bools(batch, name, entries)
+
+
+def _bools(batch: Batch, name: str, entries: tuple[int, ...]) -> Array:
     given = batch[name]
     shape = tuple(np.shape(given))
     if not shape or shape != entries[: len(shape)]:
@@ -56,7 +58,7 @@ def without_ignored(batch: Batch, ignore_label: int | None) -> Batch:
     labels = _checks.labels('batch["labels"], of which one is ignored,', batch["labels"], np.shape(batch["labels"]))
     known = labels != ignore_label
     if LABELLED in batch:
-        known &= read_counted(batch, LABELLED, labels.shape)
+        known &= _bools(batch, LABELLED, labels.shape)
     return {**batch, "labels": jnp.where(known, labels, 0), LABELLED: known}
 
 
@@ -76,7 +78,7 @@ def counting(batch: Batch, ignore_label: int | None) -> Batch:
     batch = without_ignored(batch, ignore_label)
     if MASK not in batch:
         return batch
-    mask = read_counted(batch, MASK, jnp.shape(batch[MASK]))
+    mask = _bools(batch, MASK, jnp.shape(batch[MASK]))
     examples = jnp.any(mask, axis=tuple(range(1, mask.ndim)))
     return {**batch, "inputs": keep(batch["inputs"], examples), MASK: mask}
 

@@ -61,6 +61,7 @@ def compare(
     seeds: int = 3,
     resume: bool = False,
     given_teacher: str | os.PathLike[str] | None = None,
+    one_teacher: bool = False,
     cache: Cache = "auto",
     devices: int | Literal["all"] = 1,
     dtype: str = "float32",
@@ -87,6 +88,8 @@ def compare(
       resume: go on with the run in `out`, from the last saved epoch of each network, where there is one. States are saved
         every half minute and after the last epoch.
       given_teacher: the folder of a teacher's saved weights, used for every seed in the place of a trained one.
+      one_teacher: whether the teacher is trained for the first seed alone, and serves the others; the intervals are then
+        over students of that one teacher.
       cache: whether the teacher's outputs for the training data are computed once and stored: ``"memory"``, ``"disk"`` (in
         `out`), ``"off"`` (it is run in every step), or ``"auto"``: the first of these for which there is room.
       devices: over how many devices each batch is split; ``"all"``, also those of other processes.
@@ -130,7 +133,7 @@ def compare(
         "data_digests": digests,
     }
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
-    about["measures"] = sorted(measures or {})
+    about |= {"measures": sorted(measures or {}), "one_teacher": one_teacher, "ignore_label": ignore_label}
     about["programs"] = {name: digest_of_training(name, trainers, run.train, run.classes) for name in PHASES}
     about["programs"]["preprocess"] = _trees.digest_of_program(run.preprocess, first_of(_inputs(data[0])))
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
@@ -146,6 +149,8 @@ def compare(
         place = run.place_of_cache(trainers["teacher"])
         for seed in range(seeds):
             results["seeds"].append(run.one_seed(seed, trainers, given, place))
+            if one_teacher and given is None:
+                given = run.loaded(trainers["teacher"], Path(out) / "seed-0" / "teacher" / "weights")
         if _processes.is_first():
             records.write_json(folder / "results.json", results)
     comparison(results, console)

@@ -65,11 +65,12 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
     for heading in ("parameters", measured, "agrees with teacher, %", "seconds"):
         table.add_column(heading, justify="right")
     for network in _NETWORKS:
-        seconds = np.mean(_over_seeds(results, network, "seconds"))
+        each = _over_seeds(results, network, "seconds")
+        seconds, own = np.mean(each), np.count_nonzero(each)
         agreement = "" if network == "teacher" else _percent(_over_seeds(results, network, "agreement"))
         values = _over_seeds(results, network, measure["name"])
-        # Not trained here: one teacher, from a file, that served all seeds. Of it no spread is known.
-        values = values if seconds else values[:1]
+        # One teacher that served all seeds, from a file or of the first seed: of it no spread is known.
+        values = values if own == len(values) else values[:1]
         value = _percent(values) if measure["percent"] else _number(values)
         time = f"{seconds:.1f}" if seconds else "given"
         table.add_row(network, f"{results['parameters'][network]:,}", value, agreement, time)

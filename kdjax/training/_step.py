@@ -75,7 +75,8 @@ def _evaluated(state: TrainState) -> Tree:
     found = [part for part in parts if isinstance(part, kind)]
     if not found:
         return state.params
-    if len(found) > 1 or jax.tree.structure(found[0].z) != jax.tree.structure(state.params):
+    its, own = (str(jax.tree.structure(tree)) for tree in (found[0].z, state.params))
+    if len(found) > 1 or its != own:
         raise ValueError(
             "state must be of an optimizer that is schedule-free for all params, or for none; its evaluation params are not "
             "known here: take optax.contrib.schedule_free_eval_params of each part."

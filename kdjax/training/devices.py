@@ -133,7 +133,7 @@ def jit_step(step: TrainStep) -> Any:
         apart(state, teacher)
         return compiled(state, teacher, objective, batch)
 
-    call.__dict__.update(lower=compiled.lower, _cache_size=compiled._cache_size)
+    call.__dict__.update({name: getattr(compiled, name) for name in ("lower", "trace", "_cache_size")})
     return call
 
 

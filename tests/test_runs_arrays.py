@@ -1,0 +1,114 @@
+"""Comparisons of any outputs: tokens with labels that are missing, masks, dicts of inputs, and measures of one's own."""
+
+import json
+
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from kdjax import Outputs, cross_entropy, on_logits, weighted_sum
+from kdjax.losses import soft_target_kl
+from kdjax.metrics import accuracy, class_iou, perplexity
+from kdjax.networks import from_linen
+from kdjax.runs import Recipe, compare
+
+CLASSES, TIME = 5, 4
+LABELS = weighted_sum(labels=(1.0, cross_entropy))
+BOTH = weighted_sum(labels=(0.5, cross_entropy), soft=(0.5, on_logits(soft_target_kl)))
+
+
+class Tokens(nn.Module):
+    """Reads a dict: token numbers, and how loud each is."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, inputs):
+        hidden = nn.relu(nn.Embed(CLASSES, self.width)(inputs["ids"]) * inputs["loud"][..., None])
+        return Outputs(nn.Dense(CLASSES)(hidden), {"hidden": hidden})
+
+
+def arrays(examples, seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, CLASSES, (examples, TIME))
+    labels = np.where(rng.random((examples, TIME)) < 0.8, (2 * ids + 1) % CLASSES, -100)
+    inputs = {"ids": ids, "loud": np.ones((examples, TIME), np.float32)}
+    return {"inputs": inputs, "labels": labels, "mask": rng.random((examples, TIME)) < 0.9}
+
+
+DATA = arrays(48, 0), arrays(18, 1)
+
+
+def recipe(width, objective):
+    return Recipe(from_linen(Tokens(width)), objective, lambda updates: optax.adam(3e-2), epochs=3, batch_size=8)
+
+
+RECIPES = {"teacher": recipe(16, LABELS), "alone": recipe(3, LABELS), "distilled": recipe(3, BOTH)}
+MEASURES = {"perplexity": perplexity, "accuracy": accuracy, "class_iou": class_iou()}
+SETTINGS = {"data": DATA, "measures": MEASURES, "ignore_label": -100, **RECIPES}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tokens"
+    return out, compare(out, seeds=2, one_teacher=True, **SETTINGS)
+
+
+def test_tokens_are_compared_by_the_first_measure(run, capsys):
+    out, results = run
+    assert results["measure"] == {"name": "perplexity", "percent": False, "lower_is_better": True}
+    for seed in results["seeds"]:
+        for network in ("teacher", "alone", "distilled"):
+            own = seed[network]
+            assert np.isfinite(own["perplexity"])
+            assert 0 <= own["accuracy"] <= 1
+            assert len(own["class_iou"]) == CLASSES
+            assert ("agreement" in own) == (network != "teacher")
+    assert json.loads((out / "results.json").read_text())["seeds"] == results["seeds"]
+
+
+def test_one_teacher_serves_all_seeds(run):
+    out, results = run
+    first, second = (seed["teacher"] for seed in results["seeds"])
+    assert first["perplexity"] == pytest.approx(second["perplexity"], rel=1e-6)
+    assert first["seconds"] > 0 == second["seconds"]
+    assert not (out / "seed-1" / "teacher").exists()
+
+
+def test_a_run_of_tokens_goes_on_and_refuses_another_measure(run):
+    out, results = run
+    again = compare(out, seeds=2, one_teacher=True, resume=True, **SETTINGS)
+    assert [seed["distilled"]["perplexity"] for seed in again["seeds"]] == [
+        seed["distilled"]["perplexity"] for seed in results["seeds"]
+    ]
+    other = {**SETTINGS, "ignore_label": None}
+    with pytest.raises(ValueError, match="ignore_label"):
+        compare(out, seeds=2, one_teacher=True, resume=True, **other)
+
+
+def test_the_table_says_what_less_means(run, tmp_path):
+    from rich.console import Console
+
+    _, results = run
+    console = Console(record=True, width=120)
+    compare(tmp_path / "again", seeds=2, one_teacher=True, console=console, **SETTINGS)
+    text = console.export_text()
+    assert "test perplexity" in text
+    assert "perplexity transfer rate" in text
+    assert "the given arrays" in text
+    assert results["experiment"] == "comparison"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((DATA[0],), "data must be two data sets"),
+        ((DATA[0], {"labels": DATA[1]["labels"]}), 'data must have "inputs".* the test data have'),
+        ((DATA[0] | {"mask": np.ones((3, TIME))}, DATA[1]), "one row for each example in every array; the train data"),
+    ],
+)
+def test_arrays_that_are_no_data_are_named(data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compare(tmp_path / "run", **{**SETTINGS, "data": data})
+    assert not (tmp_path / "run").exists()
