@@ -15,7 +15,7 @@ from kdjax import Outputs, connectors, init_state, make_train_step, on_outputs, 
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.connectors import Seen
 from kdjax.losses import soft_target_kl
-from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch, train_only
 
 NOTHING = Outputs(jnp.zeros((2, 3)), {})
 SOFT = on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature="student.t")
@@ -119,7 +119,7 @@ def test_it_moves_up_the_loss_within_its_bounds(up):
     )
     step, state = made_step(connectors.learnt_temperature(strength, initial=3.0, low=2.0, high=5.0), optimizer)
     step, losses, seen = jax.jit(step), [], []
-    for _ in range(60):
+    for _ in range(20):
         state, metrics = step(state, teacher(), OBJECTIVE, batch())
         losses.append(float(metrics["soft"]))
         seen.append(temperature(state, 2.0, 5.0))
@@ -195,3 +195,70 @@ def test_many_students_have_a_temperature_each():
 def test_numbers_out_of_range_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         connectors.learnt_temperature(**({"strength": 1.0} | arguments))
+
+
+# Each example's own
+
+
+def instance_wise(strength=1.0):
+    return connectors.learnt_temperature(strength, initial=4.0, width=6)
+
+
+def test_each_example_has_a_temperature_that_begins_alike():
+    step, state = made_step(instance_wise())
+    plain, of_one = made_step(connectors.learnt_temperature(1.0, initial=4.0))
+    _, metrics = jax.jit(step)(state, teacher(), OBJECTIVE, batch())
+    _, expected = jax.jit(plain)(of_one, teacher(), OBJECTIVE, batch())
+    np.testing.assert_allclose(metrics["soft"], expected["soft"], rtol=1e-5)
+
+
+def temperatures_of(state, connector):
+    outputs = [
+        network(*weights, batch()["inputs"], train=False)[0] for weights in (connectors.student_of(state), teacher())
+    ]
+    beside = connectors.connector_of(state, "t")
+    return np.asarray(connector.apply(*beside, Seen(*outputs, batch(), False, None))[0][""]), outputs
+
+
+def test_an_example_of_which_the_loss_grows_with_t_gets_a_higher_one():
+    """After steps of the temperature alone the loss of the same networks is larger, and temperatures are apart."""
+    connector = instance_wise()
+    beside, _ = fresh(connector)
+    only = train_only(optax.adam(0.02), "^connectors")
+    step = jax.jit(make_train_step(network, network, only, connectors=beside))
+    state = fresh(connector, only)[1]
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, teacher(), OBJECTIVE, batch())
+        losses.append(float(metrics["soft"]))
+    assert losses[-1] > losses[0]
+    found, outputs = temperatures_of(state, connector)
+    assert found.shape == (len(outputs[0].logits),)
+    assert found.std() > 1e-3 * found.mean()
+    assert ((found > 1.0) & (found < 21.0)).all()
+    chex.assert_trees_all_equal(connectors.student_of(state).params, student().params)
+
+
+def test_what_it_reads_sends_the_student_no_gradient():
+    """The student's update is that at the same temperatures, given as an array."""
+    connector = instance_wise()
+    step, state = made_step(connector)
+    drawn = jax.random.normal(jax.random.key(9), state.params["connectors"]["t"]["out"].shape)
+    params = {**state.params, "connectors": {"t": {**state.params["connectors"]["t"], "out": drawn}}}
+    state = state._replace(params=params)
+    found, _ = temperatures_of(state, connector)
+    after, _ = jax.jit(step)(state, teacher(), OBJECTIVE, batch())
+    given = weighted_sum(
+        soft=(1.0, on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature="batch.t"))
+    )
+    plain = make_train_step(network, network, sgd())
+    expected, _ = jax.jit(plain)(
+        init_state(student(), sgd(), jax.random.key(0)), teacher(), given, batch() | {"t": jnp.asarray(found)}
+    )
+    assert found.std() > 0.1
+    chex.assert_trees_all_close(connectors.student_of(after).params, expected.params, rtol=1e-4, atol=1e-6)
+
+
+def test_a_width_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="width must be a whole number of 1 or more; got 0"):
+        connectors.learnt_temperature(1.0, width=0)

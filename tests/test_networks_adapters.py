@@ -159,6 +159,38 @@ def test_what_a_linen_module_sows_is_replaced_and_does_not_grow(only_in_training
     assert jax.tree.all(moved)
 
 
+class Aux(nnx.Variable):
+    """A kind of variable of one's own, that is sown into."""
+
+
+class NnxSowing(nnx.Module):
+    def __init__(self):
+        self.dense = nnx.Linear(36, CLASSES, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(CLASSES, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        logits = self.norm(self.dense(x.reshape(len(x), -1)))
+        self.sow(Aux, "size", jnp.mean(logits**2))
+        return logits
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_what_an_nnx_model_sows_into_its_own_variables_does_not_grow(called_before):
+    model = NnxSowing()
+    if called_before:
+        model(INPUTS)
+    weights, apply = from_nnx(model)
+    step = jit_step(make_train_step(apply, None, optax.sgd(0.1)))
+    state, before = init_state(weights, optax.sgd(0.1), jax.random.key(1)), weights.model_state
+    for _ in range(3):
+        state, _ = step(state, None, weighted_sum(labels=(1.0, cross_entropy)), BATCH)
+    assert jax.tree.structure(state.model_state) == jax.tree.structure(before)
+    assert step._cache_size() == 1
+    assert ("size" in before) == called_before
+    moved = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), before, state.model_state)
+    assert jax.tree.all(moved)
+
+
 class LinenTokens(nn.Module):
     @nn.compact
     def __call__(self, inputs):

@@ -84,7 +84,8 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
     """A Flax NNX model as its arrays and a pure function; the model itself is never changed.
 
     Args:
-      model: a ``flax.nnx.Module`` that is called with the inputs. Its ``train()`` and ``eval()`` set the mode, and so
+      model: a ``flax.nnx.Module`` that is called with the inputs. Values that it sows are replaced at every pass, and those
+        of which it had none are left out. Its ``train()`` and ``eval()`` set the mode, and so
         does an argument of its ``__call__`` where it has one. Every ``Param`` goes to the params; all other variables,
         such as BatchNorm's statistics, to the model_state. Its random streams go to neither: while training, each starts
         from a key derived from `rng`.
@@ -129,7 +130,8 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
         merged = nnx.merge(training, params, seeded, model_state)
         outputs = _outputs(merged(inputs, **in_training), model)
         nnx.pop(merged, nnx.Intermediate)
-        return outputs, nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+        changed = nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
+        return outputs, _in_the_form_of(model_state, changed)
 
     return Weights(_copies(own_params), _copies(own_state)), apply
 
