@@ -14,12 +14,15 @@ import tyro
 from experiments import (
     common_mistakes,
     digits,
+    many_labels,
     model_compression,
     pipeline,
+    pixels,
     precision,
     search,
     soft_targets,
     strategies,
+    tokens,
 )
 from kdjax.runs import fitting
 
@@ -98,6 +101,7 @@ SETTINGS = {
     )
     for script in (
         *(digits, model_compression, pipeline, soft_targets),
+        *(many_labels, pixels, tokens),
         *(common_mistakes, precision, search, strategies),
     )
 }

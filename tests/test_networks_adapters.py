@@ -174,6 +174,7 @@ class NnxSowing(nnx.Module):
         return logits
 
 
+@pytest.mark.filterwarnings("ignore:Using .Module.sow:DeprecationWarning")  # flax 0.12 wants nnx.capture around it
 @pytest.mark.parametrize("called_before", [False, True])
 def test_what_an_nnx_model_sows_into_its_own_variables_does_not_grow(called_before):
     model = NnxSowing()
