@@ -23,6 +23,7 @@ from experiments import (
     soft_targets,
     strategies,
     tokens,
+    transformers,
 )
 from kdjax.runs import fitting
 
@@ -101,7 +102,7 @@ SETTINGS = {
     )
     for script in (
         *(digits, model_compression, pipeline, soft_targets),
-        *(many_labels, pixels, tokens),
+        *(many_labels, pixels, tokens, transformers),
         *(common_mistakes, precision, search, strategies),
     )
 }

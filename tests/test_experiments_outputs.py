@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import _canvases, many_labels, pixels, tokens
+from experiments import _canvases, many_labels, pixels, tokens, transformers
 from kdjax.data import load
 
 SHORT = {"seeds": 2, "teacher_epochs": 1, "epochs": 1}
@@ -16,6 +17,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_tokens_are_compared_by_perplexity_and_one_teacher_serves_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tokens, "DIVERGENCES", dict([*tokens.DIVERGENCES.items()][:2]))
     settings = tokens.Tokens(**SHORT, windows=32, time=8, batch_size=16, out=tmp_path / "run")
@@ -46,6 +48,7 @@ def test_the_text_is_cut_so_that_each_byte_has_the_next_as_its_label():
     assert train["inputs"].max() < 256
 
 
+@pytest.mark.slow
 def test_pixels_are_compared_by_mean_iou(tmp_path, monkeypatch):
     settings = pixels.Pixels(**SHORT | {"seeds": 1}, examples=64, out=tmp_path / "run")
     monkeypatch.setattr(pixels, "run", lambda *given, **more: ran.append((given, more)) or tmp_path)
@@ -65,6 +68,27 @@ def test_several_labels_are_compared_by_label_accuracy(tmp_path):
     found = results(tmp_path / "run")
     assert found["measure"]["name"] == "label accuracy"
     assert all(0.5 < seed["alone"]["label accuracy"] <= 1 for seed in found["seeds"])
+
+
+@pytest.mark.slow
+def test_transformers_and_cnns_teach_each_other(tmp_path):
+    settings = transformers.Transformers(
+        **SHORT | {"seeds": 1}, data="digits", patch=4, examples=128, out=tmp_path / "run"
+    )
+    transformers.main(settings)
+    for name in ("transformer-from-cnn", "cnn-from-transformer"):
+        found = results(tmp_path / "run" / name)["seeds"][0]
+        assert 0 <= found["distilled"]["accuracy"] <= 1
+        assert 0 <= found["distilled"]["agreement"] <= 1
+
+
+def test_the_distillation_token_learns_and_joins_in_inference():
+    network = transformers.VisionTransformer(10, 8, layers=1, heads=2, patch=4)
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    variables = network.init(jax.random.key(0), images)
+    inferring, training = (network.apply(variables, images, train=train) for train in (False, True))
+    mean = (training.logits + training.features["distilled"]) / 2
+    np.testing.assert_allclose(inferring.logits, mean, rtol=1e-5, atol=1e-6)
 
 
 def test_canvases_hold_what_they_say():
