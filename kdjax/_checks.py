@@ -106,11 +106,11 @@ def labels(name: str, array: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def where(value: Any, shape: tuple[int, ...]) -> None:
-    """What counts of a batch: None for all, or bools of `shape`."""
+    """What counts of a batch: None for all, or bools of `shape` or of its first axes."""
     if value is None:
         return
     kind = getattr(value, "dtype", None)
-    if np.shape(value) != shape or kind is None or np.dtype(kind) != np.bool_:
+    if not np.ndim(value) or np.shape(value) != shape[: np.ndim(value)] or kind is None or np.dtype(kind) != np.bool_:
         raise ValueError(
             f"where must be bools of shape {shape}, the batch's mask for a loss that compares examples; got "
             f"{_described(value)}."

@@ -24,7 +24,8 @@ from kdjax import (
     weighted_sum,
 )
 from kdjax.connectors import init_beside, regressor
-from kdjax.losses import hint, rkd_distance, soft_target_kl
+from kdjax.data import make_views
+from kdjax.losses import dist, hint, rkd_distance, soft_target_kl
 from kdjax.training import (
     data_mesh,
     jit_step,
@@ -303,6 +304,25 @@ def test_a_loss_of_the_whole_batch_is_told_what_counts():
     relation = weighted_sum(relation=(1.0, on_feature(rkd_distance, "hidden")))
     masked, alone = halves(0.0)
     same(step()(fresh(), TEACHER, relation, masked), step()(fresh(), TEACHER, relation, alone))
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_dist_leaves_out_examples_with_all_their_positions_and_single_ones(positions):
+    goal = weighted_sum(pattern=(1.0, on_logits(dist)))
+    arrays = batch(TIME)
+    mask = np.arange(EXAMPLES) % 3 > 0
+    mask = np.broadcast_to(mask[:, None], (EXAMPLES, TIME)).copy() if positions else mask
+    if positions:
+        mask[1, 0] = False
+    alone = {name: array[mask].reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+    same(step()(fresh(), TEACHER, goal, arrays | {"mask": mask}), step()(fresh(), TEACHER, goal, alone))
+
+
+def test_mixed_examples_refuse_a_mask():
+    mixed = make_views(mix=lambda key, image, partner: (image, jnp.ones(())))
+    for name in ("mask", "labelled"):
+        with pytest.raises(ValueError, match=f'batch must have no "{name}" where examples are mixed'):
+            mixed(jax.random.key(0), batch() | {"indices": np.arange(EXAMPLES), name: np.ones(EXAMPLES)})
 
 
 @pytest.mark.parametrize("normalize", [False, True])

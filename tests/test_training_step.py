@@ -1,5 +1,6 @@
 """What the step promises: the teacher stands outside everything that the optimiser touches, and numbers reproduce."""
 
+import inspect
 from functools import cache
 
 import chex
@@ -38,6 +39,7 @@ from kdjax import (
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.networks import from_linen
 from kdjax.training import freeze, jit_step
+from kdjax.training._step import teach
 
 
 def step_for(transform=None, teacher_apply=True):
@@ -267,6 +269,8 @@ def test_a_step_with_a_teacher_apply_wants_the_teachers_weights():
     with pytest.raises(ValueError, match="teacher must be the teacher's Weights"):
         step_for()(fresh_state(), None, objective(), batch())
     assert isinstance(teacher_weights(), Weights)
+    with pytest.raises(ValueError, match=r"teacher must be the teacher's Weights .*; got dict"):
+        inspect.unwrap(teach)(teacher, {"params": teacher_weights().params}, batch())
 
 
 def test_a_student_may_start_from_the_teachers_own_arrays():

@@ -120,7 +120,7 @@ def make_views(*views: Callable[[PRNGKeyArray, Array], Array], mix: Callable[...
       `kdjax.objectives.mixed_cross_entropy`; ``"labels"`` stay those of the first of each pair.
 
     Raises:
-      ValueError: later, if the batch has no indices, or as a view says.
+      ValueError: later, if the batch has no indices, with `mix` if it has a mask, or as a view says.
 
     Example:
       >>> from functools import partial
@@ -144,6 +144,11 @@ def make_views(*views: Callable[[PRNGKeyArray, Array], Array], mix: Callable[...
         if "indices" not in batch:
             raise ValueError(
                 f'batch must have "indices", the examples\' places in the data set; it has {sorted(batch)}.'
+            )
+        if mix is not None and (left_out := {"mask", "labelled"} & batch.keys()):
+            raise ValueError(
+                f'batch must have no "{min(left_out)}" where examples are mixed: a partner may be one that does not count. '
+                "Leave such examples out before they are in a batch."
             )
         keys = example_keys(key, batch["indices"])
         seen = dict(batch)

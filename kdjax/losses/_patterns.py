@@ -19,7 +19,7 @@ def dist(
     beta: Number = 1.0,
     gamma: Number = 1.0,
     temperature: Number = 1.0,
-    where: Bool[Array, "*batch"] | None = None,
+    where: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Correlation of the two networks' predictions: among the classes of an example, and among examples for a class.
 
@@ -37,7 +37,8 @@ def dist(
       beta: β, the weight of the correlation among classes. May be traced.
       gamma: γ, the weight of the correlation among examples. May be traced.
       temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
-      where: which entries count, bools [...]; the others are as if they were not there, and get 0. None: all do.
+      where: which entries count, bools [...] or of its first axes alone; the others are as if they were not there, and
+        get 0. None: all do.
 
     Returns:
       Each example's own part and its share of the batch's; ≥ 0 where both weights are. The mean over the batch is the
@@ -68,6 +69,10 @@ def dist(
     _checks.finite("gamma", gamma)
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     _checks.where(where, student.shape[:-1])
+    if where is not None:
+        # Of an example that does not count, no position does.
+        axes = where.shape + (1,) * (student.ndim - 1 - where.ndim)
+        where = jnp.broadcast_to(where.reshape(axes), student.shape[:-1])
     student, teacher = (jax.nn.softmax(_math.kept(logits, where), axis=-1) for logits in (student, teacher))
     among_classes = 0.5 * jnp.sum((_pattern(student, -1) - _pattern(teacher, -1)) ** 2, axis=-1)
     rows, taught = (shares.reshape(-1, shares.shape[-1]) for shares in (student, teacher))

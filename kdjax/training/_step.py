@@ -149,7 +149,7 @@ def make_train_step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         batch = counting(batch, ignore_label)
-        taught = gather(_teach(teacher_apply, teacher, batch), axis_name)
+        taught = gather(teach(teacher_apply, teacher, batch), axis_name)
         (state,), (metrics,) = learn([learner], [state], [objective], batch, lambda said: [taught], axis_name)
         return state, metrics
 
@@ -306,15 +306,16 @@ def _compared(gradients: Mapping[str, Tree]) -> Metrics:
     return found
 
 
-def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:
+def teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:
     """The teacher's outputs, from the batch or by running it; the one place where its gradient is stopped."""
     if "teacher" in batch:
         return lax.stop_gradient(outputs_of(batch["teacher"], 'batch["teacher"]'))
     if teacher_apply is None:
         return None
-    if teacher is None:
+    if not isinstance(teacher, tuple) or len(teacher) != 2:
         raise ValueError(
-            "teacher must be the teacher's Weights, since the step was made with a teacher_apply; got None."
+            "teacher must be the teacher's Weights (params, model_state), since the step was made with a teacher_apply; got "
+            f"{None if teacher is None else type(teacher).__name__}."
         )
     # Also on the way in: then nothing of the teacher's backward pass is ever built.
     params, model_state = lax.stop_gradient(teacher)

@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kdjax._apply import run
 from kdjax._types import Apply, Batch, TrainState, Tree, Weights
 from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Metrics, TrainStep
+from kdjax.training._step import Metrics, TrainStep, teach
 
 SweepStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
 
@@ -126,7 +125,7 @@ def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Batch) -
             "teacher_apply and teacher belong together, the function and its Weights; "
             f"got no {'teacher_apply' if teacher_apply is None else 'teacher'}."
         )
-    return {"teacher": run(teacher_apply, *teacher, batch["inputs"], train=False)[0]}
+    return {"teacher": teach(teacher_apply, teacher, batch)}
 
 
 def _check_axes(*, objectives: Objective, states: TrainState) -> None:
