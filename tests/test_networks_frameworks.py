@@ -124,7 +124,7 @@ def test_keras_layers_that_are_frozen_are_no_params(keras):
 
 
 def test_what_keras_cannot_be_is_said(keras):
-    with pytest.raises(ValueError, match="its last layer has the activation softmax"):
+    with pytest.raises(ValueError, match="its last layer makes probabilities, by softmax"):
         from_keras(keras_model(keras, activation="softmax"))
     with pytest.raises(ValueError, match="model must be built"):
         from_keras(keras.Sequential([keras.layers.Dense(3)]))

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from kdjax import Outputs, cross_entropy, weighted_sum
-from kdjax.objectives import binary_cross_entropy, smoothed_cross_entropy, squared_error
+from kdjax.objectives import binary_cross_entropy, mixed_cross_entropy, smoothed_cross_entropy, squared_error
+from kdjax.objectives._counted import without_ignored
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.normal(size=(4, 3, 5))).astype(np.float32)
@@ -117,3 +118,27 @@ def test_labels_that_are_missing_are_named():
     for term in (cross_entropy, binary_cross_entropy, squared_error, smoothed_cross_entropy(0.1)):
         with pytest.raises(ValueError, match='batch must have "labels"'):
             term(Outputs(jnp.asarray(LOGITS), {}), None, {})
+
+
+def test_one_logit_is_no_cross_entropy_and_minus_one_no_probability():
+    for term in (cross_entropy, smoothed_cross_entropy(0.1)):
+        with pytest.raises(ValueError, match=r"student.logits must be of two classes or more.*binary_cross_entropy"):
+            term(Outputs(jnp.zeros((4, 1)), {}), None, {"labels": jnp.zeros((4, 1))})
+    assert np.isnan(value(cross_entropy, LOGITS, -np.ones_like(LOGITS))).all()
+
+
+def test_mixed_examples_have_one_share_for_all_their_positions():
+    share = np.linspace(0.1, 0.9, 4).astype(np.float32)
+    given = {
+        "labels": jnp.asarray(CLASSES),
+        "partner_labels": jnp.asarray(CLASSES[::-1].copy()),
+        "share": jnp.asarray(share),
+    }
+    outputs = Outputs(jnp.asarray(LOGITS), {})
+    own, others = (value(cross_entropy, LOGITS, given[name]) for name in ("labels", "partner_labels"))
+    by_hand = share[:, None] * own + (1 - share[:, None]) * others
+    np.testing.assert_allclose(mixed_cross_entropy(outputs, None, given), by_hand, rtol=1e-5)
+    with pytest.raises(ValueError, match=r'batch\["share"\] must be one number an example'):
+        mixed_cross_entropy(outputs, None, given | {"share": jnp.ones(3)})
+    with pytest.raises(ValueError, match="ignore_label must be None where examples are mixed"):
+        without_ignored(given, -100)

@@ -1,5 +1,6 @@
 """Comparisons of any outputs: tokens with labels that are missing, masks, dicts of inputs, and measures of one's own."""
 
+import inspect
 import json
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from flax import linen as nn
 
 from kdjax import Outputs, cross_entropy, on_logits, weighted_sum
-from kdjax.losses import soft_target_kl
-from kdjax.metrics import accuracy, class_iou, perplexity
+from kdjax.losses import logit_mse, soft_target_kl
+from kdjax.metrics import accuracy, class_iou, perplexity, top_k_accuracy
 from kdjax.networks import from_linen
+from kdjax.objectives import squared_error
 from kdjax.runs import Recipe, compare
 
 CLASSES, TIME = 5, 4
@@ -112,3 +114,55 @@ def test_arrays_that_are_no_data_are_named(data, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         compare(tmp_path / "run", **{**SETTINGS, "data": data})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_refuses_another_measure_of_the_same_name_and_arrays_of_other_names(run):
+    out, _ = run
+    again = {"seeds": 2, "one_teacher": True, "resume": True}
+    other = {**SETTINGS, "measures": {**MEASURES, "accuracy": top_k_accuracy(2)}}
+    with pytest.raises(ValueError, match="programs"):
+        compare(out, **again, **other)
+    renamed = {("labelled" if name == "mask" else name): array for name, array in DATA[1].items()}
+    with pytest.raises(ValueError, match="data_digests"):
+        compare(out, **again, **{**SETTINGS, "data": (DATA[0], renamed)})
+
+
+@pytest.mark.parametrize(
+    ("measures", "message"),
+    [
+        ({}, "measures must be measures by name, one at least"),
+        (["accuracy"], "measures must be measures by name"),
+        ({"seconds": accuracy}, "The measure's name 'seconds' is taken"),
+        (
+            {"class_iou": class_iou()},
+            "The first of measures must be one number, for the table; 'class_iou' is an array",
+        ),
+        ({"top": top_k_accuracy(9)}, "measures cannot be taken of the test data: k must be at most"),
+    ],
+)
+def test_measures_that_cannot_be_compared_are_named_before_any_training(measures, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(compare)(tmp_path / "run", **{**SETTINGS, "measures": measures})
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_are_compared_without_a_first_choice_to_agree_on(tmp_path):
+    class Line(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(nn.relu(nn.Dense(self.width)(x)))
+
+    def of(width, objective):
+        return Recipe(from_linen(Line(width)), objective, lambda updates: optax.adam(3e-2), epochs=2, batch_size=8)
+
+    x = np.random.default_rng(0).normal(size=(2, 24, 3)).astype(np.float32)
+    data = [{"inputs": part, "labels": part.sum(-1)} for part in x]
+    labels, both = (
+        weighted_sum(labels=(1.0, squared_error), **more) for more in ({}, {"soft": (1.0, on_logits(logit_mse))})
+    )
+    recipes = {"teacher": of(16, labels), "alone": of(2, labels), "distilled": of(2, both)}
+    results = compare(tmp_path / "run", data=data, measures={"error": squared_error}, seeds=1, **recipes)
+    assert "agreement" not in results["seeds"][0]["distilled"]
+    assert results["measure"]["lower_is_better"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, jaccard_score, log_loss, top_k_accuracy_score
 
-from kdjax import Outputs, Weights
+from kdjax import Outputs, Weights, on_feature, scaled
+from kdjax.losses import logit_mse, similarity_graph
 from kdjax.metrics import (
     Measure,
     accuracy,
@@ -153,7 +154,7 @@ def test_a_measure_of_ones_own_and_one_that_counts_nothing():
     [
         (None, data() | {"labels": np.zeros((EXAMPLES, 2), int)}, r"labels.*, where no measures are given, must be"),
         (None, data() | {"labels": np.zeros((EXAMPLES, CLASSES), np.float32)}, r"must be whole class numbers of shape"),
-        ({"top": top_k_accuracy(6)}, data(), "k must be at most the number of classes, 5; got 6"),
+        ({"top": top_k_accuracy(6)}, data(), "k must be at most the number of classes, of two or more, 5; got 6"),
         ({"agreement": agreeing}, data(), 'give the data a "teacher"'),
         (
             {"mean": lambda student, teacher, batch: student.logits.mean((1, 2))},
@@ -171,3 +172,44 @@ def test_what_cannot_be_measured_is_said(measures, arrays, message):
 def test_no_k_is_refused():
     with pytest.raises(ValueError, match="k must be a whole number of 1 or more; got 0"):
         top_k_accuracy(0)
+
+
+def test_what_a_terms_weights_leave_out_is_left_out_of_its_measure():
+    arrays = data()
+    weight = np.where(np.arange(EXAMPLES) % 2, 2.0, 0.0).astype(np.float32)
+    broken = np.where(weight > 0, arrays["labels"], -3)
+    measures = {"loss": scaled(cross_entropy, by="batch.w")}
+    found = make_evaluation(said, measures=measures)(NOTHING, {**arrays, "labels": broken, "w": weight}, batch_size=4)
+    wanted = by_scikit_learn(arrays["inputs"][weight > 0], arrays["labels"][weight > 0])["cross_entropy"]
+    np.testing.assert_allclose(found["loss"], 2 * wanted, rtol=1e-5)
+
+
+def test_a_measure_of_the_whole_batch_is_told_what_has_a_label():
+    arrays = data()
+    known = np.arange(EXAMPLES) % 3 > 0
+    graph = {"graph": on_feature(similarity_graph, "logits")}
+    teacher = Outputs(jnp.asarray(data(seed=5)["inputs"]), {})
+    missing = {**arrays, "labels": np.where(known, arrays["labels"], -100), "teacher": teacher}
+    found = make_evaluation(said, measures=graph, ignore_label=-100)(NOTHING, missing, batch_size=EXAMPLES)
+    alone = jax.tree.map(lambda array: array[known], {**arrays, "teacher": teacher})
+    wanted = make_evaluation(said, measures=graph)(NOTHING, alone, batch_size=int(known.sum()))
+    np.testing.assert_allclose(found["graph"], wanted["graph"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("measures", [None, {"top": top_k_accuracy(1)}, {"loss": cross_entropy}])
+def test_one_logit_has_no_first_choice(measures):
+    arrays = {"inputs": np.zeros((4, 1), np.float32), "labels": np.zeros(4, int)}
+    with pytest.raises(ValueError, match=r"two classes or more|of two or more"):
+        make_evaluation(said, measures=measures)(NOTHING, arrays)
+
+
+@pytest.mark.parametrize("name", ["examples", "a_count"])
+def test_names_that_are_taken_are_refused(name):
+    with pytest.raises(ValueError, match=f"The measure's name '{name}' is taken"):
+        make_evaluation(said, measures={"a": cross_entropy, name: accuracy})(NOTHING, data())
+
+
+@pytest.mark.parametrize("measure", [top_k_accuracy, "accuracy", logit_mse])
+def test_what_is_no_measure_is_named(measure):
+    with pytest.raises(ValueError, match=r"measures must be of kdjax\.metrics, or terms"):
+        make_evaluation(said, measures={"a": measure})(NOTHING, data())

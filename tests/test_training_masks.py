@@ -1,6 +1,7 @@
 """What a mask, a missing label or a weight of 0 leaves out changes no number: not the loss, no metric, no gradient."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from kdjax import (
     Outputs,
     Weights,
+    computed,
     cross_entropy,
     init_state,
     make_train_step,
@@ -23,9 +25,10 @@ from kdjax import (
     scaled,
     weighted_sum,
 )
-from kdjax.connectors import init_beside, regressor
+from kdjax.connectors import init_beside, regressor, semantic_calibration
 from kdjax.data import make_views
 from kdjax.losses import dist, hint, rkd_distance, soft_target_kl
+from kdjax.objectives import _counted
 from kdjax.training import (
     data_mesh,
     jit_step,
@@ -346,3 +349,74 @@ def test_a_function_of_ones_own_may_give_each_position_a_number():
     arrays, mask = batch(TIME), np.arange(EXAMPLES * TIME).reshape(EXAMPLES, TIME) % 3 > 0
     alone = {name: array[mask] for name, array in arrays.items()}
     same(step()(fresh(), TEACHER, goal, arrays | {"mask": mask}), step()(fresh(), TEACHER, goal, alone))
+
+
+# Seen to fail
+
+
+def test_a_weighted_term_counts_what_has_a_label():
+    labels = np.where(np.arange(EXAMPLES) < 3, batch()["labels"], -100)
+    given = batch() | {"labels": labels, "w": np.ones(EXAMPLES, np.float32)}
+    goal = weighted_sum(labels=(1.0, scaled(cross_entropy, by="batch.w")))
+    _, found = step(ignore_label=-100)(fresh(), TEACHER, goal, given)
+    _, wanted = step()(fresh(), TEACHER, weighted_sum(labels=(1.0, cross_entropy)), batch() | {"mask": labels >= 0})
+    np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=1e-5)
+    hidden = scaled(lambda student, teacher, batch: jnp.zeros(batch["labels"].shape[0]), by="batch.w")
+    with pytest.raises(ValueError, match=r"The term 'own' must show whether it reads labels"):
+        jax.eval_shape(step(ignore_label=-100), fresh(), TEACHER, weighted_sum(own=(1.0, hidden)), given)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_mean_in_half_precision_is_taken_in_float32(dtype):
+    values = jnp.ones((100, 1001), dtype)
+    for counted in (None, jnp.ones((100, 1001), bool)):
+        mean = _counted.mean_of(values, counted)
+        assert mean.dtype == jnp.float32
+        assert mean == 1
+
+
+def test_a_feature_that_only_looks_like_positions_is_kept_by_its_examples():
+    counted = jnp.asarray(np.arange(EXAMPLES * TIME).reshape(EXAMPLES, TIME) % 2 == 0)
+    feature = jnp.ones((EXAMPLES, TIME))
+    np.testing.assert_array_equal(_counted.keep(feature, counted), feature)
+    of_positions = _counted.keep(jnp.ones((EXAMPLES, TIME, 2)), counted)
+    np.testing.assert_array_equal(of_positions[..., 0], counted)
+
+
+@pytest.mark.parametrize("label", [True, 1.5, "255", [1, 2], -(2**63)])
+def test_what_is_no_label_cannot_be_ignored(label):
+    with pytest.raises(ValueError, match="ignore_label must be a"):
+        inspect.unwrap(_counted.without_ignored)(batch(), label)
+
+
+def test_whole_numbers_as_logits_and_lists_as_masks_are_refused():
+    def whole(params, model_state, inputs, *, train, rng=None):
+        return (inputs @ params["body"]).astype(jnp.int32), model_state
+
+    wrong = make_train_step(whole, None, OPTIMIZER)
+    with pytest.raises(ValueError, match="the student's logits must hold floating-point numbers"):
+        jax.eval_shape(wrong, fresh(), None, weighted_sum(labels=(1.0, cross_entropy)), batch())
+    with pytest.raises(ValueError, match=r'batch\["mask"\] must be an array; got a list of numbers'):
+        step()(fresh(), TEACHER, GOAL, batch() | {"mask": [1] * EXAMPLES})
+
+
+def test_three_networks_teach_each_other_about_tokens():
+    three = jit_step(make_mutual_step([network] * 3, [OPTIMIZER] * 3))
+    states, metrics = three(tuple(map(fresh, range(3))), None, (GOAL,) * 3, batch(TIME))
+    assert np.isfinite(metrics["loss"])
+    assert len(states) == 3
+
+
+def test_a_connector_that_compares_examples_refuses_a_mask():
+    beside = {"calibrated": semantic_calibration(("hidden",), batch_size=EXAMPLES)}
+    maps = lambda x: jnp.broadcast_to(x[:, None, None], (len(x), 2, 2, x.shape[-1]))  # noqa: E731
+
+    def with_maps(params, model_state, inputs, *, train, rng=None):
+        outputs, model_state = network(params, model_state, inputs, train=train)
+        return Outputs(outputs.logits, {"hidden": maps(outputs.features["hidden"])}), model_state
+
+    made = init_beside(beside, jax.random.key(0), with_maps, STUDENT, with_maps, TEACHER, batch()["inputs"])
+    goal = weighted_sum(calibrated=(1.0, computed("calibrated")))
+    learnt = jit_step(make_train_step(with_maps, with_maps, OPTIMIZER, connectors=beside))
+    with pytest.raises(ValueError, match='batch must have no "mask" beside the connectors calibrated'):
+        learnt(init_state(made, OPTIMIZER, jax.random.key(0)), TEACHER, goal, halves(0.0)[0])

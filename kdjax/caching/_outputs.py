@@ -20,6 +20,7 @@ from kdjax._types import Apply, Outputs, Tree, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
 from kdjax.connectors import Connector
+from kdjax.objectives._places import places_of
 from kdjax.objectives._terms import Computed
 from kdjax.objectives._weighted_sum import Objective
 
@@ -136,7 +137,7 @@ def features_of(objective: Objective, connectors: Mapping[str, Connector] | None
             "what it reads of the teacher: features_of(objective, connectors=…); got None."
         )
     made = connectors or {}
-    places = {place for term in objective.terms.values() for place in getattr(term, "places", ())}
+    places = {place for term in objective.terms.values() for place in places_of(term) or ()}
     # A feature that a connector makes stands under the connector's name; what it reads is always the teacher's own.
     places = {place for place in places if not any(f"{place}_".startswith(f"teacher.{name}_") for name in made)}
     places |= {place for connector in made.values() for place in connector.reads}

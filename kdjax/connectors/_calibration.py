@@ -84,4 +84,4 @@ def semantic_calibration(students: Names, teachers: Names | None = None, *, batc
         loss = jnp.sum(attention.reshape(-1, len(pairs)) * jnp.stack(apart, 1), axis=1)
         return {"": loss, "attention": attention}, {}, model_state
 
-    return Connector(init, apply, places)
+    return Connector(init, apply, places, compares_examples=True)

@@ -4,6 +4,7 @@ A measure sees one batch at a time. Its values are summed over the entries that 
 over all batches and devices; what is a ratio or a power is taken at the end, of the sums.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,9 +17,10 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs, Tree
-from kdjax.objectives._counted import LABELLED, MASK, Counted, both, keep, read_counted, spread
+from kdjax.objectives._counted import MASK, Counted, keep, read_counted, spread
 from kdjax.objectives._places import places_of, read_batch
-from kdjax.objectives._supervised import cross_entropy
+from kdjax.objectives._supervised import beside, cross_entropy
+from kdjax.objectives._weighted_sum import counted_by
 
 _LABELS = ("student.logits", "batch.labels")
 
@@ -53,6 +55,11 @@ class Measure(NamedTuple):
 
 def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
     """1 where the largest logit is the label's; NaN names no class."""
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits must be of two classes or more, for a first choice among them; got shape {logits.shape}. Of yes-or-no "
+            "predictions there is label_accuracy."
+        )
     labels = _checks.labels('batch["labels"]', labels, logits.shape[:-1])
     # The largest of NaNs would be class 0.
     right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
@@ -92,8 +99,8 @@ def top_k_accuracy(k: int) -> Measure:
 
     def values(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         logits = student.logits
-        if k > logits.shape[-1]:
-            raise ValueError(f"k must be at most the number of classes, {logits.shape[-1]}; got {k}.")
+        if not k <= logits.shape[-1] > 1:
+            raise ValueError(f"k must be at most the number of classes, of two or more, {logits.shape[-1]}; got {k}.")
         labels = _checks.labels('batch["labels"]', read_batch(batch, "labels"), logits.shape[:-1])
         found = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(axis=-1)
         return (found & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
@@ -103,6 +110,8 @@ def top_k_accuracy(k: int) -> Measure:
 
 def class_iou() -> Measure:
     """Each class's intersection over union of predicted and labelled pixels: [classes], NaN where a class never occurs.
+
+    Where no pixel counts at all it is one NaN.
 
     Example:
       >>> outputs = Outputs(jnp.array([[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]), {})  # one picture of two pixels
@@ -129,11 +138,9 @@ def label_accuracy() -> Measure:
     """
 
     def values(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
-        logits, labels = student.logits, jnp.asarray(read_batch(batch, "labels"))
-        labels = labels.reshape(logits.shape) if labels.size == logits.size else labels
-        _checks.same_shape("student.logits", logits, 'batch["labels"]', labels)
-        right = ((logits > 0) == (labels > 0.5)) & ~jnp.isnan(logits)
-        return jnp.mean(right.astype(jnp.float32), axis=-1)
+        logits, labels = beside(student.logits, read_batch(batch, "labels"))
+        right = (((logits > 0) == (labels > 0.5)) & ~jnp.isnan(logits)).astype(jnp.float32)
+        return jnp.mean(jnp.where((labels < 0) | (labels > 1), jnp.nan, right), axis=-1)
 
     return Measure(values, percent=True)
 
@@ -142,7 +149,7 @@ def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | No
     """The sums of one batch: ``examples``, and for each measure its values' and ``<name>_count``, how many they are of.
 
     Args:
-      measures: by name, `Measure` or terms.
+      measures: by name, `Measure` or terms; what a term's own weights leave out is left out here, too.
       student: the network's outputs.
       teacher: the teacher's, or None.
       batch: with ``"labels"`` and what else the measures read.
@@ -153,10 +160,14 @@ def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | No
     entries = student.logits.shape[:-1]
     mask = read_counted(batch, MASK, entries)
     found: dict[str, Any] = {"examples": _count(mask, entries)}
-    student, teacher = keep((student, teacher), mask)
-    for name, measure in measures.items():
-        counted = both(mask, _labelled(measure, batch))
-        values = as_measure(measure).values(student, teacher, batch)
+    for name, given in measures.items():
+        if name == "examples" or name.endswith("_count"):
+            raise ValueError(f"The measure's name {name!r} is taken by what is counted; choose another.")
+        measure = as_measure(given)
+        counted = counted_by(name, given, student, teacher, batch, mask)
+        own_batch = batch if counted is None else {**batch, MASK: counted}
+        own_student, own_teacher = keep((student, teacher), counted)
+        values = measure.values(own_student, own_teacher, own_batch)
         shapes = {np.shape(array)[: len(entries)] for array in jax.tree.leaves(values)}
         own = entries if shapes == {entries} else entries[:1]
         if any(shape[: len(own)] != own for shape in shapes) or (counted is not None and counted.ndim > len(own)):
@@ -188,13 +199,14 @@ def as_measure(measure: Any) -> Measure:
     """A term as a measure: its mean, of which less is better."""
     if isinstance(measure, Measure):
         return measure
+    try:
+        inspect.signature(measure).bind(None, None, None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"measures must be of kdjax.metrics, or terms (student, teacher, batch) -> one number an entry; {measure!r} is "
+            f"none: {error}."
+        ) from None
     return Measure(measure, places=places_of(measure) or _LABELS, lower_is_better=True)
-
-
-def _labelled(measure: Any, batch: Batch) -> Counted:
-    if LABELLED not in batch or "labels" not in batch or "batch.labels" not in as_measure(measure).places:
-        return None
-    return read_counted(batch, LABELLED, np.shape(batch["labels"]))
 
 
 def _sum(array: Array, counted: Counted, axes: int) -> Array:

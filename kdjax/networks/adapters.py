@@ -221,8 +221,18 @@ def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ..
             )
     if unknown := [who for who in wanted if who not in others and not any(one.kind in variadic for one in found)]:
         raise ValueError(f"modes must name arguments of {type(network).__name__}.__call__; it has no {unknown[0]!r}.")
-    pairs = {who: value if isinstance(value, tuple) else (value, not value) for who, value in wanted.items()}
+    pairs = both_modes(wanted)
     return {who: pair[0] for who, pair in pairs.items()}, {who: pair[1] for who, pair in pairs.items()}
+
+
+def both_modes(modes: Modes) -> dict[str, tuple[Any, Any]]:
+    """By argument: its value while training, and otherwise."""
+    for who, value in modes.items():
+        if not (isinstance(value, bool) or (isinstance(value, tuple) and len(value) == 2)):
+            raise ValueError(
+                f"modes[{who!r}] must be a bool, or a pair (value while training, value otherwise); got {value!r}."
+            )
+    return {who: value if isinstance(value, tuple) else (value, not value) for who, value in modes.items()}
 
 
 def _in_the_form_of(old: Tree, new: Tree) -> Tree:

@@ -86,7 +86,7 @@ def pooled(said: Sequence[Outputs], *, mean: str, share_out: ShareOut) -> Output
     for i, own in enumerate(logits):
         _checks.same_shape("logits of member 0", logits[0], f"logits of member {i}", own)
     stacked = jnp.stack(logits)
-    share = share_out(stacked)[:, :, None]
+    share = share_out(stacked)[..., None]
     if mean == "logits":
         together = jnp.sum(share * stacked, axis=0)
     else:
@@ -95,16 +95,16 @@ def pooled(said: Sequence[Outputs], *, mean: str, share_out: ShareOut) -> Output
     return Outputs(together, features | {f"{i}/logits": own for i, own in enumerate(logits)})
 
 
-def by_confidence(logits: Float[Array, "members batch classes"]) -> Float[Array, "members batch"]:
+def by_confidence(logits: Float[Array, " members *batch classes"]) -> Float[Array, " members *batch"]:
     """In each example, the surer a member is, the larger its share.
 
     wᵢ = exp(−H(pᵢ)) / Σⱼ exp(−H(pⱼ)), with H the entropy of a member's prediction, in nats.
 
     Args:
-      logits: the members', [members, batch, classes].
+      logits: the members', [members, ..., classes].
 
     Returns:
-      Shares, [members, batch], of sum 1 over the members. exp(−H) is one over the number of classes that a member in
+      Shares, [members, ...], of sum 1 over the members. exp(−H) is one over the number of classes that a member in
       effect wavers between: one that is sure outweighs one that guesses among C classes C times.
 
     Example:
@@ -139,6 +139,6 @@ def fixed_shares(shares: Sequence[float | int] | None, members: int) -> ShareOut
 
     def same_everywhere(logits: Array) -> Array:
         own = jnp.array([value / total for value in values], logits.dtype)
-        return jnp.broadcast_to(own[:, None], logits.shape[:2])
+        return jnp.broadcast_to(own.reshape(-1, *[1] * (logits.ndim - 2)), logits.shape[:-1])
 
     return same_everywhere

@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax._apply import outputs_of
 from kdjax._types import Apply, Outputs, Tree, Weights
+from kdjax.networks.adapters import both_modes
 
 Rng = PRNGKeyArray | None
 
@@ -113,7 +114,9 @@ def from_haiku(
     own_init, own_apply = getattr(transformed, "init", None), getattr(transformed, "apply", None)
     if not (callable(own_init) and callable(own_apply)):
         raise ValueError(f"transformed must have functions init and apply; got {type(transformed).__name__}.")
-    pairs = {name: value if isinstance(value, tuple) else (value, not value) for name, value in modes.items()}
+    if not isinstance(modes, Mapping):
+        raise ValueError(f"modes must be a mapping from names to values, {{}} where there is none; got {modes!r}.")
+    pairs = both_modes(modes)
     has_state = "state" in inspect.signature(own_apply).parameters
 
     def init(rng: PRNGKeyArray, inputs: Tree) -> Weights:
@@ -145,10 +148,14 @@ def _names(variables: Any) -> dict[str, Any]:
 
 
 def _refuse_softmax(model: Any) -> None:
-    last: Any = getattr(getattr(model, "layers", [None])[-1], "activation", None)
-    name = getattr(last, "__name__", "")
-    if name in ("softmax", "sigmoid"):
+    """Where a model is a chain of layers whose last one is seen to make probabilities."""
+    last = model
+    while type(last).__name__ in ("Sequential", "Functional") and last.layers:
+        last = last.layers[-1]
+    activation: Any = getattr(last, "activation", None)
+    names = (type(last).__name__.lower(), getattr(activation, "__name__", "")) if last is not model else ()
+    if found := {"softmax", "sigmoid", "hard_sigmoid"}.intersection(names):
         raise ValueError(
-            f"model must return logits; its last layer has the activation {name}: set it to None, "
+            f"model must return logits; its last layer makes probabilities, by {min(found)}: leave that away, as by "
             "model.layers[-1].activation = None, which changes no weight."
         )

@@ -51,10 +51,20 @@ def without_ignored(batch: Batch, ignore_label: int | None) -> Batch:
     """The batch whose ignored labels are 0, and that says under ``"labelled"`` which are not.
 
     Raises:
-      ValueError: if the labels are no whole numbers.
+      ValueError: if the labels or `ignore_label` are no whole numbers, or examples are mixed.
     """
-    if ignore_label is None or "labels" not in batch:
+    if ignore_label is None:
         return batch
+    if isinstance(ignore_label, bool) or not isinstance(ignore_label, int | np.integer):
+        raise ValueError(f"ignore_label must be a whole number, such as -100, or None; got {ignore_label!r}.")
+    if not -(2**31) <= ignore_label < 2**31:
+        raise ValueError(f"ignore_label must be a number that int32 holds; got {ignore_label}.")
+    if "labels" not in batch:
+        return batch
+    if "partner_labels" in batch:
+        raise ValueError(
+            "ignore_label must be None where examples are mixed: a partner's label may be the ignored one."
+        )
     labels = _checks.labels('batch["labels"], of which one is ignored,', batch["labels"], np.shape(batch["labels"]))
     known = labels != ignore_label
     if LABELLED in batch:
@@ -108,7 +118,8 @@ def keep(tree: Tree, counted: Counted) -> Tree:
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating) or np.shape(array)[:1] != counted.shape[:1]:
             return array
         own = counted
-        if np.shape(array)[: counted.ndim] != counted.shape:
+        # A mask of positions is of an array that has something at each of them; [batch, dim] may only look like it.
+        if np.shape(array)[: counted.ndim] != counted.shape or (counted.ndim > 1 and np.ndim(array) == counted.ndim):
             own = jnp.any(counted, axis=tuple(range(1, counted.ndim)))
         return jnp.where(spread(own, np.ndim(array)), array, jnp.zeros((), jnp.result_type(array)))
 
@@ -117,11 +128,22 @@ def keep(tree: Tree, counted: Counted) -> Tree:
 
 def mean_of(values: Array, counted: Counted) -> Array:
     """The mean over what counts; 0 where nothing does."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if counted is None:
         return jnp.mean(values)
     counted = jnp.broadcast_to(spread(counted, values.ndim), values.shape)
     total = jnp.sum(jnp.where(counted, values, 0))
     return total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
+
+
+def size_of(values: Array, counted: Counted) -> Array:
+    """Of how many numbers `mean_of` is the mean."""
+    whole = (
+        jnp.ones(values.shape, bool)
+        if counted is None
+        else jnp.broadcast_to(spread(counted, values.ndim), values.shape)
+    )
+    return jnp.sum(whole, dtype=jnp.float32)
 
 
 def weighted(weight: Array, mean: Array) -> Array:

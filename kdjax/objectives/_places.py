@@ -46,7 +46,8 @@ def wants(loss: Callable, argument: str, keywords: Iterable[str]) -> bool:
 
 def places_of(term: Any) -> tuple[str, ...] | None:
     """All that a term reads; None where that cannot be seen."""
-    return getattr(term, "places", None) or getattr(getattr(term, "func", None), "places", None)
+    its = getattr(term, "places", None)
+    return getattr(getattr(term, "func", None), "places", None) if its is None else its
 
 
 def name_of(function: Callable) -> str:

@@ -83,7 +83,7 @@ def smoothed_cross_entropy(smoothing: Number | Callable) -> Match:
 
 
 @_reads(*_LABELS, "batch.partner_labels", "batch.share")
-def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch"]:
+def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
     """The supervised term for mixed examples: λ · CE(labels) + (1 − λ) · CE(partner_labels).
 
     It equals the cross-entropy with the soft label λ y + (1 − λ) y′. Reads ``batch["labels"]``,
@@ -109,7 +109,11 @@ def mixed_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch)
             raise ValueError(f'batch must have "{name}", as make_views(..., mix=...) adds it; it has {sorted(batch)}.')
     own: Any = cross_entropy(student, teacher, batch)
     others = cross_entropy(student, teacher, {"labels": batch["partner_labels"]})
-    return batch["share"] * own + (1 - batch["share"]) * others
+    share = jnp.asarray(batch["share"])
+    if share.shape != own.shape[:1]:
+        raise ValueError(f'batch["share"] must be one number an example, shape {own.shape[:1]}; got {share.shape}.')
+    share = share.reshape(share.shape + (1,) * (own.ndim - 1))
+    return share * own + (1 - share) * others
 
 
 @_reads(*_LABELS)
@@ -135,7 +139,7 @@ def binary_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch
       3.0
     """
     del teacher
-    logits, labels = _beside(student.logits, read_batch(batch, "labels"))
+    logits, labels = beside(student.logits, read_batch(batch, "labels"))
     values = -(labels * jax.nn.log_sigmoid(logits) + (1 - labels) * jax.nn.log_sigmoid(-logits))
     return jnp.sum(jnp.where((labels < 0) | (labels > 1), jnp.nan, values), axis=-1)
 
@@ -160,7 +164,7 @@ def squared_error(student: Outputs, teacher: Outputs | None, batch: Batch) -> Fl
       [0.0, 4.0]
     """
     del teacher
-    predictions, targets = _beside(student.logits, read_batch(batch, "labels"))
+    predictions, targets = beside(student.logits, read_batch(batch, "labels"))
     return jnp.mean((predictions - targets) ** 2, axis=-1)
 
 
@@ -172,10 +176,16 @@ def are_classes(labels: Any, logits: Any) -> bool:
 
 
 def _cross_entropy(logits: Array, labels: Any, *, name: str = "labels") -> Float[Array, " batch *positions"]:
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"student.logits must be of two classes or more for a cross-entropy; got shape {logits.shape}. One logit is a "
+            "choice that binary_cross_entropy reads; a number to predict is squared_error's."
+        )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     kind = getattr(labels, "dtype", None)
     if kind is not None and jnp.issubdtype(kind, jnp.floating) and np.shape(labels) == logits.shape:
         shares = jnp.asarray(labels).astype(jnp.promote_types(kind, jnp.float32))
+        shares = jnp.where((shares < 0) | (shares > 1), jnp.nan, shares)
         return -jnp.sum(jnp.where(shares == 0, 0.0, shares * jax.nn.log_softmax(logits, axis=-1)), axis=-1)
     classes = _checks.labels(name, labels, logits.shape[:-1])
     values = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
@@ -189,8 +199,8 @@ def _smoothed(logits: Array, labels: Any, *, smoothing: Number = 0.1) -> Float[A
     return (1 - smoothing) * _cross_entropy(logits, labels) + smoothing * spread
 
 
-def _beside(logits: Array, labels: Any) -> tuple[Array, Array]:
-    """Both in float32 at least, and of one shape."""
+def beside(logits: Array, labels: Any) -> tuple[Array, Array]:
+    """Predictions and their labels in float32 at least, and of one shape."""
     labels = jnp.asarray(labels)
     if labels.shape == logits.shape[:-1] and logits.shape[-1] == 1:
         labels = labels[..., None]

@@ -51,9 +51,7 @@ class Objective:
         mask = read_counted(batch, MASK, entries)
         values, counted = {}, {}
         for name, term in terms.items():
-            own = both(mask, _labelled(name, term, batch))
-            if hasattr(term, "counted"):
-                own = both(own, term.counted(student, teacher, batch))
+            own = counted_by(name, term, student, teacher, batch, mask)
             # A weight of 0 lets nothing back, whatever the term's own slope is.
             passed = jax.tree.map(partial(passing, weight=weights[name]), keep(student, own))
             value = term(passed, keep(teacher, own), batch if own is None else {**batch, MASK: own})
@@ -61,7 +59,7 @@ class Objective:
         return Scores(values, counted, weights)
 
 
-def _labelled(name: str, term: Term, batch: Batch) -> Counted:
+def _labelled(name: str, term: Any, batch: Batch) -> Counted:
     """Which entries have the label that the term reads; None where it reads none, or all have one."""
     if LABELLED not in batch:
         return None
@@ -73,6 +71,12 @@ def _labelled(name: str, term: Term, batch: Batch) -> Counted:
         )
     labels = jnp.shape(batch["labels"]) if "labels" in batch else ()
     return read_counted(batch, LABELLED, labels) if "batch.labels" in places else None
+
+
+def counted_by(name: str, term: Any, student: Outputs, teacher: Outputs | None, batch: Batch, mask: Counted) -> Counted:
+    """Which entries a term counts: what the mask leaves, what has the label that it reads, and what has a weight."""
+    own = both(mask, _labelled(name, term, batch))
+    return both(own, term.counted(student, teacher, batch)) if hasattr(term, "counted") else own
 
 
 def _checked(name: str, value: Any, entries: tuple[int, ...], counted: Counted) -> Array:
@@ -126,7 +130,7 @@ def weighted_sum(**terms: Any) -> Objective:
     for name, pair in terms.items():
         if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
             raise ValueError(f"{name} must be a pair (weight, term) whose term is a function; got {pair!r}.")
-        if name in RESERVED or name.endswith(("_weight", "_gradient_norm", "_gradient_cosine")):
+        if name in RESERVED or name.endswith("_weight") or "_gradient_" in name:
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = leaf_of(f"the weight of {name}", pair[0])
         if shape := jnp.shape(schedules.at(weights[name], 0)):
@@ -144,9 +148,10 @@ class Scaled:
     place: str
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """That of the weight, and those of the term."""
-        return (self.place, *getattr(self.term, "places", ()))
+    def places(self) -> tuple[str, ...] | None:
+        """That of the weight, and those of the term; None where these cannot be seen."""
+        its = places_of(self.term)
+        return None if its is None else (self.place, *its)
 
     def counted(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Counted:
         """Where the weight is not 0; None where it is one number for all."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax import _checks, _processes, _trees
 from kdjax._types import Outputs, Tree, Weights
@@ -22,8 +23,10 @@ from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
 from kdjax.data import Dataset, on_device, unit_range
-from kdjax.metrics import as_measure, parameter_count
+from kdjax.metrics import as_measure, finished, parameter_count
 from kdjax.networks.precision import computed_in
+from kdjax.objectives._counted import counting
+from kdjax.objectives._supervised import are_classes
 from kdjax.runs import records
 from kdjax.runs.fitting import fit
 from kdjax.runs.folders import open_folder
@@ -31,6 +34,7 @@ from kdjax.runs.recipes import (
     Recipe,
     Trainer,
     check_data,
+    check_measures,
     described,
     digest_of_training,
     first_of,
@@ -39,7 +43,7 @@ from kdjax.runs.recipes import (
     prepare,
 )
 from kdjax.runs.report import comparison
-from kdjax.training import data_mesh, replicate
+from kdjax.training import data_mesh, make_eval_step, replicate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,6 +121,7 @@ def compare(
     _checks.whole("print_every", print_every, 0)
     _checks.one_of("cache", cache, ("auto", "memory", "disk", "off"))
     _checks.one_of("dtype", dtype, ("float32", "bfloat16"))
+    check_measures(measures)
     console = console or Console()
     console.quiet = console.quiet or not _processes.is_first()
     run = _Run(
@@ -135,6 +140,7 @@ def compare(
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
     about |= {"measures": sorted(measures or {}), "one_teacher": one_teacher, "ignore_label": ignore_label}
     about["programs"] = {name: digest_of_training(name, trainers, run.train, run.classes) for name in PHASES}
+    about["programs"]["measures"] = run.digest_of_measures(trainers["alone"])
     about["programs"]["preprocess"] = _trees.digest_of_program(run.preprocess, first_of(_inputs(data[0])))
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
     about["given_teacher_digest"] = None if given is None else _trees.digest_of_tree(given)
@@ -192,7 +198,30 @@ class _Run:
 
     def by_name(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         placed = jax.tree.map(jnp.asarray, dict(arrays))
-        return placed | {"inputs": jax.jit(self.preprocess)(placed["inputs"])}
+        # Inputs of what does not count may be anything, and the teacher is run over all.
+        return dict(counting(placed | {"inputs": jax.jit(self.preprocess)(placed["inputs"])}, None))
+
+    def digest_of_measures(self, trainer: Trainer) -> str:
+        """Of the traced evaluation, so that what cannot be measured is found before anything is trained."""
+        two = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), dict(self.test))
+        step = make_eval_step(trainer.apply, measures=self.measures, ignore_label=self.ignore_label)
+        weights = parameters(trainer, _one(two))
+        try:
+            sums: dict[str, Any] = jax.eval_shape(step, weights, two)
+        except ValueError as error:
+            raise ValueError(f"measures cannot be taken of the test data: {error}") from error
+        if self.measures is not None:
+            name = next(iter(self.measures))
+            nothing = jax.tree.map(lambda one: np.zeros(one.shape), sums) | {f"{name}_count": 1.0}
+            with np.errstate(all="ignore"):
+                if np.ndim(finished({name: self.measures[name]}, nothing)[name]):
+                    raise ValueError(f"The first of measures must be one number, for the table; {name!r} is an array.")
+        return _trees.digest_of_program(step, weights, two)
+
+    def has_classes(self, trainer: Trainer) -> bool:
+        """Whether labels are class numbers, so that two networks may agree on a first choice."""
+        logits = jax.ShapeDtypeStruct(trainer.logits_shape(self.test["inputs"]), jnp.float32)
+        return "labels" in self.test and are_classes(self.test["labels"], logits)
 
     def headline(self) -> dict[str, Any]:
         """What the table compares: the first measure, and how to read it."""
@@ -280,7 +309,8 @@ class _Run:
         else:
             teacher = given
             record["teacher"] = trainers["teacher"].evaluate(given, test) | {"seconds": 0.0}
-        test = test | self.placed(self.said(trainers["teacher"], teacher, test, ()))
+        if self.has_classes(trainers["teacher"]):
+            test = test | self.placed(self.said(trainers["teacher"], teacher, test, ()))
         _, record["alone"] = self.trained(seed, "alone", trainers, self.train, test)
         recipe, train, seconds = trainers["distilled"].recipe, self.train, 0.0
         if place != "off":
@@ -351,6 +381,11 @@ def _everywhere(place: str) -> str:
     return next((one for one in ("off", "disk") if _processes.anywhere(place == one)), place)
 
 
+def _one(arrays: Mapping[str, Any]) -> Any:
+    """The shapes of one example's inputs."""
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype), arrays["inputs"])
+
+
 def _as_it_is(inputs: Any) -> Any:
     return inputs
 
@@ -360,8 +395,11 @@ def _inputs(part: Any) -> Any:
 
 
 def _arrays(part: Any) -> list[Any]:
-    """All arrays of a data set, in one order."""
-    return jax.tree.leaves(dict(part)) if isinstance(part, Mapping) else [part.inputs, part.labels]
+    """All arrays of a data set, in one order, each after its name where they have names."""
+    if not isinstance(part, Mapping):
+        return [part.inputs, part.labels]
+    named = [(jax.tree_util.keystr(path), array) for path, array in jax.tree.leaves_with_path(dict(part))]
+    return [one for name, array in named for one in (np.frombuffer(name.encode(), np.uint8), array)]
 
 
 def _name(function: Any) -> str:

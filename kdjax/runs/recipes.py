@@ -17,7 +17,7 @@ from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
-from kdjax.metrics import agreeing
+from kdjax.metrics import agreeing, as_measure
 from kdjax.objectives import Objective
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step
 
@@ -160,6 +160,18 @@ def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int | None, te
         )
     begun = _trees.digest_of_program(start, *given)
     return begun + _trees.digest_of_program(trainer.step, state, its, recipe.objective, batch)
+
+
+def check_measures(measures: Any) -> None:
+    """Measures by name, or None."""
+    if measures is None:
+        return
+    if not isinstance(measures, Mapping) or not measures:
+        raise ValueError(f"measures must be measures by name, one at least, or None; got {measures!r:.99}.")
+    for name, measure in measures.items():
+        as_measure(measure)
+        if name in ("agreement", "seconds"):
+            raise ValueError(f"The measure's name {name!r} is taken by what compare itself records; choose another.")
 
 
 def check_data(data: Any) -> None:

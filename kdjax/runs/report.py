@@ -66,7 +66,8 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
         table.add_column(heading, justify="right")
     for network in _NETWORKS:
         each = _over_seeds(results, network, "seconds")
-        seconds, own = np.mean(each), np.count_nonzero(each)
+        own = np.count_nonzero(each)
+        seconds = np.sum(each) / max(own, 1)
         agreement = "" if network == "teacher" else _percent(_over_seeds(results, network, "agreement"))
         values = _over_seeds(results, network, measure["name"])
         # One teacher that served all seeds, from a file or of the first seed: of it no spread is known.
@@ -102,11 +103,13 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
     teacher, alone, distilled = (scale * _over_seeds(results, network, name) for network in _NETWORKS)
     lead = np.mean(teacher) - np.mean(alone)
     rate = 100 * accuracy_transfer_rate(float(np.mean(distilled)), float(np.mean(alone)), float(np.mean(teacher)))
-    if round(-lead if measure["lower_is_better"] else lead, 2) > 0:
-        transfer = f"{rate:.2f} % of the teacher's lead of {abs(lead):.2f} {unit} over the student alone"
+    digits, shown = (2, ".2f") if measure["percent"] else (12, ".4g")
+    if round(-lead if measure["lower_is_better"] else lead, digits) > 0:
+        transfer = f"{rate:.2f} % of the teacher's lead of {abs(lead):{shown}} {unit} over the student alone"
     else:
-        transfer = f"none, since the teacher does not lead the student alone ({lead:+.2f} {unit})"
-    difference = _difference(paired_difference(distilled, alone), unit, -1 if measure["lower_is_better"] else 1)
+        transfer = f"none, since the teacher does not lead the student alone ({lead:+{shown}} {unit})"
+    better = -1 if measure["lower_is_better"] else 1
+    difference = _difference(paired_difference(distilled, alone), unit, better, shown)
     return [f"distilled − alone: {difference}", f"{name} transfer rate: {transfer}"]
 
 
@@ -261,14 +264,14 @@ def _number(values: np.ndarray) -> str:
     return "not measured" if np.isnan(values).any() else f"{mean_interval(values):.4g}"
 
 
-def _difference(points: Interval, unit: str, better: int) -> str:
+def _difference(points: Interval, unit: str, better: int, shown: str) -> str:
     if points.n == 1:
-        return f"{points.mean:+.2f} {unit} with 1 seed, hence no interval: this shows nothing yet"
+        return f"{points.mean:+{shown}} {unit} with 1 seed, hence no interval: this shows nothing yet"
     if not points.excludes_zero:
         verdict = "zero lies within, these seeds show no difference"
     else:
         verdict = f"clear of zero, the teacher {'helped' if better * points.mean > 0 else 'hurt'}"
-    return f"{points.mean:+.2f} ± {points.half_width:.2f} {unit} (95 %, {points.n} paired seeds): {verdict}"
+    return f"{points.mean:+{shown}} ± {points.half_width:{shown}} {unit} (95 %, {points.n} paired seeds): {verdict}"
 
 
 def _at(record: Mapping[str, Any], keys: tuple[str, ...]) -> float:

@@ -13,12 +13,13 @@ import optax
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._apply import outputs_of, run
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect, student_of
 from kdjax.losses import _math
 from kdjax.metrics._measures import correct
-from kdjax.objectives._counted import LABELLED, MASK, both, counting, keep, mean_of, read_counted, weighted
+from kdjax.objectives._counted import LABELLED, MASK, both, counting, keep, mean_of, read_counted, size_of, weighted
 from kdjax.objectives._supervised import are_classes
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.training._axis import agreed, gather, mean_over
@@ -112,7 +113,7 @@ def make_train_step(
         over the entries that have another.
       term_gradients: whether each term's own gradient is taken, by one backward pass for each, and handed to `optimizer`,
         such as `distillation_oriented`; the metrics then have each one's ``<name>_gradient_norm`` and, of each two,
-        ``<name>_<other>_gradient_cosine``.
+        ``<name>_gradient_cosine_<other>``.
       axis_name: the device axis, where the step runs inside `jax.pmap`, `jax.shard_map` or ``jax.vmap(axis_name=...)``
         and each device holds its part of the batch. Outputs are then gathered, so that a relational loss sees the
         whole batch. A student with BatchNorm or dropout must know the same axis, as `kdjax.models` do by their own
@@ -131,9 +132,10 @@ def make_train_step(
       that returns the new state and float32 scalars: ``loss``, ``accuracy`` (where labels are class numbers), each term's
       unweighted mean under its name, and its weight under ``<name>_weight``.
 
-      What the mask leaves out changes no number, be it NaN: each mean is over the entries that count, on all devices
-      together, and is 0 where none does. What a network itself mixes it cannot undo: batch normalisation sees all
-      examples, and attention all positions that the inputs do not tell it to leave out.
+      What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
+      on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself
+      mixes a mask cannot undo: batch normalisation sees all examples, and attention all positions that the inputs do not
+      tell it to leave out.
 
     Note:
       Several devices: the mean over `axis_name` is taken of the loss inside the differentiated function and of the
@@ -218,8 +220,11 @@ def learn(
             said.append(outputs)
             own_states.append(own_state)
         said, whole_batch = gather((said, known), axis_name)
+        for outputs in said:
+            _checks.floating("the student's logits", outputs.logits)
         said = keep(said, whole_batch.get(MASK))
-        everything = zip(learners, all_params, states, objectives, said, teach(said), rngs, strict=True)
+        taught_each = keep(list(teach(said)), whole_batch.get(MASK))
+        everything = zip(learners, all_params, states, objectives, said, taught_each, rngs, strict=True)
         for learner, params, state, objective, outputs, taught, rng in everything:
             others, others_state = (_parts(tree, learner.connectors)[1] for tree in (params, state.model_state))
             outputs, taught, others_state = connect(
@@ -237,7 +242,7 @@ def learn(
     new_states, all_metrics = [], []
     for number, (learner, state, gradient) in enumerate(zip(learners, states, gradients, strict=True)):
         own_state, others_state, (_, metrics, counts) = judged[number]
-        gradient, model_state, metrics = mean_over(axis_name, (gradient, own_state, metrics))
+        gradient, model_state, metrics, counts = mean_over(axis_name, (gradient, own_state, metrics, counts))
         asked = {"counts": counts.by_term(), "grad": gradient, "value": metrics["loss"]}
         asked["value_fn"] = partial(_loss_of, parts_of, all_params, number)
         if learner.term_gradients:
@@ -268,11 +273,11 @@ def judge(
         entries = student.logits.shape[:-1]
         counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))
         metrics["accuracy"] = mean_of(correct(student.logits, batch["labels"]), counted)
-    different = {id(counted): counted for counted in scores.counted.values()}
-    numbers = tuple(
-        jnp.asarray(len(student.logits) if counted is None else jnp.sum(counted)) for counted in different.values()
-    )
-    places = tuple((name, [*different].index(id(counted))) for name, counted in scores.counted.items())
+    # Terms of one shape that leave out the same count the same.
+    kinds = {name: (id(scores.counted[name]), value.shape) for name, value in scores.terms.items()}
+    different = {kind: name for name, kind in kinds.items()}
+    numbers = tuple(size_of(scores.terms[name], scores.counted[name]) for name in different.values())
+    places = tuple((name, [*different].index(kind)) for name, kind in kinds.items())
     return Judged(parts, metrics, _Counts(numbers, places))
 
 
@@ -302,7 +307,7 @@ def _compared(gradients: Mapping[str, Tree]) -> Metrics:
     found = {f"{name}_gradient_norm": norm for name, norm in norms.items()}
     for first, second in combinations(gradients, 2):
         product = optax.tree.vdot(gradients[first], gradients[second])
-        found[f"{first}_{second}_gradient_cosine"] = product * _math.safe_reciprocal(norms[first] * norms[second])
+        found[f"{first}_gradient_cosine_{second}"] = product * _math.safe_reciprocal(norms[first] * norms[second])
     return found
 
 
@@ -339,11 +344,17 @@ def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree
 def _refuse_moving_connectors(learners: Sequence[Learner], states: Sequence[TrainState]) -> None:
     for learner, state in zip(learners, states, strict=True):
         its_state = _parts(state.model_state, learner.connectors)[1]
-        moving = sorted(name for name, tree in its_state.items() if jax.tree.leaves(tree))
+        moving = {
+            name
+            for name, tree in its_state.items()
+            if any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))
+        }
+        moving |= {name for name, connector in (learner.connectors or {}).items() if connector.compares_examples}
         if moving:
             raise ValueError(
-                f'batch must have no "mask" beside the connectors {", ".join(moving)}: what they carry from step to step, '
-                "such as batch statistics or a bank, is of all examples. Leave out examples before they are in a batch."
+                f'batch must have no "mask" beside the connectors {", ".join(sorted(moving))}: what they compute or carry '
+                "from step to step, such as batch statistics or a bank, is of all examples. Leave out examples before they "
+                "are in a batch."
             )
 
 

@@ -28,7 +28,8 @@ def accumulate(
         missing; the step must then be made with ``term_gradients=True``.
 
     Returns:
-      An optax transformation, for a step of `make_train_step`. ``value``, where `optimizer` asks for it, is the loss of all.
+      An optax transformation, for a step of `make_train_step`. ``value``, where `optimizer` asks for it, is the loss of all;
+      there is no ``value_fn`` for a line search. With `terms` it must stand first in a chain; it may hold a `freeze`.
 
     Raises:
       ValueError: if `batches` is not a whole number above 0; later, if the step gives no counts, or terms count unlike
@@ -71,6 +72,8 @@ def accumulate(
         return steps.init(tree_of(dict.fromkeys(names, params), dict.fromkeys(names, zero), zero))
 
     def update(gradient: Tree, state: Any, params: Tree = None, **asked: Any) -> tuple[Any, Any]:
+        if terms:
+            _be_first("accumulate, where it is told terms,", gradient, asked)
         own, counts = _told(names, gradient, asked)
         times = {name: jax.tree.map(lambda leaf, n=counts[name]: n * leaf, own[name]) for name in names}
         value = counts[names[0]] * asked.pop("value")
@@ -81,6 +84,18 @@ def accumulate(
         return steps.update(tree_of(times, counts, value), state, params, **asked)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _be_first(what: str, gradient: Tree, asked: dict[str, Any]) -> None:
+    """A ValueError where the gradient is no longer the step's own, whose terms are not changed likewise."""
+    if "grad" not in asked:
+        return
+    own, its = jax.tree.leaves(gradient), jax.tree.leaves(asked["grad"])
+    if len(own) != len(its) or any(one is not other for one, other in zip(own, its, strict=True)):
+        raise ValueError(
+            f"{what} must be the first of a chain, and of all params: what stands before it, or freezes a part, changes the "
+            "sum of the gradients and not each term's own."
+        )
 
 
 def _told(names: Sequence[str], gradient: Tree, asked: dict[str, Any]) -> tuple[dict[str, Tree], dict[str, Any]]:
@@ -123,7 +138,7 @@ def distillation_oriented(
       difference: Δ; 0 gives plain momentum.
 
     Returns:
-      An optax transformation, to be chained with a learning rate, for a step with ``term_gradients=True``.
+      An optax transformation, to stand first in a chain with a learning rate, for a step with ``term_gradients=True``.
 
     Raises:
       ValueError: if μ + Δ or μ − Δ is not between 0 and 1; later, if the step takes no gradients of terms, or has no such
@@ -154,6 +169,7 @@ def distillation_oriented(
             raise ValueError("term_gradients must be taken by the step: make_train_step(..., term_gradients=True).")
         if missing := sorted({*distillation} - {*given}):
             raise ValueError(f"distillation must name terms of the objective, {sorted(given)}; got {missing[0]!r}.")
+        _be_first("distillation_oriented", gradient, asked)
         its = jax.tree.map(lambda *leaves: sum(leaves), *(given[name] for name in distillation))
         others = jax.tree.map(jnp.subtract, gradient, its)
         moved = [

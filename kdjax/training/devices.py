@@ -157,6 +157,8 @@ def numbers_only(name: str, batch: Tree) -> None:
     for entry, value in batch.items() if isinstance(batch, Mapping) else ():
         for leaf in jax.tree.leaves(value):
             kind = getattr(leaf, "dtype", None)
+            if isinstance(value, list) and isinstance(leaf, int | float):
+                raise ValueError(f'{name}["{entry}"] must be an array; got a list of numbers. numpy.asarray makes one.')
             if isinstance(leaf, str | bytes) or (isinstance(kind, np.dtype) and kind.kind in "OSUMm"):
                 raise ValueError(
                     f'{name}["{entry}"] must hold numbers; got {kind or type(leaf).__name__}. Number the classes, and '
