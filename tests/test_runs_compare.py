@@ -155,7 +155,7 @@ def test_auto_keeps_the_teachers_outputs_where_there_is_room_and_says_so(
     monkeypatch.setattr(compare_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
     text = io.StringIO()
     one = compare_module._Run(tmp_path, DATA, unit_range, "auto", 1, "float32", None, 0, Console(file=text))
-    assert one.place_of_cache(RECIPES["distilled"]) == place
+    assert one.place_of_cache(one.prepared(RECIPES)["teacher"]) == place
     assert words.format(out=tmp_path) in text.getvalue()
 
 

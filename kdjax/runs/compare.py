@@ -176,8 +176,8 @@ class _Run:
     given_teacher: Any
     print_every: int
     console: "Console"
-    measures: Mapping[str, Any] | None
-    ignore_label: int | None
+    measures: Mapping[str, Any] | None = None
+    ignore_label: int | None = None
 
     def __post_init__(self) -> None:
         check_data(self.data)

@@ -17,6 +17,7 @@ from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
+from kdjax.data import Dataset
 from kdjax.metrics import agreeing, as_measure
 from kdjax.objectives import Objective
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step
@@ -176,13 +177,15 @@ def check_measures(measures: Any) -> None:
 
 def check_data(data: Any) -> None:
     """Two data sets of the same classes, or arrays by name twice."""
-    kinds = [type(one).__name__ for one in data] if isinstance(data, list | tuple) else data
-    if kinds != ["Dataset"] * 2 and not (len(kinds) == 2 and all(isinstance(one, Mapping) for one in data)):
+    parts = list(data) if isinstance(data, list | tuple) else []
+    kinds: Any = [type(one).__name__ for one in parts] or data
+    of_names = len(parts) == 2 and all(isinstance(one, Mapping) for one in parts)
+    if [*map(type, parts)] != [Dataset, Dataset] and not of_names:
         raise ValueError(
             "data must be two data sets, to train on and to test on, as of load or make_dataset, or arrays by name, "
             f"{{'inputs': …, 'labels': …}}, twice; got {kinds!r:.99}."
         )
-    if isinstance(data[0], Mapping):
+    if of_names:
         for where, arrays in zip(("train", "test"), data, strict=True):
             sizes = {
                 name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
