@@ -118,15 +118,15 @@ def test_padding_never_changes_a_number(where, rubbish, kind):
     same(step()(fresh(), TEACHER, GOAL, longer), step()(fresh(), TEACHER, GOAL, plain))
 
 
-@given(mask=st.lists(st.booleans(), min_size=EXAMPLES * TIME, max_size=EXAMPLES * TIME).filter(any))
-def test_what_tokens_are_left_out_changes_no_number(mask):
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_what_tokens_are_left_out_changes_no_number(share):
     """Against the tokens that count, as a batch of their own: no token sees another here."""
-    mask = np.array(mask).reshape(EXAMPLES, TIME)
+    mask = np.random.default_rng(6).random((EXAMPLES, TIME)) < share
+    mask[3, 1] = True
     arrays = batch(TIME)
     alone = {name: array[mask] for name, array in arrays.items()}
     result = step()(fresh(), TEACHER, GOAL, arrays | {"mask": mask, "labels": np.where(mask, arrays["labels"], -100)})
-    with jax.disable_jit():
-        same(result, make_train_step(network, network, OPTIMIZER)(fresh(), TEACHER, GOAL, alone))
+    same(result, step()(fresh(), TEACHER, GOAL, alone))
 
 
 def test_a_batch_of_which_nothing_counts_moves_nothing():
@@ -260,6 +260,7 @@ def test_a_term_of_weight_zero_moves_nothing_be_it_nan(bad):
 def test_a_weight_of_zero_still_has_the_slope_of_its_term():
     """In value, and in what the step does: a search by gradients may begin at 0."""
 
+    @jax.jit
     def loss(weight):
         goal = weighted_sum(labels=(1.0, cross_entropy), soft=(weight, on_logits(soft_target_kl)))
         return make_train_step(network, network, OPTIMIZER)(fresh(), TEACHER, goal, batch())
