@@ -215,7 +215,7 @@ def test_a_term_is_scaled_by_one_number_or_by_each_examples_own():
     assert scaled(read, by="student.one")(outputs, None, data).tolist() == [3.0, 6.0, 12.0]
     for place in ("student.own", "teacher.own", "batch.own"):
         assert scaled(read, by=place)(outputs, outputs, data).tolist() == [0.5, 0.0, 8.0]
-    with pytest.raises(ValueError, match=r"student.wide must be one number or one per example.*\(3, 1\)"):
+    with pytest.raises(ValueError, match=r"student.wide must be one number, or one per example or position.*\(3, 1\)"):
         scaled(read, by="student.wide")(outputs, None, data)
     with pytest.raises(ValueError, match=r"The student has no feature 'other'"):
         scaled(read, by="student.other")(outputs, None, data)

@@ -90,7 +90,7 @@ def test_labels_come_by_themselves_unless_a_place_gives_them():
             ("batch.sure", "student.a", "teacher.b"),
         ),
         (scaled(scaled(computed("crd"), by="student.c"), by="batch.d"), ("batch.d", "student.c", "student.crd")),
-        (scaled(cross_entropy, by="batch.sure"), ("batch.sure",)),
+        (scaled(cross_entropy, by="batch.sure"), ("batch.sure", "student.logits", "batch.labels")),
     ],
 )
 def test_a_term_shows_the_places_that_it_reads(term, places):

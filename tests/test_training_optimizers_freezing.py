@@ -139,13 +139,13 @@ def test_a_part_beside_connectors_is_named_by_where_it_begins():
         ),
         (
             lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (x, {}), "a")(
-                {}, {"a": 1.0}, jnp.ones(1), train=True
+                {}, {"a": 1.0}, jnp.ones((1, 2)), train=True
             ),
             "must return a model_state of the structure that it was given",
         ),
         (
             lambda: freeze_model_state(lambda p, s, x, *, train, rng=None: (x, s), "b")(
-                {}, {"a": 1.0}, jnp.ones(1), train=True
+                {}, {"a": 1.0}, jnp.ones((1, 2)), train=True
             ),
             "patterns must name parts of the tree; 'b' stands in no path. The tree's own parts are a",
         ),

@@ -156,6 +156,7 @@ def computed(name: str) -> Computed:
     """A term that a connector has worked out already: the student's feature `name`, of shape [batch].
 
     Example:
+      >>> import jax.numpy as jnp
       >>> term = computed("crd")
       >>> outputs = Outputs(jnp.zeros((2, 3)), {"crd": jnp.array([1.0, 2.0])})
       >>> term(outputs, None, {}).tolist()
