@@ -14,10 +14,14 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Outputs:
-        fine = nn.relu(nn.Conv(self.width, (3, 3))(images))
-        middle = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=2)(fine))
-        coarse = nn.relu(nn.Conv(4 * self.width, (3, 3), strides=2)(middle))
-        coarse = nn.relu(nn.Conv(4 * self.width, (3, 3))(coarse))
+        def block(maps: jax.Array, width: int, strides: int = 1) -> jax.Array:
+            return nn.relu(nn.GroupNorm(num_groups=4)(nn.Conv(width, (3, 3), strides)(maps)))
+
+        fine = block(images, self.width)
+        middle = block(fine, 2 * self.width, strides=2)
+        coarse = block(middle, 4 * self.width, strides=2)
+        for _ in range(2):  # so that each place sees a whole digit
+            coarse = block(coarse, 4 * self.width)
         up = nn.relu(nn.ConvTranspose(2 * self.width, (2, 2), strides=(2, 2))(coarse)) + middle
         up = nn.relu(nn.ConvTranspose(self.width, (2, 2), strides=(2, 2))(up)) + fine
         return Outputs(nn.Conv(self.classes, (1, 1))(up), {"coarse": coarse})

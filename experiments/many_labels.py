@@ -21,7 +21,7 @@ from kdjax.runs import Recipe
 
 @dataclass(frozen=True)
 class ManyLabels(Settings):
-    """A CNN of 16 channels and one of 3."""
+    """A CNN of 16 channels and one of 6."""
 
     data: str = "digits"
     """digits, or any source of one-channel pictures of 10 classes"""
@@ -29,21 +29,21 @@ class ManyLabels(Settings):
     """how often each student is trained, with seeds 0, 1, 2, …; one teacher serves all"""
     print_every: int = 0
     """print a line each so many epochs; 0: only after the last"""
-    examples: int = 3000
+    examples: int = 30000
     """canvases to train on; a quarter as many to test on"""
-    digits: int = 3
+    digits: int = 2
     """digits a canvas, at most"""
-    teacher_epochs: int = 20
+    teacher_epochs: int = 6
     """passes over the canvases, for the teacher"""
-    epochs: int = 15
+    epochs: int = 3
     """passes over the canvases, for each student"""
     batch_size: int = 32
     """canvases an update"""
     learning_rate: float = 3e-3
     """Adam's, per update, at the start; a cosine takes it to 0 at the end"""
-    temperature: float = 2.0
+    temperature: float = 1.0
     """T of the soft targets, in logits"""
-    alpha: float = 0.3
+    alpha: float = 0.5
     """weight of the labels; the soft targets weigh 1 − alpha"""
 
 
@@ -72,8 +72,8 @@ def main(settings: ManyLabels) -> None:
         measures={"label accuracy": label_accuracy(), "cross_entropy": binary_cross_entropy},
         one_teacher=True,
         teacher=recipe(16, labels, settings.teacher_epochs),
-        alone=recipe(3, labels, settings.epochs),
-        distilled=recipe(3, both, settings.epochs),
+        alone=recipe(6, labels, settings.epochs),
+        distilled=recipe(6, both, settings.epochs),
     )
 
 
