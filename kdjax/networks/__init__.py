@@ -22,6 +22,7 @@ from kdjax.networks.probes import linear_probe as linear_probe
 from kdjax.networks.transfer import Transfer as Transfer
 from kdjax.networks.transfer import copy_matching as copy_matching
 from kdjax.networks.transfer import transfer_lines as transfer_lines
+from kdjax.networks.weights_from import weights_from as weights_from
 
 __all__ = [
     "Projection",
@@ -45,5 +46,6 @@ __all__ = [
     "project",
     "projection_of",
     "transfer_lines",
+    "weights_from",
     "with_features",
 ]
