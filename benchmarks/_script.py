@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from kdjax.runs import provenance, write_json
-from kdjax.runs.report import save_figure
+from kdjax.runs.pictures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from experiments._settings import Settings, network
 from kdjax.checkpoints import load_weights
 from kdjax.data import Dataset
 from kdjax.runs.compare import PHASES
-from kdjax.runs.report import image_grid, learning_curves, prediction_grid, save_figure
+from kdjax.runs.pictures import image_grid, learning_curves, prediction_grid, save_figure
 
 DIGITS = 9
 

@@ -1,7 +1,7 @@
 """kdjax: knowledge distillation for JAX. Pure losses, objectives as values, one train step.
 
 ``import kdjax`` needs jax, optax, NumPy and jaxtyping. What needs more is imported by its own name: `kdjax.models` (flax),
-`kdjax.checkpoints` (orbax), `kdjax.data` (tensorflow-datasets), `kdjax.runs.report` (matplotlib).
+`kdjax.checkpoints` (orbax), `kdjax.data` (tensorflow-datasets), `kdjax.runs.pictures` (matplotlib).
 """
 
 from kdjax import connectors, losses, objectives, training

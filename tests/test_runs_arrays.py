@@ -1,5 +1,6 @@
 """Comparisons of any outputs: tokens with labels that are missing, masks, dicts of inputs, and measures of one's own."""
 
+import importlib
 import inspect
 import json
 
@@ -9,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from kdjax import Outputs, cross_entropy, on_logits, weighted_sum
+from kdjax.caching import cache_teacher
 from kdjax.losses import logit_mse, soft_target_kl
 from kdjax.metrics import accuracy, class_iou, perplexity, top_k_accuracy
 from kdjax.networks import from_linen
@@ -77,6 +79,21 @@ def test_one_teacher_serves_all_seeds(run):
     assert first["perplexity"] == pytest.approx(second["perplexity"], rel=1e-6)
     assert first["seconds"] > 0 == second["seconds"]
     assert not (out / "seed-1" / "teacher").exists()
+
+
+def test_what_all_seeds_of_a_given_teacher_share_is_computed_once(run, tmp_path, monkeypatch):
+    module, calls = importlib.import_module("kdjax.runs.compare"), []
+
+    def counting(apply, teacher, inputs, **more):
+        calls.append(len(inputs["ids"]))
+        return cache_teacher(apply, teacher, inputs, **more)
+
+    monkeypatch.setattr(module, "cache_teacher", counting)
+    out, results = run
+    again = compare(tmp_path / "given", seeds=2, given_teacher=out / "seed-0" / "teacher" / "weights", **SETTINGS)
+    assert sorted(calls) == [18, 48]
+    for own, before in zip(again["seeds"], results["seeds"], strict=True):
+        assert own["distilled"]["perplexity"] == before["distilled"]["perplexity"]
 
 
 def test_a_run_of_tokens_goes_on_and_refuses_another_measure(run):

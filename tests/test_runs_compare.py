@@ -126,7 +126,7 @@ def test_a_saved_teacher_is_used_again_and_the_cache_changes_nothing(finished, t
         out = tmp_path / cache
         run(out, given_teacher=given, cache=cache)
         assert not (out / "seed-0" / "teacher").exists()
-        assert (out / "seed-0" / "teacher-outputs" / "logits.bin").exists() == (cache == "disk")
+        assert (out / "teacher-outputs" / "logits.bin").exists() == (cache == "disk")
     # The same batches and targets; only the order of a few additions differs.
     np.testing.assert_allclose(
         numbers(tmp_path / "disk", "distilled"), numbers(tmp_path / "off", "distilled"), rtol=1e-3, atol=1e-4
@@ -134,7 +134,7 @@ def test_a_saved_teacher_is_used_again_and_the_cache_changes_nothing(finished, t
     # What is kept in memory is what is kept on disk.
     np.testing.assert_array_equal(numbers(tmp_path / "disk", "distilled"), numbers(finished, "distilled"))
     # Another teacher's outputs in its place are not taken.
-    kept = tmp_path / "disk" / "seed-0" / "teacher-outputs" / "logits.bin"
+    kept = tmp_path / "disk" / "teacher-outputs" / "logits.bin"
     kept.write_bytes(kept.read_bytes()[:-1] + b"!")
     with pytest.raises(StaleError, match="has changed since"):
         run(tmp_path / "disk", given_teacher=given, cache="disk", resume=True)

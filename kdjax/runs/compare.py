@@ -9,32 +9,29 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kdjax import _checks, _processes, _trees
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
-from kdjax.data import Dataset, on_device, unit_range
-from kdjax.metrics import as_measure, finished, parameter_count
+from kdjax.data import Dataset
+from kdjax.metrics import parameter_count
 from kdjax.networks.precision import computed_in
-from kdjax.objectives._counted import counting
-from kdjax.objectives._supervised import are_classes
 from kdjax.runs import records
+from kdjax.runs._data import arrays_of, check_data, count_of, digest_of, inputs_of
+from kdjax.runs._measured import check_measures, digest_of_measures, has_classes, headline
 from kdjax.runs.fitting import fit
 from kdjax.runs.folders import open_folder
 from kdjax.runs.recipes import (
     Recipe,
     Trainer,
-    check_data,
-    check_measures,
     described,
     digest_of_training,
     first_of,
@@ -43,7 +40,7 @@ from kdjax.runs.recipes import (
     prepare,
 )
 from kdjax.runs.report import comparison
-from kdjax.training import data_mesh, make_eval_step, replicate
+from kdjax.training import data_mesh, replicate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +126,7 @@ def compare(
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
     trainers = run.prepared(recipes)
-    digests = {name: records.digest(*_arrays(one)) for name, one in zip(("train", "test"), data, strict=True)}
+    digests = {name: digest_of(one) for name, one in zip(("train", "test"), data, strict=True)}
     about = dict(config or {}) | {
         "title": title,
         "seeds": seeds,
@@ -139,17 +136,17 @@ def compare(
     }
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
     about |= {"measures": sorted(measures or {}), "one_teacher": one_teacher, "ignore_label": ignore_label}
-    about["programs"] = {name: digest_of_training(name, trainers, run.train, run.classes) for name in PHASES}
-    about["programs"]["measures"] = run.digest_of_measures(trainers["alone"])
-    about["programs"]["preprocess"] = _trees.digest_of_program(run.preprocess, first_of(_inputs(data[0])))
+    about["programs"] = {name: digest_of_training(name, trainers, run.data.train, run.data.classes) for name in PHASES}
+    about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
+    about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
     about["given_teacher_digest"] = None if given is None else _trees.digest_of_tree(given)
     counts = {
-        name: parameter_count(parameters(trainer, first_of(run.train["inputs"])).params)
+        name: parameter_count(parameters(trainer, first_of(run.data.train["inputs"])).params)
         for name, trainer in trainers.items()
     }
     results = records.provenance(about, data=digests) | {"experiment": title, "parameters": counts, "seeds": []}
-    results["measure"] = run.headline()
+    results["measure"] = headline(measures)
     with open_folder(out, about, resume=resume) as folder:
         run.announce(title, trainers, counts)
         place = run.place_of_cache(trainers["teacher"])
@@ -168,8 +165,8 @@ class _Run:
     """What all seeds of a comparison share."""
 
     out: Path
-    data: Sequence[Any]
-    preprocess: Any
+    given_data: Sequence[Any]
+    given_preprocess: Any
     cache: str
     devices: int | str
     dtype: str
@@ -178,58 +175,17 @@ class _Run:
     console: "Console"
     measures: Mapping[str, Any] | None = None
     ignore_label: int | None = None
+    made: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_data(self.data)
+        check_data(self.given_data)
         found = jax.devices()
         count = len(found) if self.devices == "all" else int(self.devices)
         if count > len(found):
             raise ValueError(f"devices must be at most the {len(found)} there are; got {count}.")
         self.mesh = None if count == 1 else data_mesh(found[:count])
         self.parts = count
-        of_names = isinstance(self.data[0], Mapping)
-        self.preprocess = self.preprocess or (_as_it_is if of_names else unit_range)
-        self.classes = None if of_names else len(self.data[0].class_names)
-        self.name = "the given arrays" if of_names else self.data[0].name
-        self.train, self.test = (
-            self.placed(self.by_name(part) if of_names else on_device(part, self.preprocess)) for part in self.data
-        )
-        self.examples, self.tests = (len(jax.tree.leaves(part["inputs"])[0]) for part in (self.train, self.test))
-
-    def by_name(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        placed = jax.tree.map(jnp.asarray, dict(arrays))
-        # Inputs of what does not count may be anything, and the teacher is run over all.
-        return dict(counting(placed | {"inputs": jax.jit(self.preprocess)(placed["inputs"])}, None))
-
-    def digest_of_measures(self, trainer: Trainer) -> str:
-        """Of the traced evaluation, so that what cannot be measured is found before anything is trained."""
-        two = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), dict(self.test))
-        step = make_eval_step(trainer.apply, measures=self.measures, ignore_label=self.ignore_label)
-        weights = parameters(trainer, _one(two))
-        try:
-            sums: dict[str, Any] = jax.eval_shape(step, weights, two)
-        except ValueError as error:
-            raise ValueError(f"measures cannot be taken of the test data: {error}") from error
-        if self.measures is not None:
-            name = next(iter(self.measures))
-            nothing = jax.tree.map(lambda one: np.zeros(one.shape), sums) | {f"{name}_count": 1.0}
-            with np.errstate(all="ignore"):
-                if np.ndim(finished({name: self.measures[name]}, nothing)[name]):
-                    raise ValueError(f"The first of measures must be one number, for the table; {name!r} is an array.")
-        return _trees.digest_of_program(step, weights, two)
-
-    def has_classes(self, trainer: Trainer) -> bool:
-        """Whether labels are class numbers, so that two networks may agree on a first choice."""
-        logits = jax.ShapeDtypeStruct(trainer.logits_shape(self.test["inputs"]), jnp.float32)
-        return "labels" in self.test and are_classes(self.test["labels"], logits)
-
-    def headline(self) -> dict[str, Any]:
-        """What the table compares: the first measure, and how to read it."""
-        if self.measures is None:
-            return {"name": "accuracy", "percent": True, "lower_is_better": False}
-        name, measure = next(iter(self.measures.items()))
-        own = as_measure(measure)
-        return {"name": name, "percent": own.percent, "lower_is_better": own.lower_is_better}
+        self.data = arrays_of(self.given_data, self.given_preprocess, self.placed)
 
     def placed(self, tree: Tree) -> Tree:
         return tree if self.mesh is None else replicate(tree, self.mesh)
@@ -247,7 +203,7 @@ class _Run:
             teacher_apply = made["teacher"].apply if name == "distilled" else None
             made[name] = prepare(
                 recipe,
-                self.examples,
+                count_of(self.data.train),
                 teacher_apply=teacher_apply,
                 mesh=self.mesh,
                 measures=self.measures,
@@ -256,10 +212,10 @@ class _Run:
         return made
 
     def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
-        train, test = self.examples, self.tests
+        train, test = count_of(self.data.train), count_of(self.data.test)
         devices = f"{self.parts} × {jax.devices()[0].platform}" if self.parts > 1 else jax.devices()[0].platform
         self.say(
-            f"{title}: {train:,} training and {test:,} test examples of {self.name}, {devices}; results go to "
+            f"{title}: {train:,} training and {test:,} test examples of {self.data.name}, {devices}; results go to "
             f"{self.out}"
         )
         for batch_size in sorted({trainer.recipe.batch_size for trainer in trainers.values()}):
@@ -281,7 +237,7 @@ class _Run:
     def place_of_cache(self, trainer: Trainer) -> str:
         """Where what the teacher says of the training data is kept, and a line about it."""
         # Of logits; features come on top, and are found when they are kept.
-        size = 4 * math.prod(trainer.logits_shape(self.train["inputs"]))
+        size = 4 * math.prod(trainer.logits_shape(self.data.train["inputs"]))
         self.out.mkdir(parents=True, exist_ok=True)
         memory, disk = free_memory(), shutil.disk_usage(self.out).free
         place = _everywhere(choose_place(size, memory=memory, disk=disk)) if self.cache == "auto" else self.cache
@@ -294,37 +250,51 @@ class _Run:
         return place
 
     def loaded(self, trainer: Trainer, path: Path) -> Weights:
-        return self.placed(load_teacher(path, trainer, self.about(trainer), self.train["inputs"]))
+        return self.placed(load_teacher(path, trainer, self.about(trainer), self.data.train["inputs"]))
 
     def about(self, trainer: Trainer) -> dict[str, Any]:
         """What saved weights say of themselves."""
-        return {"data": self.name, "preprocess": _name(self.preprocess), "model": trainer.recipe.name}
+        return {"data": self.data.name, "preprocess": _name(self.data.preprocess), "model": trainer.recipe.name}
 
     def one_seed(self, seed: int, trainers: Mapping[str, Trainer], given: Weights | None, place: str) -> dict[str, Any]:
         """The teacher, the student alone, the student with the teacher."""
         record: dict[str, Any] = {"seed": seed}
-        first, test = first_of(self.train["inputs"]), self.test
+        first, train, test = first_of(self.data.train["inputs"]), self.data.train, self.data.test
         if given is None:
-            teacher, record["teacher"] = self.trained(seed, "teacher", trainers, self.train, test)
+            teacher, record["teacher"] = self.trained(seed, "teacher", trainers, train, test)
         else:
             teacher = given
-            record["teacher"] = trainers["teacher"].evaluate(given, test) | {"seconds": 0.0}
-        if self.has_classes(trainers["teacher"]):
-            test = test | self.placed(self.said(trainers["teacher"], teacher, test, ()))
-        _, record["alone"] = self.trained(seed, "alone", trainers, self.train, test)
-        recipe, train, seconds = trainers["distilled"].recipe, self.train, 0.0
+            measured = self.shared("measured", given, lambda: trainers["teacher"].evaluate(given, test))
+            record["teacher"] = measured | {"seconds": 0.0}
+        if has_classes(trainers["teacher"], test):
+            said = self.shared("test", given, lambda: self.placed(self.said(trainers["teacher"], teacher, test, ())))
+            test = test | said
+        _, record["alone"] = self.trained(seed, "alone", trainers, train, test)
+        recipe, started = trainers["distilled"].recipe, time.monotonic()
         if place != "off":
-            started = time.monotonic()
-            features = features_of(recipe.objective, recipe.connectors)
-            path = self.out / f"seed-{seed}" / "teacher-outputs" if place == "disk" else None
-            kept = self.said(trainers["teacher"], teacher, self.train, features, path)
-            train = train | (kept if path else self.placed(jax.block_until_ready(kept)))
-            seconds = time.monotonic() - started
+            folder = self.out if given is not None else self.out / f"seed-{seed}"
+            path = folder / "teacher-outputs" if place == "disk" else None
+
+            def kept() -> dict[str, Outputs]:
+                features = features_of(recipe.objective, recipe.connectors)
+                outputs = self.said(trainers["teacher"], teacher, self.data.train, features, path)
+                return outputs if path else self.placed(jax.block_until_ready(outputs))
+
+            train = train | self.shared("train", given, kept)
+        seconds = time.monotonic() - started
         beside = (teacher, trainers["teacher"].apply, first)
         running = teacher if place == "off" else None
         _, record["distilled"] = self.trained(seed, "distilled", trainers, train, test, running, beside)
         record["distilled"]["seconds"] += seconds
         return record
+
+    def shared(self, name: str, given: Weights | None, make: Callable[[], Any]) -> Any:
+        """What all seeds of one given teacher share is made once; of a seed's own teacher it is made anew."""
+        if given is None:
+            return make()
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
 
     def trained(
         self,
@@ -379,27 +349,6 @@ class _Run:
 def _everywhere(place: str) -> str:
     """The last choice of any process: all must train by one program."""
     return next((one for one in ("off", "disk") if _processes.anywhere(place == one)), place)
-
-
-def _one(arrays: Mapping[str, Any]) -> Any:
-    """The shapes of one example's inputs."""
-    return jax.tree.map(lambda array: jax.ShapeDtypeStruct((1, *array.shape[1:]), array.dtype), arrays["inputs"])
-
-
-def _as_it_is(inputs: Any) -> Any:
-    return inputs
-
-
-def _inputs(part: Any) -> Any:
-    return part["inputs"] if isinstance(part, Mapping) else part.inputs
-
-
-def _arrays(part: Any) -> list[Any]:
-    """All arrays of a data set, in one order, each after its name where they have names."""
-    if not isinstance(part, Mapping):
-        return [part.inputs, part.labels]
-    named = [(jax.tree_util.keystr(path), array) for path, array in jax.tree.leaves_with_path(dict(part))]
-    return [one for name, array in named for one in (np.frombuffer(name.encode(), np.uint8), array)]
 
 
 def _name(function: Any) -> str:

@@ -17,8 +17,7 @@ from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
-from kdjax.data import Dataset
-from kdjax.metrics import agreeing, as_measure
+from kdjax.metrics import agreeing
 from kdjax.objectives import Objective
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step
 
@@ -161,45 +160,6 @@ def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int | None, te
         )
     begun = _trees.digest_of_program(start, *given)
     return begun + _trees.digest_of_program(trainer.step, state, its, recipe.objective, batch)
-
-
-def check_measures(measures: Any) -> None:
-    """Measures by name, or None."""
-    if measures is None:
-        return
-    if not isinstance(measures, Mapping) or not measures:
-        raise ValueError(f"measures must be measures by name, one at least, or None; got {measures!r:.99}.")
-    for name, measure in measures.items():
-        as_measure(measure)
-        if name in ("agreement", "seconds"):
-            raise ValueError(f"The measure's name {name!r} is taken by what compare itself records; choose another.")
-
-
-def check_data(data: Any) -> None:
-    """Two data sets of the same classes, or arrays by name twice."""
-    parts = list(data) if isinstance(data, list | tuple) else []
-    kinds: Any = [type(one).__name__ for one in parts] or data
-    of_names = len(parts) == 2 and all(isinstance(one, Mapping) for one in parts)
-    if [*map(type, parts)] != [Dataset, Dataset] and not of_names:
-        raise ValueError(
-            "data must be two data sets, to train on and to test on, as of load or make_dataset, or arrays by name, "
-            f"{{'inputs': …, 'labels': …}}, twice; got {kinds!r:.99}."
-        )
-    if of_names:
-        for where, arrays in zip(("train", "test"), data, strict=True):
-            sizes = {
-                name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
-            }
-            if "inputs" not in arrays or len({size for found in sizes.values() for size in found}) != 1:
-                raise ValueError(
-                    f'data must have "inputs", and one row for each example in every array; the {where} data have {sizes}.'
-                )
-        return
-    names = [one.class_names for one in data]
-    if names[0] != names[1]:
-        raise ValueError(
-            f"data must have the same class names in both sets; got {names[0]!r:.99} and {names[1]!r:.99}."
-        )
 
 
 def load_teacher(path: Path, trainer: Trainer, about: Mapping[str, Any], inputs: Any) -> Weights:

@@ -1,0 +1,102 @@
+"""A comparison's data as its loops take them: two parts, arrays by name on the devices, whatever they came as."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.data import Dataset, on_device, unit_range
+from kdjax.objectives._counted import counting
+from kdjax.runs import records
+
+
+class Data(NamedTuple):
+    """Two parts, what is done to their inputs, and what they are called.
+
+    Attributes:
+      train: arrays by name, [examples, …].
+      test: of the same names.
+      preprocess: what their inputs went through.
+      classes: how many there are; None where that is not known.
+      name: for people and records.
+    """
+
+    train: dict[str, Any]
+    test: dict[str, Any]
+    preprocess: Callable[[Any], Any]
+    classes: int | None
+    name: str
+
+
+def check_data(data: Any) -> None:
+    """Two data sets of the same classes, or arrays by name twice."""
+    parts = list(data) if isinstance(data, list | tuple) else []
+    kinds: Any = [type(one).__name__ for one in parts] or data
+    of_names = len(parts) == 2 and all(isinstance(one, Mapping) for one in parts)
+    if [*map(type, parts)] != [Dataset, Dataset] and not of_names:
+        raise ValueError(
+            "data must be two data sets, to train on and to test on, as of load or make_dataset, or arrays by name, "
+            f"{{'inputs': …, 'labels': …}}, twice; got {kinds!r:.99}."
+        )
+    if of_names:
+        for where, arrays in zip(("train", "test"), data, strict=True):
+            sizes = {
+                name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
+            }
+            if "inputs" not in arrays or len({size for found in sizes.values() for size in found}) != 1:
+                raise ValueError(
+                    f'data must have "inputs", and one row for each example in every array; the {where} data have {sizes}.'
+                )
+        return
+    names = [one.class_names for one in data]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"data must have the same class names in both sets; got {names[0]!r:.99} and {names[1]!r:.99}."
+        )
+
+
+def arrays_of(data: Sequence[Any], preprocess: Callable[[Any], Any] | None, placed: Callable[[Any], Any]) -> Data:
+    """Checked, preprocessed, and placed on the devices."""
+    check_data(data)
+    if isinstance(data[0], Mapping):
+        preprocess = preprocess or _as_it_is
+        train, test = (placed(_by_name(part, preprocess)) for part in data)
+        return Data(train, test, preprocess, None, "the given arrays")
+    preprocess = preprocess or unit_range
+    train, test = (placed(on_device(part, preprocess)) for part in data)
+    return Data(train, test, preprocess, len(data[0].class_names), data[0].name)
+
+
+def digest_of(part: Any) -> str:
+    """Of all arrays of a part as it was given."""
+    return records.digest(*_arrays(part))
+
+
+def inputs_of(part: Any) -> Any:
+    """The inputs as they were given, before any preprocessing."""
+    return part["inputs"] if isinstance(part, Mapping) else part.inputs
+
+
+def count_of(arrays: Mapping[str, Any]) -> int:
+    """How many examples there are."""
+    return len(jax.tree.leaves(arrays["inputs"])[0])
+
+
+def _by_name(arrays: Mapping[str, Any], preprocess: Callable[[Any], Any]) -> dict[str, Any]:
+    placed = jax.tree.map(jnp.asarray, dict(arrays))
+    # Inputs of what does not count may be anything, and the teacher is run over all.
+    return dict(counting(placed | {"inputs": jax.jit(preprocess)(placed["inputs"])}, None))
+
+
+def _as_it_is(inputs: Any) -> Any:
+    return inputs
+
+
+def _arrays(part: Any) -> list[Any]:
+    """All arrays of a data set, in one order, each after its name where they have names."""
+    if not isinstance(part, Mapping):
+        return [part.inputs, part.labels]
+    named = [(jax.tree_util.keystr(path), array) for path, array in jax.tree.leaves_with_path(dict(part))]
+    return [one for name, array in named for one in (np.frombuffer(name.encode(), np.uint8), array)]
