@@ -29,7 +29,7 @@ MEASURES = {"perplexity": perplexity, "bits per byte": BITS, "accuracy": accurac
 
 @dataclass(frozen=True)
 class Tokens(Settings):
-    """A causal transformer of a million parameters and one of a tenth of that."""
+    """A causal transformer of a million parameters and one of a fifth of that."""
 
     data: str = "python"
     """the text: the modules of Python's standard library, every tenth of them for the test"""
@@ -78,11 +78,11 @@ def main(settings: Tokens) -> None:
             network, objective, optimizer, epochs, settings.batch_size, name=f"transformer {layers} × {width}"
         )
 
-    teacher, alone = recipe(160, 3, labels, settings.teacher_epochs), recipe(48, 2, labels, settings.epochs)
+    teacher, alone = recipe(160, 3, labels, settings.teacher_epochs), recipe(80, 2, labels, settings.epochs)
     for name, divergence in DIVERGENCES.items():
         soft = on_logits(divergence, temperature=1.0)
         both = weighted_sum(labels=(settings.alpha, cross_entropy), soft=(1.0 - settings.alpha, soft))
-        recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(48, 2, both, settings.epochs)}
+        recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(80, 2, both, settings.epochs)}
         own = replace(settings, out=settings.out and settings.out / name)
         folder = run(f"tokens-{name}", own, data, measures=MEASURES, one_teacher=True, **recipes)
         settings = replace(settings, teacher=settings.teacher or folder / "seed-0" / "teacher" / "weights")
