@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_training_masks import DIM, EXAMPLES, GOAL, STUDENT, TEACHER, TIME, batch, network
+from masked import DIM, EXAMPLES, GOAL, STUDENT, TEACHER, TIME, batch, network
 
 from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.losses import soft_target_kl
-from kdjax.training import accumulate, data_mesh, distillation_oriented, freeze, jit_step, shard_map_step, weights_of
+from kdjax.training import accumulate, data_mesh, distillation_oriented, freeze, jit_step, shard_map_step
 
 MASK = np.random.default_rng(5).random((EXAMPLES, TIME)) < np.linspace(0.2, 0.9, EXAMPLES)[:, None]
 
@@ -176,20 +176,6 @@ def test_what_an_optimizer_may_ask_for_is_given():
     assert {*record["counts"]} == {"labels", "soft"}
     assert record["counts"]["labels"] is record["counts"]["soft"]
     assert record["term_gradients"]["soft"]["body"].shape == (DIM, DIM)
-
-
-def test_what_is_schedule_free_is_evaluated_at_its_own_params():
-    optimizer = optax.contrib.schedule_free_sgd(0.5)
-    step = jit_step(make_train_step(network, network, optimizer))
-    state = init_state(STUDENT, optimizer, jax.random.key(0))
-    for _ in range(5):
-        state, _ = step(state, TEACHER, GOAL, batch())
-    wanted = optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
-    chex.assert_trees_all_close(weights_of(state).params, wanted)
-    assert float(jnp.abs(wanted["body"] - state.params["body"]).max()) > 1e-4
-    partly = init_state(STUDENT, freeze(optimizer, "head"), jax.random.key(0))
-    with pytest.raises(ValueError, match="schedule-free for all params, or for none"):
-        weights_of(partly)
 
 
 # Seen to fail

@@ -3,9 +3,7 @@
 from kdjax.training import phases as phases
 from kdjax.training import sweeps as sweeps
 from kdjax.training._evaluation import make_eval_step as make_eval_step
-from kdjax.training._step import init_state as init_state
 from kdjax.training._step import make_train_step as make_train_step
-from kdjax.training._step import weights_of as weights_of
 from kdjax.training.accumulation import accumulate as accumulate
 from kdjax.training.accumulation import distillation_oriented as distillation_oriented
 from kdjax.training.devices import data_mesh as data_mesh
@@ -28,6 +26,8 @@ from kdjax.training.optimizers import clip_while as clip_while
 from kdjax.training.optimizers import freeze as freeze
 from kdjax.training.optimizers import freeze_model_state as freeze_model_state
 from kdjax.training.optimizers import train_only as train_only
+from kdjax.training.state import init_state as init_state
+from kdjax.training.state import weights_of as weights_of
 from kdjax.training.views import augmented as augmented
 
 __all__ = [

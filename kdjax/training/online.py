@@ -17,7 +17,8 @@ from kdjax.networks.ensembles import fixed_shares, pooled
 from kdjax.objectives import schedules
 from kdjax.objectives._counted import counting
 from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Learner, Metrics, TrainStep, learn, weights_of
+from kdjax.training._step import Learner, Metrics, TrainStep, learn
+from kdjax.training.state import weights_of
 
 States = tuple[TrainState, ...]
 Pair = tuple[TrainState, Weights]

@@ -1,0 +1,75 @@
+"""What a training carries from step to step: how it begins, and the weights in it to evaluate and to keep."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from kdjax._types import TrainState, Tree, Weights
+from kdjax.connectors import student_of
+
+
+def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: PRNGKeyArray) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      weights: the student's, and a connector's beside them.
+      optimizer: any optax transformation. It sees ``weights.params`` and nothing else.
+      rng: a key. Step number n draws from ``fold_in(rng, n)``, so a resumed run draws what an unbroken one would.
+    """
+    # Copies: a compiled step takes its state's memory, and these weights may be another student's, or the teacher's.
+    copies = partial(jax.tree.map, lambda leaf: jnp.array(leaf, copy=True))
+    params, model_state, rng = copies((*weights, rng))
+    # An optimizer's own state may begin as the params, or as one array twice.
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, copies(optimizer.init(params)), rng)
+
+
+def weights_of(state: Any) -> Any:
+    """The weights to evaluate and to keep, out of any step's state: of the student alone, without its connectors.
+
+    Args:
+      state: a `TrainState`; a pair (state, average), whose average it is; one in a phase; a tuple of states, for a tuple
+        of weights.
+
+    Raises:
+      ValueError: if `state` is none of them, or of an optimizer that is schedule-free for a part of the params.
+
+    Note:
+      An optimizer such as ``optax.contrib.schedule_free_adamw`` trains at other params than it is evaluated at; these are
+      the latter.
+    """
+    if isinstance(state, TrainState):
+        weights = Weights(_evaluated(state), state.model_state)
+        return student_of(weights) if is_beside(state.params) else weights
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Weights):
+        return state[1]
+    if hasattr(state, "state"):
+        return weights_of(state.state)
+    if isinstance(state, tuple) and state:
+        return tuple(map(weights_of, state))
+    raise ValueError(f"state must be a TrainState, a pair (state, average) or a tuple of states; got {type(state)}.")
+
+
+def _evaluated(state: TrainState) -> Tree:
+    """The params to evaluate at, which are another average than those that are trained where training is schedule-free."""
+    kind = optax.contrib.ScheduleFreeState
+    parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: isinstance(part, kind))
+    found = [part for part in parts if isinstance(part, kind)]
+    if not found:
+        return state.params
+    its, own = (str(jax.tree.structure(tree)) for tree in (found[0].z, state.params))
+    if len(found) > 1 or its != own:
+        raise ValueError(
+            "state must be of an optimizer that is schedule-free for all params, or for none; its evaluation params are not "
+            "known here: take optax.contrib.schedule_free_eval_params of each part."
+        )
+    return optax.contrib.schedule_free_eval_params(found[0], state.params)
+
+
+def is_beside(tree: Tree) -> bool:
+    """Whether `init_beside` made it."""
+    return isinstance(tree, Mapping) and {*tree} == {"student", "connectors"}
