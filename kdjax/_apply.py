@@ -38,6 +38,11 @@ def run(
                 f"or features with one row for each example; got {_structure(second)}."
             )
         return outputs_of(result, _name(apply)), model_state
+    if _is_array(first) and _is_array(second) and not _is_array(model_state):
+        raise ValueError(
+            f"{_name(apply)} must return its model_state second, {_structure(model_state)}, or features by name, "
+            f"{{'NAME': array}}; got an array of shape {tuple(second.shape)}."
+        )
     return outputs_of(first, _name(apply)), second
 
 

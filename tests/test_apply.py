@@ -156,6 +156,16 @@ def test_what_is_no_outputs_is_named(result, got):
         run(odd, PARAMS, COUNT, INPUTS, train=False)
 
 
+def test_features_without_names_are_no_model_state():
+    """Logits and an array beside them: the array would have become the model_state."""
+
+    def pair(params, model_state, inputs, *, train, rng=None):
+        return LOGITS, LOGITS
+
+    with pytest.raises(ValueError, match=r"pair must return its model_state second, .* or features by name"):
+        run(pair, PARAMS, {"count": COUNT}, INPUTS, train=True)
+
+
 def test_a_cached_teacher_may_be_outputs_logits_or_a_pair():
     said = dense.teacher(*teacher_weights(), dense.batch()["inputs"], train=False)[0]
     step = jax.jit(make_train_step(dense.student(), None, dense.optimizer()))
