@@ -1,33 +1,32 @@
 """What a mask, a missing label or a weight of 0 leaves out changes no number: not the loss, no metric, no gradient."""
 
-import functools
-import inspect
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from kdjax import (
-    Outputs,
-    Weights,
-    computed,
-    cross_entropy,
-    init_state,
-    make_train_step,
-    on_feature,
-    on_logits,
-    on_outputs,
-    scaled,
-    weighted_sum,
+from masked import (
+    EXAMPLES,
+    GOAL,
+    OPTIMIZER,
+    STUDENT,
+    TEACHER,
+    TIME,
+    WITH_FEATURES,
+    batch,
+    filled,
+    fresh,
+    halves,
+    network,
+    numbers,
+    same,
+    step,
 )
-from kdjax.connectors import init_beside, regressor, semantic_calibration
-from kdjax.data import make_views
-from kdjax.losses import dist, hint, rkd_distance, soft_target_kl
+
+from kdjax import cross_entropy, make_train_step, on_feature, on_logits, on_outputs, scaled, weighted_sum
+from kdjax.losses import dist, rkd_distance, soft_target_kl
 from kdjax.objectives import _counted
 from kdjax.training import (
     data_mesh,
@@ -40,59 +39,6 @@ from kdjax.training import (
     split_batch,
     sweeps,
 )
-
-DIM, TIME, CLASSES, EXAMPLES = 4, 3, 5, 8
-OPTIMIZER = optax.sgd(0.5, momentum=0.9)
-
-
-def network(params, model_state, inputs, *, train, rng=None):
-    """Each example, or token, for itself: [batch, dim] or [batch, time, dim]."""
-    hidden = jnp.tanh(inputs @ params["body"])
-    return Outputs(hidden @ params["head"], {"hidden": hidden}), model_state
-
-
-def weights(seed=0):
-    body, head = np.random.default_rng(seed).normal(size=(2, DIM, max(DIM, CLASSES))).astype(np.float32)
-    return Weights({"body": jnp.asarray(body[:, :DIM]), "head": jnp.asarray(head[:, :CLASSES])}, {})
-
-
-STUDENT, TEACHER = weights(0), weights(1)
-
-
-def batch(*positions, examples=EXAMPLES, seed=2):
-    rng = np.random.default_rng(seed)
-    inputs = rng.normal(size=(examples, *positions, DIM)).astype(np.float32)
-    return {"inputs": inputs, "labels": rng.integers(0, CLASSES, (examples, *positions)).astype(np.int32)}
-
-
-GOAL = weighted_sum(labels=(0.3, cross_entropy), soft=(0.7, on_logits(soft_target_kl, temperature=2.0)))
-WITH_FEATURES = weighted_sum(labels=(0.3, cross_entropy), hint=(0.7, on_feature(hint, "hidden")))
-
-
-def fresh(seed=0):
-    return init_state(weights(seed), OPTIMIZER, jax.random.key(0))
-
-
-@functools.cache
-def step(**settings):
-    return jit_step(make_train_step(network, network, OPTIMIZER, **settings))
-
-
-def numbers(tree):
-    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)
-
-
-def same(first, second):
-    chex.assert_trees_all_close(numbers(first), numbers(second), rtol=2e-5, atol=1e-6)
-
-
-def filled(arrays, mask, rubbish):
-    """The arrays with rubbish, such as NaN, where the mask is 0."""
-    inputs = np.where(mask.reshape(*mask.shape, *[1] * (arrays["inputs"].ndim - mask.ndim)), arrays["inputs"], rubbish)
-    labels = np.where(mask.reshape(*mask.shape, *[1] * (arrays["labels"].ndim - mask.ndim)), arrays["labels"], -7)
-    return {"inputs": inputs.astype(np.float32), "labels": labels.astype(np.int32), "mask": mask}
-
 
 # Padding never changes a number
 
@@ -139,14 +85,6 @@ def test_a_batch_of_which_nothing_counts_moves_nothing():
 
 
 # In every way to train, on one device and on four
-
-MASK = np.array([1, 0, 1, 1, 0, 0, 0, 1], bool)  # of four devices one has nothing that counts
-
-
-def halves(rubbish=np.nan):
-    arrays = batch()
-    alone = {name: array[MASK] for name, array in arrays.items()}
-    return filled(arrays, MASK, rubbish), alone
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +151,6 @@ def test_an_ignored_label_counts_for_what_reads_labels_and_for_nothing_else():
     np.testing.assert_allclose(of_batch["loss"], metrics["loss"], rtol=1e-6)
 
 
-def test_a_term_whose_reading_cannot_be_seen_is_refused_where_labels_are_missing():
-    hidden = weighted_sum(own=(1.0, lambda student, teacher, batch: jnp.zeros(batch["labels"].shape[0])))
-    with pytest.raises(ValueError, match=r"The term 'own' must show whether it reads labels.*on_outputs"):
-        jax.eval_shape(step(ignore_label=-1), fresh(), TEACHER, hidden, batch())
-
-
 # Weights of examples and positions
 
 
@@ -272,31 +204,7 @@ def test_a_weight_of_zero_still_has_the_slope_of_its_term():
     chex.assert_trees_all_close(moved, by_hand, rtol=1e-3, atol=1e-5)
 
 
-# What cannot be left out is said
-
-
-def refused(message, goal=GOAL, arrays=None, **more):
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(step(), fresh(), TEACHER, goal, (arrays or batch()) | more)
-
-
-@pytest.mark.parametrize("shape", [(EXAMPLES, 1), (1,), (), (EXAMPLES + 1,), (EXAMPLES, DIM)])
-def test_a_mask_of_another_shape_is_refused(shape):
-    refused(r'batch\["mask"\] must have', mask=np.ones(shape))
-
-
-def test_a_mask_of_words_is_refused():
-    with pytest.raises(ValueError, match=r'batch\["mask"\] must hold numbers; got <U1'):
-        step()(fresh(), TEACHER, GOAL, batch() | {"mask": np.array(["a"] * EXAMPLES)})
-
-
-def test_a_mean_over_positions_cannot_leave_one_out():
-    refused(
-        r"The term 'hint' must return one number for each position where positions are left out, .*got shape \(8,\)",
-        goal=WITH_FEATURES,
-        arrays=batch(TIME),
-        mask=np.ones((EXAMPLES, TIME)),
-    )
+# Features, relations and functions of one's own
 
 
 def test_a_mask_of_examples_leaves_out_their_features():
@@ -320,28 +228,6 @@ def test_dist_leaves_out_examples_with_all_their_positions_and_single_ones(posit
         mask[1, 0] = False
     alone = {name: array[mask].reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
     same(step()(fresh(), TEACHER, goal, arrays | {"mask": mask}), step()(fresh(), TEACHER, goal, alone))
-
-
-def test_mixed_examples_refuse_a_mask():
-    mixed = make_views(mix=lambda key, image, partner: (image, jnp.ones(())))
-    for name in ("mask", "labelled"):
-        with pytest.raises(ValueError, match=f'batch must have no "{name}" where examples are mixed'):
-            mixed(jax.random.key(0), batch() | {"indices": np.arange(EXAMPLES), name: np.ones(EXAMPLES)})
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-def test_a_connector_that_keeps_statistics_refuses_a_mask(normalize):
-    beside = {"hint": regressor("hidden", normalize=normalize)}
-    made = init_beside(beside, jax.random.key(0), network, STUDENT, network, TEACHER, batch()["inputs"])
-    goal = weighted_sum(hint=(1.0, on_feature(hint, "hint")))
-    learnt = jit_step(make_train_step(network, network, OPTIMIZER, connectors=beside))
-    masked, alone = halves(0.0)
-    start = lambda: init_state(made, OPTIMIZER, jax.random.key(0))  # noqa: E731
-    if normalize:
-        with pytest.raises(ValueError, match='batch must have no "mask" beside the connectors hint'):
-            learnt(start(), TEACHER, goal, masked)
-    else:
-        same(learnt(start(), TEACHER, goal, masked), learnt(start(), TEACHER, goal, alone))
 
 
 def test_a_function_of_ones_own_may_give_each_position_a_number():
@@ -384,40 +270,8 @@ def test_a_feature_that_only_looks_like_positions_is_kept_by_its_examples():
     np.testing.assert_array_equal(of_positions[..., 0], counted)
 
 
-@pytest.mark.parametrize("label", [True, 1.5, "255", [1, 2], -(2**63)])
-def test_what_is_no_label_cannot_be_ignored(label):
-    with pytest.raises(ValueError, match="ignore_label must be a"):
-        inspect.unwrap(_counted.without_ignored)(batch(), label)
-
-
-def test_whole_numbers_as_logits_and_lists_as_masks_are_refused():
-    def whole(params, model_state, inputs, *, train, rng=None):
-        return (inputs @ params["body"]).astype(jnp.int32), model_state
-
-    wrong = make_train_step(whole, None, OPTIMIZER)
-    with pytest.raises(ValueError, match="the student's logits must hold floating-point numbers"):
-        jax.eval_shape(wrong, fresh(), None, weighted_sum(labels=(1.0, cross_entropy)), batch())
-    with pytest.raises(ValueError, match=r'batch\["mask"\] must be an array; got a list of numbers'):
-        step()(fresh(), TEACHER, GOAL, batch() | {"mask": [1] * EXAMPLES})
-
-
 def test_three_networks_teach_each_other_about_tokens():
     three = jit_step(make_mutual_step([network] * 3, [OPTIMIZER] * 3))
     states, metrics = three(tuple(map(fresh, range(3))), None, (GOAL,) * 3, batch(TIME))
     assert np.isfinite(metrics["loss"])
     assert len(states) == 3
-
-
-def test_a_connector_that_compares_examples_refuses_a_mask():
-    beside = {"calibrated": semantic_calibration(("hidden",), batch_size=EXAMPLES)}
-    maps = lambda x: jnp.broadcast_to(x[:, None, None], (len(x), 2, 2, x.shape[-1]))  # noqa: E731
-
-    def with_maps(params, model_state, inputs, *, train, rng=None):
-        outputs, model_state = network(params, model_state, inputs, train=train)
-        return Outputs(outputs.logits, {"hidden": maps(outputs.features["hidden"])}), model_state
-
-    made = init_beside(beside, jax.random.key(0), with_maps, STUDENT, with_maps, TEACHER, batch()["inputs"])
-    goal = weighted_sum(calibrated=(1.0, computed("calibrated")))
-    learnt = jit_step(make_train_step(with_maps, with_maps, OPTIMIZER, connectors=beside))
-    with pytest.raises(ValueError, match='batch must have no "mask" beside the connectors calibrated'):
-        learnt(init_state(made, OPTIMIZER, jax.random.key(0)), TEACHER, goal, halves(0.0)[0])

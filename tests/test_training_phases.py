@@ -1,7 +1,6 @@
 """Plans of phases: what each phase moves, bit by bit, that a resumed run is the unbroken one, and the steps in between."""
 
 import functools
-import inspect
 import itertools
 from dataclasses import FrozenInstanceError
 
@@ -11,18 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from phased import LABELS, ONE, PARTS, batch, network, start, weights
 
-from kdjax import (
-    Outputs,
-    Weights,
-    cross_entropy,
-    init_state,
-    make_train_step,
-    on_feature,
-    on_logits,
-    schedules,
-    weighted_sum,
-)
+from kdjax import Outputs, cross_entropy, make_train_step, on_feature, on_logits, schedules, weighted_sum
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.losses import hint, soft_target_kl
 from kdjax.training import freeze, freeze_model_state, jit_step, make_epoch, train_only
@@ -38,34 +28,6 @@ from kdjax.training.phases import (
     stretches,
 )
 
-PARTS = ("stage1", "stage2", "logits")
-LABELS = weighted_sum(labels=(1.0, cross_entropy))
-ONE = Phase("a", 2, LABELS, optax.sgd(0.1))
-
-
-def network(params, model_state, inputs, *, train, rng=None):
-    """Dense stages with a running mean each, as BatchNorm has, and noise while training: small, and quickly compiled."""
-    x, features, means = inputs, {}, {}
-    for name in ("stage1", "stage2"):
-        x = features[name] = jnp.tanh(x @ params[name]["kernel"])
-        means[name] = 0.9 * model_state[name] + 0.1 * x.mean(axis=0)
-        if train:
-            x = x + 0.1 * jax.random.normal(jax.random.fold_in(rng, len(means)), x.shape)
-    return Outputs(x @ params["logits"]["kernel"], features), means if train else model_state
-
-
-@functools.cache
-def weights(seed):
-    noise = np.random.default_rng(seed)
-    shapes = dict(zip(PARTS, ((4, 6), (6, 6), (6, 3)), strict=True))
-    params = {name: {"kernel": noise.normal(size=shape).astype(np.float32)} for name, shape in shapes.items()}
-    return Weights(params, {name: np.zeros(6, np.float32) for name in ("stage1", "stage2")})
-
-
-def batch(number):
-    noise = np.random.default_rng(1000 + number)
-    return {"inputs": noise.normal(size=(8, 4)).astype(np.float32), "labels": noise.integers(0, 3, 8).astype(np.int32)}
-
 
 def prepared(phases):
     """The plan, and its compiled step."""
@@ -75,10 +37,6 @@ def prepared(phases):
         return make_train_step(student, network, phase.optimizer)
 
     return phases, jit_step(make_planned_step(phases, make_step))
-
-
-def start(phases, seed=0):
-    return enter(phases, 0, init_state(weights(seed), phases[0].optimizer, jax.random.key(5 + seed)))
 
 
 def run(training, *, state=None, until=None):
@@ -261,41 +219,3 @@ def test_the_phase_is_a_function_of_the_step():
     assert bounds(phases) == (0, 1, 4, 6)
     assert [phase_at(phases, step) for step in range(7)] == [0, 1, 1, 1, 2, 2, 2]
     assert phase_at(phases, jnp.int32(4)) == 2
-
-
-def planned(state, objectives):
-    step = make_planned_step(plan(ONE), lambda phase: make_train_step(network, None, phase.optimizer))
-    inspect.unwrap(step)(state, None, objectives, batch(0))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: plan(), "phases must be one or more; got none"),
-        (lambda: plan(ONE, ONE), "phases must have a name each of their own; got 'a' twice"),
-        (lambda: plan(ONE._replace(steps=0)), "steps of phase 'a' must be a whole number of 1 or more; got 0"),
-        (lambda: phase_at(plan(ONE), 3), "step must lie between 0 and 2, the plan's updates; got 3"),
-        (lambda: phase_at(plan(ONE), -1), "step must lie between 0 and 2, the plan's updates; got -1"),
-        (
-            lambda: enter(plan(ONE), -1, start(plan(ONE))),
-            "index must be that of one of the plan's 1 phases, from 0; got -1",
-        ),
-        (
-            lambda: enter(plan(ONE), 1, start(plan(ONE))),
-            "index must be that of one of the plan's 1 phases, from 0; got 1",
-        ),
-        (
-            lambda: planned(start(plan(ONE)).state, objectives_of(plan(ONE))),
-            "state must be in a phase, as enter gives it; got a TrainState",
-        ),
-        (lambda: planned(start(plan(ONE)), LABELS), "objectives must be one for each of the 1 phases"),
-        (lambda: planned(start(plan(ONE)), (LABELS, LABELS)), "objectives must be one for each of the 1 phases"),
-        (
-            lambda: planned(enter(plan(ONE, ONE._replace(name="b")), 1, start(plan(ONE))), (LABELS,)),
-            "index must be that of one of the plan's 1 phases, from 0; got 1",
-        ),
-    ],
-)
-def test_what_is_wrong_is_said(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
