@@ -32,7 +32,7 @@ class Tokens(Settings):
     """A causal transformer of a million parameters and one of a fifth of that."""
 
     data: str = "python"
-    """the text: the modules of Python's standard library, every tenth of them for the test"""
+    """the text: the standard library's modules from the first on, as many as fill the windows; every tenth is the test's"""
     seeds: int = 8
     """how often each student is trained, with seeds 0, 1, 2, …; one teacher serves all"""
     print_every: int = 0

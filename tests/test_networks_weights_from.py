@@ -183,6 +183,36 @@ def test_logits_need_inputs():
         weights_from(STATE, nn.Dense(2), jax.ShapeDtypeStruct((4, 3), np.float32), logits=np.ones((4, 2)))
 
 
+def test_branches_that_are_joined_flattened_are_reordered_by_nobody_but_you():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            maps = nn.Conv(4, (1, 1))(x), nn.Conv(2, (1, 1))(x)
+            return nn.Dense(5)(jnp.concatenate([one.reshape(len(one), -1) for one in maps], axis=1))
+
+    shapes = {"a.weight": (4, 3, 1, 1), "a.bias": (4,), "b.weight": (2, 3, 1, 1), "b.bias": (2,)}
+    shapes |= {"fc.weight": (5, 6 * 8 * 6), "fc.bias": (5,)}
+    state = {name: np.ones(shape) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match=r'flattened must be "last" for Dense_0'):
+        weights_from(state, Two(), np.ones((2, 8, 6, 3), np.float32), flattened={"Dense_0": "first"})
+
+
+def test_the_frames_of_a_video_stay_in_front_of_its_channels():
+    class Video(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            maps = nn.Conv(4, (1, 1))(x)
+            return nn.Dense(5)(maps.reshape(len(maps), -1))
+
+    draw = np.random.default_rng(0).normal
+    frames, conv, head = draw(size=(2, 3, 2, 5, 3)), draw(size=(4, 3, 1, 1)), draw(size=(5, 3 * 4 * 2 * 5))
+    state = {"conv.weight": conv, "conv.bias": np.zeros(4), "fc.weight": head, "fc.bias": np.zeros(5)}
+    maps = np.einsum("bthwi,oi->btohw", frames, conv[:, :, 0, 0])  # as PyTorch holds them
+    frames = frames.astype(np.float32)
+    _, report = weights_from(state, Video(), frames, logits=maps.reshape(2, -1) @ head.T)
+    assert any("rows reordered" in entry.why for entry in report)
+
+
 def test_a_leaf_of_a_layer_of_ones_own_is_named_entry_by_entry():
     class Own(nn.Module):
         @nn.compact
@@ -196,5 +226,12 @@ def test_a_leaf_of_a_layer_of_ones_own_is_named_entry_by_entry():
     with pytest.raises(ValueError, match=r"source and module must have the same layers"):
         weights_from(state, Own(), np.ones((4, 3), np.float32))
     names = {"own.weight": "matrix", "own.bias": "shift"}
+    # A Linear's square matrix would have to be transposed, and nothing shows whether it is one's.
+    with pytest.raises(
+        ValueError, match=r"must not leave open whether own\.weight, of shape \(3, 3\), is transposed for matrix"
+    ):
+        weights_from(state, Own(), np.ones((4, 3), np.float32), names=names)
+    state = {"own.matrix": state["own.weight"], "own.shift": state["own.bias"]}
+    names = {"own.matrix": "matrix", "own.shift": "shift"}
     weights, _ = weights_from(state, Own(), np.ones((4, 3), np.float32), names=names)
-    np.testing.assert_array_equal(weights.params["matrix"], state["own.weight"])
+    np.testing.assert_array_equal(weights.params["matrix"], state["own.matrix"])

@@ -51,12 +51,19 @@ class Met(NamedTuple):
     @property
     def unsure(self) -> bool:
         """Whether the order cannot be told, and matters."""
-        roles, order = {part.role for part in self.axis}, self._channels_first()
-        unknown = "mixed" in roles or {"free", "space"} <= roles
-        return unknown or (self.layout == "unsure" and order != list(range(len(order))))
+        order = self._channels_first()
+        return self.unknown or (self.layout == "unsure" and order != list(range(len(order))))
+
+    @property
+    def unknown(self) -> bool:
+        """Whether its parts are not told apart, so that not even who knows the layout could reorder them here."""
+        roles = {part.role for part in self.axis}
+        return "mixed" in roles or {"free", "space"} <= roles
 
     def _channels_first(self) -> list[int]:
-        return sorted(range(len(self.axis)), key=lambda place: (self.axis[place].role != "channel", place))
+        # What was a part of the batch, such as the frames of a video, stays in front.
+        rank = {"batch": 0, "channel": 1}
+        return sorted(range(len(self.axis)), key=lambda place: (rank.get(self.axis[place].role, 2), place))
 
 
 class _Value(NamedTuple):

@@ -107,6 +107,7 @@ def weights_from(
     values: dict[str, Any] = dict(own)
     for pair in found:
         turned = getattr(modules.get(pair.target.path), "transpose_kernel", False)
+        _refuse_turned(pair)
         for path, (array, said) in _torch_layers.converted(pair.source, pair.target, leaves, turned).items():
             array, rows = layouts.arranged(pair.target, path, array)
             values[path], cast = _cast(array, leaves[path].dtype, path)
@@ -232,6 +233,11 @@ class _Layouts:
             )
         if kind not in ("linear", "normalisation", "batch normalisation", "parameter", "embedding"):
             return array, ""
+        if layout == "first" and (any(one.unknown for one in met) or (kind == "linear" and not met)):
+            raise ValueError(
+                f'flattened must be "last" for {target.path}: which of its rows are channels cannot be told. Reorder them '
+                "in the source yourself, as Flax has them."
+            )
         if not layout and ((kind == "linear" and not met) or any(one.unsure for one in met)):
             raise ValueError(f'{asked}{{{target.path!r}: "first"}} or "last"; it cannot be told from the module.')
         ways = {None if rows is None else tuple(rows.tolist()): one for one in met for rows in [one.rows(layout)]}
@@ -247,6 +253,18 @@ class _Layouts:
         sizes = " × ".join(str(part.size) for part in one.axis)
         taken = array.reshape(inputs, -1)[rows].reshape(array.shape)
         return taken, f"rows reordered from channels first to last: {sizes}"
+
+
+def _refuse_turned(pair: Pair) -> None:
+    """A square weight in a bare parameter: PyTorch's Linear would have to be transposed, another's not."""
+    entry = pair.source.entries.get("weight")
+    if pair.target.key[0] == "parameter" and entry is not None and entry.name.rpartition(".")[2] == "weight":
+        shape = [size for size in entry.array.shape if size > 1]
+        if len(set(shape)) < len(shape):
+            raise ValueError(
+                f"source must not leave open whether {entry.name}, of shape {tuple(entry.array.shape)}, is transposed for "
+                f"{pair.target.path}: bring it as the module has it, under a name that does not end in weight."
+            )
 
 
 def _cast(array: np.ndarray, dtype: Any, path: str) -> tuple[jax.Array, str]:
