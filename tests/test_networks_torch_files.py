@@ -236,3 +236,25 @@ def test_a_header_that_lies_is_refused(tmp_path, header, message):
         read(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"has no parts"):
         read(tmp_path / "a.safetensors", "model")
+
+
+def test_a_pickle_that_would_never_end_is_refused_at_once(tmp_path):
+    """A key of forty nested pairs, each twice the same one: looking it up takes 2 to the power of 40 steps."""
+    for name, pickled in {
+        "key": b"\x80\x02)" + b"2\x86" * 40 + b"q\x00}h\x00K\x01s.",
+        "keys": b"\x80\x02)" + b"2\x86" * 40 + b"q\x00}(h\x00K\x01u.",
+        "set": b"\x80\x04)" + b"2\x86" * 40 + b"q\x00\x8f(h\x00\x90.",
+    }.items():
+        path = tmp_path / f"{name}.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", pickled)
+        with pytest.raises(ValueError, match="is damaged or no file of weights"):
+            read(path)
+
+
+def test_a_pickle_of_a_hundred_megabytes_is_no_state_dict(tmp_path):
+    path = tmp_path / "large.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(100_000_001))
+    with pytest.raises(ValueError, match=r"its data\.pkl has 100000001 bytes"):
+        read(path)

@@ -10,8 +10,9 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -60,6 +61,8 @@ class _Function(NamedTuple):
     name: str
 
     def __call__(self, *arguments: Any) -> Any:
+        if self.name == "OrderedDict" and not arguments:
+            return OrderedDict()
         if self.name == "_rebuild_parameter":
             return arguments[0]
         storage, offset, size, stride = arguments[:4]
@@ -67,7 +70,7 @@ class _Function(NamedTuple):
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Function("OrderedDict"),
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _Function("_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"): _Function("_rebuild_parameter"),
@@ -79,7 +82,26 @@ class _Refused(ValueError):
     """What this file says itself; anything else that a damaged file makes Python raise is called damage."""
 
 
-class _Unpickler(pickle.Unpickler):
+# Python's own, written in Python: of the one written in C no single step can be replaced.
+class _Unpickler(pickle._Unpickler):
+    """Takes words and whole numbers as keys alone, for those of nested tuples take for ever to look up."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: step
+        for code, step in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT)
+    }
+
+    def load_setitem(self: Any) -> None:
+        _simple([self.stack[-2]])
+        pickle._Unpickler.dispatch[pickle.SETITEM[0]](self)
+
+    def load_setitems(self: Any) -> None:
+        _simple(self.stack[::2])
+        pickle._Unpickler.dispatch[pickle.SETITEMS[0]](self)
+
+    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = load_setitem, load_setitems
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
             raise _Refused(
@@ -90,9 +112,16 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         word, kind, key, _, length = pid
+        _simple([word, kind, key, length])
         if word != "storage" or kind not in _SAFE or type(length) is not int:
-            raise ValueError(f"unknown storage {pid!r}")
+            raise ValueError(f"unknown storage {key} of {kind}")
         return _Storage(kind, str(key), length)
+
+
+def _simple(values: Iterable[Any]) -> None:
+    for value in values:
+        if type(value) not in (str, int):
+            raise ValueError(f"a {type(value).__name__} in the place of a word or a whole number")
 
 
 def read(path: str | Path, part: str | None = None) -> dict[str, np.ndarray]:
@@ -162,7 +191,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{value if isinstance(value, int | float | str) else type(value).__name__} is no size")
     return value
 
 
@@ -187,6 +216,9 @@ def _saved_by_torch(path: Path, part: str | None) -> dict[str, np.ndarray]:
         if f"{folder}constants.pkl" in names or any(name.startswith(f"{folder}code/") for name in names):
             raise _Refused("it is a TorchScript program; save its state_dict() instead")
         order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else "little"
+        size = archive.getinfo(pickles[0]).file_size
+        if size > _HEADER:
+            raise _Refused(f"its data.pkl has {size} bytes; a state dict's has few")
         with archive.open(pickles[0]) as file:
             tensors = _state_dict(_Unpickler(file).load(), part)
         storages: dict[_Storage, np.ndarray] = {}
