@@ -106,22 +106,27 @@ def keep_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def run(name: str, settings: Settings, data: Sequence[Any], **recipes: Any) -> Path:
-    """`kdjax.runs.compare` by a command line's settings, and what else it is given; returns the folder of it all."""
+def run(name: str, settings: Settings, data: Sequence[Any], *, part: str | None = None, **recipes: Any) -> Path:
+    """`kdjax.runs.compare` by a command line's settings, and what else it is given; returns the comparison's folder.
+
+    Where a script makes several comparisons each is a `part`, in a folder of that name; a resumption begins those that
+    the stop came before.
+    """
     keep_programs()
-    out = settings.folder(name)
-    with _stoppable(out):
+    whole = settings.folder(name)
+    out = whole if part is None else whole / part
+    with _stoppable(whole):
         compare(
             out,
             data=data,
             seeds=settings.seeds,
-            resume=settings.resume,
+            resume=settings.resume and out.exists(),
             given_teacher=settings.teacher,
             cache=settings.cache,
             devices="all" if settings.devices == "all" else 1,
             dtype=settings.dtype,
             config=settings.recorded(),
-            title=name,
+            title=name if part is None else f"{name}-{part}",
             print_every=settings.print_every,
             **recipes,
         )

@@ -81,9 +81,8 @@ def main(settings: Pixels) -> None:
     for name, terms in ways.items():
         both = weighted_sum(labels=(settings.alpha, cross_entropy), **terms)
         recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(8, both, settings.epochs)}
-        own = replace(settings, out=settings.out and settings.out / name)
         measures = {"mean IoU": mean_iou(), "accuracy": accuracy}
-        folder = run(f"pixels-{name}", own, data, measures=measures, one_teacher=True, **recipes)
+        folder = run("pixels", settings, data, part=name, measures=measures, one_teacher=True, **recipes)
         settings = replace(settings, teacher=settings.teacher or folder / "seed-0" / "teacher" / "weights")
 
 

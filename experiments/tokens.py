@@ -83,8 +83,7 @@ def main(settings: Tokens) -> None:
         soft = on_logits(divergence, temperature=1.0)
         both = weighted_sum(labels=(settings.alpha, cross_entropy), soft=(1.0 - settings.alpha, soft))
         recipes = {"teacher": teacher, "alone": alone, "distilled": recipe(80, 2, both, settings.epochs)}
-        own = replace(settings, out=settings.out and settings.out / name)
-        folder = run(f"tokens-{name}", own, data, measures=MEASURES, one_teacher=True, **recipes)
+        folder = run("tokens", settings, data, part=name, measures=MEASURES, one_teacher=True, **recipes)
         settings = replace(settings, teacher=settings.teacher or folder / "seed-0" / "teacher" / "weights")
 
 

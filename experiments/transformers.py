@@ -5,7 +5,7 @@
 The token has a classifier of its own, which learns the teacher's hard choice; in inference the mean of both is taken.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import optax
@@ -83,9 +83,10 @@ def main(settings: Transformers) -> None:
     for name, (teacher, student, its, own, terms) in pairs.items():
         both = weighted_sum(labels=(settings.alpha, cross_entropy), **terms)
         run(
-            name,
-            replace(settings, out=settings.out and settings.out / name),
+            "transformers",
+            settings,
             data,
+            part=name,
             preprocess=unit_range,
             measures={"accuracy": accuracy, "cross_entropy": cross_entropy},
             one_teacher=True,

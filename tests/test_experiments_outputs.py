@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _canvases, many_labels, pixels, tokens, transformers
+from experiments import _canvases, _settings, many_labels, pixels, tokens, transformers
 from kdjax.data import load
 
 SHORT = {"seeds": 2, "teacher_epochs": 1, "epochs": 1}
@@ -54,13 +54,35 @@ def test_pixels_are_compared_by_mean_iou(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels, "run", lambda *given, **more: ran.append((given, more)) or tmp_path)
     ran: list = []
     pixels.main(settings)
-    assert [given[0] for given, _ in ran] == ["pixels-soft", "pixels-channel-wise", "pixels-both"]
+    assert [more["part"] for _, more in ran] == ["soft", "channel-wise", "both"]
     monkeypatch.undo()
     (name, own, data), recipes = ran[1]
     pixels.run(name, replace(own, teacher=None), data, **recipes)
     found = results(tmp_path / "run" / "channel-wise")
     assert found["measure"] == {"name": "mean IoU", "percent": True, "lower_is_better": False}
     assert 0 <= found["seeds"][0]["distilled"]["mean IoU"] <= 1
+
+
+def test_a_resumption_begins_the_parts_that_the_stop_came_before(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def compare(out, **more):
+        asked.append((out.name, more["resume"], more["title"]))
+        out.mkdir(parents=True, exist_ok=True)
+        if out.name == "channel-wise" and not more["resume"] and len(asked) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_settings, "compare", compare)
+    settings = pixels.Pixels(**SHORT, examples=16, out=tmp_path / "run")
+    with pytest.raises(SystemExit):
+        pixels.main(settings)
+    assert f"--resume --out {tmp_path / 'run'} goes on" in capsys.readouterr().out
+    pixels.main(replace(settings, resume=True))
+    assert asked[2:] == [
+        ("soft", True, "pixels-soft"),
+        ("channel-wise", True, "pixels-channel-wise"),
+        ("both", False, "pixels-both"),
+    ]
 
 
 def test_several_labels_are_compared_by_label_accuracy(tmp_path):
