@@ -193,3 +193,30 @@ def test_what_is_left_over_is_listed_on_both_sides():
 def test_names_that_stand_for_nothing_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
         went(linear("one", "two"), "a: Dense", "b: Dense", names=names)
+
+
+def test_what_all_names_begin_with_is_no_part_of_a_name():
+    """As ``torch.nn.DataParallel`` saves them, registered in another order than they are called in."""
+    state = linear("module.one", "module.two") | linear("module.out", sizes=(4, 3))
+    found = went(state, "two: Dense", "one: Dense", "out: Dense3")
+    assert {layer: source for layer, (source, _) in found.items()} == {
+        "one": "module.one",
+        "two": "module.two",
+        "out": "module.out",
+    }
+
+
+def test_numbers_that_do_not_ascend_are_no_order():
+    """Two sorted files, one after the other: layers.10 before layers.2."""
+    state = linear("stem", sizes=(4, 4)) | linear(*(f"layers.{number}" for number in (0, 1, 10, 2)), bias=False)
+    with pytest.raises(ValueError, match="stand in another order than that of their numbers"):
+        weights_from(state, Numbered(), X)
+
+
+class Numbered(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        for _ in range(4):
+            x = nn.Dense(4, use_bias=False)(x)
+        return x

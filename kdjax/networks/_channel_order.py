@@ -35,10 +35,12 @@ class Met(NamedTuple):
     Attributes:
       axis: the parts, in the order in which Flax has them.
       layout: ``"first"``, ``"last"``, ``"any"`` where there is no position, or ``"unsure"``.
+      split: whether another axis of the value has channels too, as where a row of channels becomes a map.
     """
 
     axis: Axis
     layout: str
+    split: bool = False
 
     def rows(self, layout: str | None = None) -> np.ndarray | None:
         """For each of Flax's rows, which of PyTorch's it is; None where they are the same ones in either layout."""
@@ -141,7 +143,17 @@ class _Follower:
         if name.startswith(("reduce_", "arg")) and "axes" in settings:
             gone = settings["axes"]
             axes = tuple(axis for place, axis in enumerate(data[0].axes) if place not in gone)
+            if any(part.role == "channel" for place in gone for part in data[0].axes[place]):
+                # Of a row of channels that became a map, a part is left: PyTorch may hold it in another place.
+                axes = tuple(
+                    tuple(part._replace(role="mixed") if part.role == "channel" else part for part in axis)
+                    for axis in axes
+                )
             return [data[0]._replace(axes=axes) for _ in shapes]
+        if name == "stack":
+            new = (Part(len(known), "mixed"),) if len(known) > 1 else ()
+            axes = data[0].axes
+            return [data[0]._replace(axes=(*axes[: settings["axis"]], new, *axes[settings["axis"] :]))]
         if name in _FOLLOWED | {"dot_general", "conv_general_dilated", "concatenate", "gather"}:
             return [self.rule(name, settings, known, shapes[0])]
         for value in known:  # a loop, for one: what becomes of a parameter inside is not followed
@@ -173,9 +185,9 @@ class _Follower:
         # A look-up in a table of parameters: one row for each position, and nothing that was ever channels first.
         return _unknown(shape, "last") if first.leaves else _lost(known, shape)
 
-    def note(self, leaves: frozenset[str] | None, axis: Axis, layout: str) -> None:
+    def note(self, leaves: frozenset[str] | None, axis: Axis, layout: str, split: bool = False) -> None:
         for leaf in leaves or ():
-            self.met.setdefault(leaf, []).append(Met(axis, layout))
+            self.met.setdefault(leaf, []).append(Met(axis, layout, split))
 
     def elementwise(self, known: list[_Value], shape: tuple[int, ...]) -> _Value:
         whole = [value for value in known if len(value.axes) == len(shape)]
@@ -196,7 +208,8 @@ class _Follower:
             if _is_free(axis):
                 axes[place] = (Part(shape[place], "free", met),) if shape[place] > 1 else ()
             else:
-                self.note(met, axis, result.layout)
+                others = [part.role for at, other in enumerate(result.axes) if at != place for part in other]
+                self.note(met, axis, result.layout, "channel" in others and axis[0].role == "channel")
                 # A layer that acts on the channels alone has them last in PyTorch too.
                 if met & set(self.last) and result.layout == "first" and all(part.role != "space" for part in axis):
                     result = result._replace(layout="unsure")
@@ -211,6 +224,7 @@ class _Follower:
                 self.note(value.leaves, tuple(part for _, one in pairs for part in other.axes[one]), other.layout)
         batch = [left.axes[place] for place in left_batch]
         free: list[Axis] = []
+        along_space = False
         for value, other, sums, skipped, others in (
             (left, right, left_sum, left_batch, right_sum),
             (right, left, right_sum, right_batch, left_sum),
@@ -223,6 +237,8 @@ class _Follower:
                     role = (
                         other.axes[others[0]][0].role if not value.leaves and others and other.axes[others[0]] else ""
                     )
+                    if value.leaves and len(others) == 1 and {part.role for part in other.axes[others[0]]} == {"space"}:
+                        role, along_space = "space", True
                     free.append((Part(_length(axis), role or "channel"),) if axis else ())
                 else:
                     free.append(axis)
@@ -231,6 +247,8 @@ class _Follower:
         spatial = sum(any(part.role == "space" for part in axis) for axis in free)
         if constant and len(layouts) == 1:
             layout = layouts.pop()
+        elif along_space and layouts != {"last"}:
+            layout = "unsure"
         elif layouts <= {"last"} or (len(layouts) == 1 and spatial <= 1 and (left.leaves or right.leaves)):
             layout = "last"  # torch.nn.Linear acts on the last axis
         else:

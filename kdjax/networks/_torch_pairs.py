@@ -84,6 +84,7 @@ class _Region:
         self.targets, self.ordered = targets, ordered
         self.sources = sources
         self.prefixes = (name, path)
+        self.wrapper = _common([source.name for source in sources])
         self.where = {id(one): place for many in (sources, targets) for place, one in enumerate(many)}
         self.found: dict[int, Pair] = {}  # by the source's place
 
@@ -177,6 +178,13 @@ class _Region:
                 return self.add(mine, theirs, f"what is left {count}")
         if self.by_name(mine, theirs, f"by name {count}"):
             return None
+        in_order = sorted(mine, key=lambda one: _natural(one.name))
+        one_pattern = len({re.sub(r"\d+", "0", one.name) for one in mine}) == 1
+        if self.ordered and one_pattern and in_order != mine and key[0] != "parameter":
+            raise ValueError(
+                f"{_ASKED}: {listed([one.name for one in mine])} have one shape, {key[1]}, and stand in another "
+                "order than that of their numbers, as where sorted files were put together."
+            )
         if self.ordered and key[0] != "parameter":
             if self.alike:
                 return self.add(mine, theirs, f"by order {count}", check=True)
@@ -186,8 +194,6 @@ class _Region:
                         return None
             else:
                 return self.add(mine, theirs, f"by order {count}", check=True)
-        in_order = sorted(mine, key=lambda one: _natural(one.name))
-        one_pattern = len({re.sub(r"\d+", "0", one.name) for one in mine}) == 1
         if one_pattern and key[0] != "parameter" and (in_order == mine or not self.ordered):
             return self.add(in_order, theirs, f"by number {count}", check=True)
         reason = (
@@ -201,12 +207,13 @@ class _Region:
         )
 
     def by_name(self, mine: Sequence[Source], theirs: Sequence[Target], how: str) -> bool:
-        own = {self.plain(one.name, 0): one for one in mine}
         other = {self.plain(one.path, 1): one for one in theirs if not _automatic(one.path)}
-        if len(own) < len(mine) or own.keys() != other.keys():
-            return False
-        self.add(list(own.values()), [other[name] for name in own], how)
-        return True
+        for bare in (False, True):
+            own = {self.plain(one.name, 0, bare): one for one in mine}
+            if len(own) == len(mine) and own.keys() == other.keys():
+                self.add(list(own.values()), [other[name] for name in own], how)
+                return True
+        return False
 
     def by_neighbour(self, mine: Sequence[Source], theirs: Sequence[Target], step: int, how: str) -> bool:
         own = [self.neighbour(one, step, 0) for one in mine]
@@ -253,17 +260,31 @@ class _Region:
         named = {self.plain(one.path, 1): one for one in theirs if not _automatic(one.path)}
         for source, target in zip(mine, theirs, strict=True):
             roles = {_role(source.name, "."), _role(target.path, "/")} - {""}
-            other = named.get(self.plain(source.name, 0), target)
+            other = named.get(self.plain(source.name, 0), named.get(self.plain(source.name, 0, bare=True), target))
             if check and (other is not target or (target.key[0] == "linear" and len(roles) > 1)):
                 raise ValueError(
                     f"{_ASKED}: {how} {source.name} would go to {target.path}, and by its name it would not."
                 )
             self.found[self.where[id(source)]] = Pair(source, target, how)
 
-    def plain(self, name: str, side: int) -> tuple[str, ...]:
-        """A name without its region's, in words and numbers: layer1.0.conv2 and layer1_0/conv2 are one."""
-        own = name[len(self.prefixes[side]) :] if self.prefixes[side] else name
+    def plain(self, name: str, side: int, bare: bool = False) -> tuple[str, ...]:
+        """A name without its region's, in words and numbers: layer1.0.conv2 and layer1_0/conv2 are one.
+
+        `bare` is without what all sources begin with, such as DataParallel's ``module.``.
+        """
+        own = name[len(self.wrapper if bare else self.prefixes[side]) :]
         return tuple(re.findall(r"[a-z]+|\d+", own.lower()))
+
+
+def _common(names: Sequence[str]) -> str:
+    """The parts with which all names begin, each being longer."""
+    parts = [name.split(".")[:-1] for name in names]
+    alike: list[str] = []
+    for several in zip(*parts, strict=False):
+        if len({*several}) > 1:
+            break
+        alike.append(several[0])
+    return ".".join(alike)
 
 
 def _is_vector(key: Key) -> bool:

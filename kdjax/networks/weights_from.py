@@ -231,6 +231,17 @@ class _Layouts:
                 'come from one, and PyTorch has them in another order. Reorder the source yourself and say "last" for '
                 f"{target.path} in flattened."
             )
+        own = [size for size in array.shape if size > 1]
+        alike = kind == "parameter" and len(own) > 1 and len({*own}) == 1
+        if (kind == "batch normalisation" and any(one.split for one in met)) or (
+            alike and any(one.layout in ("first", "unsure") for one in met)
+        ):
+            if layout != "last":
+                raise ValueError(
+                    f'flattened must be "last" for {target.path}: whether PyTorch has its axes in another order cannot be '
+                    "told from their sizes. Bring its numbers in the source as Flax has them."
+                )
+            return array, ""
         if kind not in ("linear", "normalisation", "batch normalisation", "parameter", "embedding"):
             return array, ""
         if layout == "first" and (any(one.unknown for one in met) or (kind == "linear" and not met)):
@@ -239,7 +250,13 @@ class _Layouts:
                 "in the source yourself, as Flax has them."
             )
         if not layout and ((kind == "linear" and not met) or any(one.unsure for one in met)):
-            raise ValueError(f'{asked}{{{target.path!r}: "first"}} or "last"; it cannot be told from the module.')
+            axis = met[0].axis if met else ()
+            read = " × ".join(str(part.size) for part in axis)
+            shown = f" It reads {read}, of which the last are taken for channels." if len(axis) > 1 else ""
+            raise ValueError(
+                f'{asked}{{{target.path!r}: "first"}} or "last"; it cannot be told from the module.{shown} A picture that '
+                'has no axis of channels is "last".'
+            )
         ways = {None if rows is None else tuple(rows.tolist()): one for one in met for rows in [one.rows(layout)]}
         if len(ways) > 1 and not (kind == "parameter" and set(ways) == {None}):
             raise ValueError(f"module must use {target.path} on maps of one shape alone; it reads several, flattened.")
