@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from kdjax import _trees
 from kdjax.networks import from_linen, weights_from
-from kdjax.networks._channel_order import Met, Part, orders
+from kdjax.networks._channel_order import orders
 
 NOISE = np.random.default_rng(0)
 IMAGES = NOISE.normal(size=(2, 4, 6, 3)).astype(np.float32)
@@ -202,93 +202,3 @@ def test_what_a_loop_or_training_alone_reads_is_asked_for():
     state = {"more.weight": np.ones((2, 72)), "more.bias": np.ones(2)}
     with pytest.raises(ValueError, match="flattened must tell of more"):
         weights_from(state, Auxiliary(), IMAGES)
-
-
-def test_rows_follow_any_order_of_the_parts():
-    met = Met((Part(2, "space"), Part(3, "channel"), Part(4, "space")), "first")
-    wanted = np.arange(24).reshape(3, 2, 4).transpose(1, 0, 2).ravel()
-    np.testing.assert_array_equal(met.rows(), wanted)
-    assert met.rows("last") is None
-    assert met._replace(layout="last").rows() is None
-    np.testing.assert_array_equal(met._replace(layout="unsure").rows("first"), wanted)
-
-
-def converted(between, shapes, **more):
-    """The logits of a network by `weights_from`, and the state that they are of."""
-    draw = np.random.default_rng(1).normal
-    state = {name: draw(size=shape) for name, shape in shapes.items()}
-    weights, _ = weights_from(state, between, IMAGES, **more)
-    return np.asarray(from_linen(between)[1](*weights, IMAGES, train=False)[0].logits), state
-
-
-class AlongWidth(nn.Module):
-    """PyTorch's Linear over the width of [batch, channels, height, width], and a flatten."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(5, (1, 1), name="conv")(x).swapaxes(2, 3)
-        return nn.Dense(2, name="head")(flat(nn.Dense(7, name="wide")(x).swapaxes(2, 3)))
-
-
-def test_a_layer_along_an_axis_of_space_leaves_it_one_of_space():
-    shapes = {"conv.weight": (5, 3, 1, 1), "conv.bias": (5,), "wide.weight": (7, 6), "wide.bias": (7,)}
-    shapes |= {"head.weight": (2, 5 * 4 * 7), "head.bias": (2,)}
-    with pytest.raises(ValueError, match=r"flattened must tell of head .* It reads 4 × 7 × 5"):
-        converted(AlongWidth(), shapes)
-    found, state = converted(AlongWidth(), shapes, flattened={"head": "first"})
-    maps = np.einsum("bhwi,oi->bohw", IMAGES, state["conv.weight"][:, :, 0, 0]) + state["conv.bias"][:, None, None]
-    wide = maps @ state["wide.weight"].T + state["wide.bias"]
-    np.testing.assert_allclose(
-        found, wide.reshape(2, -1) @ state["head.weight"].T + state["head.bias"], rtol=1e-4, atol=1e-4
-    )
-
-
-class Refused(nn.Module):
-    way: str
-
-    @nn.compact
-    def __call__(self, x):
-        if self.way == "stacked":
-            conv = nn.Conv(5, (1, 1), name="conv")
-            return nn.Dense(2, name="head")(flat(jnp.stack([conv(x), conv(-x)], axis=1)))
-        if self.way == "a map of one size":
-            x = nn.Conv(4, (1, 1), name="conv")(x[:, :, :4])
-            return nn.Dense(2, name="head")((x + self.param("own", nn.initializers.zeros, (1, 4, 4, 4))).mean((1, 2)))
-        x = nn.Dense(4 * 6 * 3, name="first")(flat(x).mean(axis=1, keepdims=True)).reshape(2, 4, 6, 3)
-        x = nn.BatchNorm(True, name="norm")(x) if self.way == "a row that becomes a map, normalised" else x
-        return nn.Dense(2, name="head")(x.mean((1, 2)))
-
-
-CONV = {"conv.weight": (5, 3, 1, 1), "conv.bias": (5,), "head.bias": (2,)}
-ROW = {"first.weight": (72, 1), "first.bias": (72,), "head.weight": (2, 3), "head.bias": (2,)}
-NORM = {f"norm.{name}": (3,) for name in ("weight", "bias", "running_mean", "running_var")}
-
-
-@pytest.mark.parametrize(
-    ("way", "shapes", "layers"),
-    [
-        ("stacked", CONV | {"head.weight": (2, 2 * 4 * 6 * 5)}, ["head"]),
-        (
-            "a map of one size",
-            {
-                "conv.weight": (4, 3, 1, 1),
-                "conv.bias": (4,),
-                "own": (1, 4, 4, 4),
-                "head.weight": (2, 4),
-                "head.bias": (2,),
-            },
-            ["own"],
-        ),
-        ("a row that becomes a map", ROW, ["head"]),
-        ("a row that becomes a map, normalised", ROW | NORM, ["norm", "head"]),
-    ],
-)
-def test_what_sizes_cannot_tell_is_refused_until_you_have_reordered_it(way, shapes, layers):
-    for layer in layers:
-        others = dict.fromkeys({*layers} - {layer}, "last")
-        with pytest.raises(ValueError, match=f"flattened must (be .last.|tell) (for|of) {layer}"):
-            converted(Refused(way), shapes, flattened=others)
-        if layer == "head":
-            with pytest.raises(ValueError, match='flattened must be "last" for head'):
-                converted(Refused(way), shapes, flattened=others | {"head": "first"})
-    assert converted(Refused(way), shapes, flattened=dict.fromkeys(layers, "last"))[0].shape == (2, 2)

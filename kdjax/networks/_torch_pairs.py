@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from kdjax.networks._names import automatic, common, natural, role_of, words
 from kdjax.networks._torch_layers import Key, Source, Target, described, listed
 
 
@@ -21,16 +22,6 @@ class Pair(NamedTuple):
     how: str
 
 
-_ROLES = {
-    role: name
-    for name, roles in {
-        "query": "q query q_proj q_lin wq to_q q_linear linear_q query_proj",
-        "key": "k key k_proj k_lin wk to_k k_linear linear_k key_proj",
-        "value": "v value v_proj v_lin wv to_v v_linear linear_v value_proj",
-        "out": "o out out_proj o_proj out_lin wo to_out proj",
-    }.items()
-    for role in roles.split()
-}
 _ASKED = "names must say which is which, as {torch name: Linen path}"
 
 
@@ -84,7 +75,7 @@ class _Region:
         self.targets, self.ordered = targets, ordered
         self.sources = sources
         self.prefixes = (name, path)
-        self.wrapper = _common([source.name for source in sources])
+        self.wrapper = common([source.name for source in sources])
         self.where = {id(one): place for many in (sources, targets) for place, one in enumerate(many)}
         self.found: dict[int, Pair] = {}  # by the source's place
 
@@ -167,8 +158,8 @@ class _Region:
         count = f"among {len(mine)} of this shape"
         if key[0] == "linear":
             for role in ("query", "key", "value", "out"):
-                own = [one for one in mine if _role(one.name, ".") == role]
-                other = [one for one in theirs if _role(one.path, "/") == role]
+                own = [one for one in mine if role_of(one.name, ".") == role]
+                other = [one for one in theirs if role_of(one.path, "/") == role]
                 if own and len(own) == len(other) < len(mine):
                     self.solve(key, own, other, f"by its name, as a {role}")
                     mine = [one for one in mine if all(one is not each for each in own)]
@@ -178,7 +169,7 @@ class _Region:
                 return self.add(mine, theirs, f"what is left {count}")
         if self.by_name(mine, theirs, f"by name {count}"):
             return None
-        in_order = sorted(mine, key=lambda one: _natural(one.name))
+        in_order = sorted(mine, key=lambda one: natural(one.name))
         one_pattern = len({re.sub(r"\d+", "0", one.name) for one in mine}) == 1
         if self.ordered and one_pattern and in_order != mine and key[0] != "parameter":
             raise ValueError(
@@ -207,7 +198,7 @@ class _Region:
         )
 
     def by_name(self, mine: Sequence[Source], theirs: Sequence[Target], how: str) -> bool:
-        other = {self.plain(one.path, 1): one for one in theirs if not _automatic(one.path)}
+        other = {self.plain(one.path, 1): one for one in theirs if not automatic(one.path)}
         for bare in (False, True):
             own = {self.plain(one.name, 0, bare): one for one in mine}
             if len(own) == len(mine) and own.keys() == other.keys():
@@ -257,9 +248,9 @@ class _Region:
                     )
 
     def add(self, mine: Sequence[Source], theirs: Sequence[Target], how: str, check: bool = False) -> None:
-        named = {self.plain(one.path, 1): one for one in theirs if not _automatic(one.path)}
+        named = {self.plain(one.path, 1): one for one in theirs if not automatic(one.path)}
         for source, target in zip(mine, theirs, strict=True):
-            roles = {_role(source.name, "."), _role(target.path, "/")} - {""}
+            roles = {role_of(source.name, "."), role_of(target.path, "/")} - {""}
             other = named.get(self.plain(source.name, 0), named.get(self.plain(source.name, 0, bare=True), target))
             if check and (other is not target or (target.key[0] == "linear" and len(roles) > 1)):
                 raise ValueError(
@@ -273,35 +264,11 @@ class _Region:
         `bare` is without what all sources begin with, such as DataParallel's ``module.``.
         """
         own = name[len(self.wrapper if bare else self.prefixes[side]) :]
-        return tuple(re.findall(r"[a-z]+|\d+", own.lower()))
-
-
-def _common(names: Sequence[str]) -> str:
-    """The parts with which all names begin, each being longer."""
-    parts = [name.split(".")[:-1] for name in names]
-    alike: list[str] = []
-    for several in zip(*parts, strict=False):
-        if len({*several}) > 1:
-            break
-        alike.append(several[0])
-    return ".".join(alike)
+        return words(own)
 
 
 def _is_vector(key: Key) -> bool:
     return "normalisation" in key[0] or key[0] == "parameter"
-
-
-def _automatic(path: str) -> bool:
-    """Whether Flax made a name, such as Conv_0; it counts the layers as they are made, not as they are called."""
-    return any(re.fullmatch(r"[A-Z]\w*_\d+", name) for name in path.split("/"))
-
-
-def _role(name: str, separator: str) -> str:
-    return _ROLES.get(name.rpartition(separator)[2].lower(), "")
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", name)]
 
 
 def _shape(source: Source) -> tuple[int, ...]:
