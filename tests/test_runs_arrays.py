@@ -1,6 +1,5 @@
 """Comparisons of any outputs: tokens with labels that are missing, masks, dicts of inputs, and measures of one's own."""
 
-import importlib
 import inspect
 import json
 
@@ -15,7 +14,7 @@ from kdjax.losses import logit_mse, soft_target_kl
 from kdjax.metrics import accuracy, class_iou, perplexity, top_k_accuracy
 from kdjax.networks import from_linen
 from kdjax.objectives import squared_error
-from kdjax.runs import Recipe, compare
+from kdjax.runs import Recipe, _seeds, compare
 from kdjax.runs.report import comparison, comparison_lines
 
 CLASSES, TIME = 5, 4
@@ -82,13 +81,13 @@ def test_one_teacher_serves_all_seeds(run):
 
 
 def test_what_all_seeds_of_a_given_teacher_share_is_computed_once(run, tmp_path, monkeypatch):
-    module, calls = importlib.import_module("kdjax.runs.compare"), []
+    calls = []
 
     def counting(apply, teacher, inputs, **more):
         calls.append(len(inputs["ids"]))
         return cache_teacher(apply, teacher, inputs, **more)
 
-    monkeypatch.setattr(module, "cache_teacher", counting)
+    monkeypatch.setattr(_seeds, "cache_teacher", counting)
     out, results = run
     again = compare(tmp_path / "given", seeds=2, given_teacher=out / "seed-0" / "teacher" / "weights", **SETTINGS)
     assert sorted(calls) == [18, 48]

@@ -16,10 +16,8 @@ from kdjax.caching import StaleError
 from kdjax.checkpoints import read_description
 from kdjax.data import unit_range
 from kdjax.losses import hint
-from kdjax.runs import fitting
+from kdjax.runs import _seeds, fitting
 from kdjax.training import loop
-
-compare_module = __import__("sys").modules["kdjax.runs.compare"]
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +108,10 @@ def test_a_saved_teacher_is_used_again_and_the_cache_changes_nothing(finished, t
 def test_auto_keeps_the_teachers_outputs_where_there_is_room_and_says_so(
     memory, disk, place, words, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(compare_module, "free_memory", lambda: memory)
-    monkeypatch.setattr(compare_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
+    monkeypatch.setattr(_seeds, "free_memory", lambda: memory)
+    monkeypatch.setattr(_seeds.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
     text = io.StringIO()
-    one = compare_module._Run(tmp_path, DATA, unit_range, "auto", 1, "float32", None, 0, Console(file=text))
+    one = _seeds.Shared(tmp_path, DATA, unit_range, "auto", 1, "float32", None, 0, Console(file=text))
     assert one.place_of_cache(one.prepared(RECIPES)["teacher"]) == place
     assert words.format(out=tmp_path) in text.getvalue()
 

@@ -19,9 +19,7 @@ from kdjax import cross_entropy, on_feature, weighted_sum
 from kdjax.checkpoints import save_weights
 from kdjax.data import unit_range
 from kdjax.losses import hint
-from kdjax.runs import Recipe, open_folder
-
-compare_module = __import__("sys").modules["kdjax.runs.compare"]
+from kdjax.runs import Recipe, _seeds, open_folder
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +59,7 @@ def test_what_is_wrong_is_said_before_any_training_and_leaves_nothing(changes, m
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(compare_module, "fit", lambda *arguments, **keywords: pytest.fail("a network was trained"))
+    monkeypatch.setattr(_seeds, "fit", lambda *arguments, **keywords: pytest.fail("a network was trained"))
 
 
 def test_a_folder_in_use_is_never_written_into(finished, tmp_path, no_training):

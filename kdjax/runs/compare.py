@@ -4,48 +4,31 @@ Alone and distilled start from the same weights and see the same batches in the 
 is what the teacher changed, and nothing else.
 """
 
-import math
 import os
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
-import jax.numpy as jnp
-
 from kdjax import _checks, _processes, _trees
-from kdjax._types import Outputs, Tree, Weights
-from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
-from kdjax.checkpoints import save_weights
-from kdjax.connectors import init_beside
 from kdjax.data import Dataset
 from kdjax.metrics import parameter_count
-from kdjax.networks.precision import computed_in
 from kdjax.runs import records
-from kdjax.runs._data import arrays_of, check_data, count_of, digest_of, inputs_of
-from kdjax.runs._measured import check_measures, digest_of_measures, has_classes, headline
-from kdjax.runs.fitting import fit
+from kdjax.runs._data import digest_of, inputs_of
+from kdjax.runs._measured import check_measures, digest_of_measures, headline
+from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.folders import open_folder
 from kdjax.runs.recipes import (
     Recipe,
-    Trainer,
     described,
     digest_of_training,
     first_of,
-    load_teacher,
     parameters,
-    prepare,
 )
 from kdjax.runs.report import comparison
-from kdjax.training import data_mesh, replicate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PHASES = ("teacher", "alone", "distilled")
 Cache = Literal["auto", "memory", "disk", "off"]
 
 
@@ -121,7 +104,7 @@ def compare(
     check_measures(measures)
     console = console or Console()
     console.quiet = console.quiet or not _processes.is_first()
-    run = _Run(
+    run = Shared(
         Path(out), data, preprocess, cache, devices, dtype, given_teacher, print_every, console, measures, ignore_label
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
@@ -158,198 +141,3 @@ def compare(
             records.write_json(folder / "results.json", results)
     comparison(results, console)
     return results
-
-
-@dataclass
-class _Run:
-    """What all seeds of a comparison share."""
-
-    out: Path
-    given_data: Sequence[Any]
-    given_preprocess: Any
-    cache: str
-    devices: int | str
-    dtype: str
-    given_teacher: Any
-    print_every: int
-    console: "Console"
-    measures: Mapping[str, Any] | None = None
-    ignore_label: int | None = None
-    made: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_data(self.given_data)
-        found = jax.devices()
-        count = len(found) if self.devices == "all" else int(self.devices)
-        if count > len(found):
-            raise ValueError(f"devices must be at most the {len(found)} there are; got {count}.")
-        self.mesh = None if count == 1 else data_mesh(found[:count])
-        self.parts = count
-        self.data = arrays_of(self.given_data, self.given_preprocess, self.placed)
-
-    def placed(self, tree: Tree) -> Tree:
-        return tree if self.mesh is None else replicate(tree, self.mesh)
-
-    def prepared(self, recipes: Mapping[str, Recipe]) -> dict[str, Trainer]:
-        made: dict[str, Trainer] = {}
-        for name, recipe in recipes.items():
-            if recipe.batch_size % self.parts:
-                raise ValueError(
-                    f"batch_size of {name} must divide by the {self.parts} devices; got {recipe.batch_size}."
-                )
-            init, apply = recipe.network
-            if self.dtype != "float32":
-                recipe = replace(recipe, network=(init, computed_in(apply, jnp.dtype(self.dtype))))
-            teacher_apply = made["teacher"].apply if name == "distilled" else None
-            made[name] = prepare(
-                recipe,
-                count_of(self.data.train),
-                teacher_apply=teacher_apply,
-                mesh=self.mesh,
-                measures=self.measures,
-                ignore_label=self.ignore_label,
-            )
-        return made
-
-    def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
-        train, test = count_of(self.data.train), count_of(self.data.test)
-        devices = f"{self.parts} × {jax.devices()[0].platform}" if self.parts > 1 else jax.devices()[0].platform
-        self.say(
-            f"{title}: {train:,} training and {test:,} test examples of {self.data.name}, {devices}; results go to "
-            f"{self.out}"
-        )
-        for batch_size in sorted({trainer.recipe.batch_size for trainer in trainers.values()}):
-            if left_over := train % batch_size:
-                self.say(
-                    f"{left_over} examples of each shuffled epoch, other ones each time, fill no batch of {batch_size}."
-                )
-        own, its = (described(trainers[name].recipe) | {"parameters": counts[name]} for name in PHASES[1:])
-        for what in ("parameters", "epochs", "batch_size"):
-            if own[what] != its[what]:
-                self.say(
-                    f"Beware: {what} of alone is {own[what]} and of distilled {its[what]}; their difference is then not the "
-                    "teacher's alone."
-                )
-
-    def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-    def place_of_cache(self, trainer: Trainer) -> str:
-        """Where what the teacher says of the training data is kept, and a line about it."""
-        # Of logits; features come on top, and are found when they are kept.
-        size = 4 * math.prod(trainer.logits_shape(self.data.train["inputs"]))
-        self.out.mkdir(parents=True, exist_ok=True)
-        memory, disk = free_memory(), shutil.disk_usage(self.out).free
-        place = _everywhere(choose_place(size, memory=memory, disk=disk)) if self.cache == "auto" else self.cache
-        where = {"memory": "are kept in memory", "disk": f"are kept in {self.out}", "off": "are computed in every step"}
-        chosen = f", as {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
-        self.say(
-            f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}"
-            f"{chosen if self.cache == 'auto' else ''}."
-        )
-        return place
-
-    def loaded(self, trainer: Trainer, path: Path) -> Weights:
-        return self.placed(load_teacher(path, trainer, self.about(trainer), self.data.train["inputs"]))
-
-    def about(self, trainer: Trainer) -> dict[str, Any]:
-        """What saved weights say of themselves."""
-        return {"data": self.data.name, "preprocess": _name(self.data.preprocess), "model": trainer.recipe.name}
-
-    def one_seed(self, seed: int, trainers: Mapping[str, Trainer], given: Weights | None, place: str) -> dict[str, Any]:
-        """The teacher, the student alone, the student with the teacher."""
-        record: dict[str, Any] = {"seed": seed}
-        first, train, test = first_of(self.data.train["inputs"]), self.data.train, self.data.test
-        if given is None:
-            teacher, record["teacher"] = self.trained(seed, "teacher", trainers, train, test)
-        else:
-            teacher = given
-            measured = self.shared("measured", given, lambda: trainers["teacher"].evaluate(given, test))
-            record["teacher"] = measured | {"seconds": 0.0}
-        if has_classes(trainers["teacher"], test):
-            said = self.shared("test", given, lambda: self.placed(self.said(trainers["teacher"], teacher, test, ())))
-            test = test | said
-        _, record["alone"] = self.trained(seed, "alone", trainers, train, test)
-        recipe, started = trainers["distilled"].recipe, time.monotonic()
-        if place != "off":
-            folder = self.out if given is not None else self.out / f"seed-{seed}"
-            path = folder / "teacher-outputs" if place == "disk" else None
-
-            def kept() -> dict[str, Outputs]:
-                features = features_of(recipe.objective, recipe.connectors)
-                outputs = self.said(trainers["teacher"], teacher, self.data.train, features, path)
-                return outputs if path else self.placed(jax.block_until_ready(outputs))
-
-            train = train | self.shared("train", given, kept)
-        seconds = time.monotonic() - started
-        beside = (teacher, trainers["teacher"].apply, first)
-        running = teacher if place == "off" else None
-        _, record["distilled"] = self.trained(seed, "distilled", trainers, train, test, running, beside)
-        record["distilled"]["seconds"] += seconds
-        return record
-
-    def shared(self, name: str, given: Weights | None, make: Callable[[], Any]) -> Any:
-        """What all seeds of one given teacher share is made once; of a seed's own teacher it is made anew."""
-        if given is None:
-            return make()
-        if name not in self.made:
-            self.made[name] = make()
-        return self.made[name]
-
-    def trained(
-        self,
-        seed: int,
-        phase: str,
-        trainers: Mapping[str, Trainer],
-        train: Mapping[str, Any],
-        test: Mapping[str, Any],
-        teacher: Weights | None = None,
-        beside: tuple[Weights, Any, Any] | None = None,
-    ) -> tuple[Weights, dict[str, Any]]:
-        """One network: its weights, saved, and its last epoch's record."""
-        trainer, folder = trainers[phase], self.out / f"seed-{seed}" / phase
-        # One key for both students, another for the teacher.
-        key = jax.random.fold_in(jax.random.key(seed), min(PHASES.index(phase), 1))
-        weights = trainer.init(key, first_of(train["inputs"]))
-        if trainer.recipe.connectors is not None and beside is not None:
-            its_weights, its_apply, inputs = beside
-            weights = init_beside(
-                trainer.recipe.connectors, key, trainer.apply, weights, its_apply, its_weights, inputs
-            )
-        weights, history = fit(
-            trainer,
-            weights,
-            train,
-            test,
-            seed=seed,
-            folder=folder,
-            console=self.console,
-            label=f"seed {seed} {phase}",
-            teacher=teacher,
-            place=self.placed,
-            print_every=self.print_every,
-        )
-        if not (folder / "weights").exists():
-            about = self.about(trainer) | {"seed": seed, "test": history[-1]["test"]}
-            save_weights(folder / "weights", weights, description=about)
-        return weights, history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
-
-    def said(
-        self,
-        trainer: Trainer,
-        teacher: Weights,
-        arrays: Mapping[str, Any],
-        features: Sequence[str],
-        path: Path | None = None,
-    ) -> dict[str, Outputs]:
-        """The teacher's outputs for all examples; what `path` holds from before a resumption is checked, and used."""
-        return cache_teacher(trainer.apply, teacher, arrays["inputs"], features=features, path=path)
-
-
-def _everywhere(place: str) -> str:
-    """The last choice of any process: all must train by one program."""
-    return next((one for one in ("off", "disk") if _processes.anywhere(place == one)), place)
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", type(function).__name__)
