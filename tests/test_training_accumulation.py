@@ -1,6 +1,4 @@
-"""Several batches as one update, whatever they count; each term's own gradient; and optimisers that ask for more."""
-
-from itertools import pairwise
+"""Several batches as one update, whatever they count; and each term's own gradient."""
 
 import chex
 import jax
@@ -8,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from masked import DIM, EXAMPLES, GOAL, STUDENT, TEACHER, TIME, batch, network
+from masked import EXAMPLES, GOAL, STUDENT, TEACHER, TIME, batch, network
 
-from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
+from kdjax import cross_entropy, init_state, make_train_step, on_logits
 from kdjax.losses import soft_target_kl
 from kdjax.training import accumulate, data_mesh, distillation_oriented, freeze, jit_step, shard_map_step
 
@@ -99,14 +97,6 @@ def own_gradients():
     return found
 
 
-def seen(record):
-    def update(gradient, state, params=None, **asked):
-        record.update(asked, gradient=gradient)
-        return jax.tree.map(jnp.zeros_like, gradient), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: (), update)
-
-
 @pytest.mark.parametrize("way", ["one device", "four devices"])
 def test_each_terms_own_gradient_is_taken_and_measured(way):
     wanted = own_gradients()
@@ -145,37 +135,6 @@ def test_what_dot_cannot_do_is_said():
         trained(distillation_oriented(["other"]), [batch()], term_gradients=True)
     with pytest.raises(ValueError, match=r"momentum \+ difference must lie between 0"):
         distillation_oriented(["soft"], momentum=0.99)
-
-
-# Optimisers that ask for more
-
-
-def test_a_line_search_has_its_value_function():
-    """L-BFGS on a loss that is not noisy falls at every step, faster than gradient descent."""
-    goal = weighted_sum(labels=(1.0, cross_entropy))
-
-    def losses(optimizer):
-        step = jit_step(make_train_step(network, None, optimizer))
-        state, found = init_state(STUDENT, optimizer, jax.random.key(0)), []
-        for _ in range(8):
-            state, metrics = step(state, None, goal, batch())
-            found.append(float(metrics["loss"]))
-        return found
-
-    lbfgs, sgd = losses(optax.lbfgs()), losses(optax.sgd(0.1))
-    assert all(later < earlier for earlier, later in pairwise(lbfgs))
-    assert lbfgs[-1] < 0.2 * sgd[-1]
-
-
-def test_what_an_optimizer_may_ask_for_is_given():
-    record = {}
-    optimizer = seen(record)
-    step = make_train_step(network, network, optimizer, term_gradients=True)
-    jax.eval_shape(step, init_state(STUDENT, optimizer, jax.random.key(0)), TEACHER, GOAL, batch())
-    assert {*record} == {"counts", "grad", "gradient", "term_gradients", "value", "value_fn"}
-    assert {*record["counts"]} == {"labels", "soft"}
-    assert record["counts"]["labels"] is record["counts"]["soft"]
-    assert record["term_gradients"]["soft"]["body"].shape == (DIM, DIM)
 
 
 # Seen to fail

@@ -1,10 +1,8 @@
 """The train step: a pure function that knows gradients and, where told, a device axis."""
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from itertools import combinations
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +15,11 @@ from kdjax import _checks
 from kdjax._apply import outputs_of, run
 from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect
-from kdjax.losses import _math
 from kdjax.metrics._measures import correct
 from kdjax.objectives._counted import LABELLED, MASK, both, counting, keep, mean_of, read_counted, size_of, weighted
 from kdjax.objectives._supervised import are_classes
 from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._asked import asking, compared, functions_of_params, gradients_of_terms, total
 from kdjax.training._axis import agreed, gather, mean_over
 from kdjax.training.state import is_beside
 
@@ -49,8 +47,9 @@ def make_train_step(
       student_apply: the student; run with ``train=True`` and a fresh key each step.
       teacher_apply: the teacher, or None to train without one. Not run where the batch carries ``"teacher"``.
       optimizer: an optax transformation.
-        It may ask for ``value``, the loss; ``grad`` and ``value_fn``, for a line search; ``counts``, by term how many
-        entries its mean is of, or None where that is the same for all; ``term_gradients``, by term, weighted, where taken.
+        It may ask for ``value``, the loss; ``grad`` and ``value_fn``, for a line search; ``grad_fn``, as
+        ``optax.contrib.sam`` does; ``counts``, by term how many entries its mean is of, or None where that is the same for
+        all; ``term_gradients``, by term, weighted, where taken.
       connectors: learnt parts by name, from `kdjax.connectors`; the state is then of `init_beside`'s weights. They act on
         the gathered outputs, hence on the whole batch on every device.
       ignore_label: a label that is none, such as -100 or 255. Terms that read labels, and the accuracy, are then means
@@ -89,7 +88,7 @@ def make_train_step(
       of `jax.shard_map` say that the gradients are the same on all devices already, the outer mean would change nothing,
       and is left out: they travel once.
     """
-    learner = Learner(student_apply, optax.with_extra_args_support(optimizer), connectors, term_gradients)
+    learner = Learner(student_apply, asking(optimizer), connectors, term_gradients)
 
     def step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
@@ -187,17 +186,16 @@ def learn(
     for number, (learner, state, gradient) in enumerate(zip(learners, states, gradients, strict=True)):
         own_state, others_state, (_, metrics, counts) = judged[number]
         gradient, model_state, metrics, counts = mean_over(axis_name, (gradient, own_state, metrics, counts))
-        asked = {"counts": counts.by_term(), "grad": gradient, "value": metrics["loss"]}
-        asked["value_fn"] = partial(_loss_of, parts_of, all_params, number)
+        offered = {"counts": counts.by_term(), "grad": gradient, "value": metrics["loss"]}
+        offered |= functions_of_params(parts_of, all_params, number, axis_name)
         if learner.term_gradients:
-            own = {name: pull_back(_only(parts, number, name))[0][number] for name in parts[number]}
-            asked["term_gradients"] = mean_over(axis_name, own)
-            metrics |= _compared(asked["term_gradients"])
+            offered["term_gradients"] = mean_over(axis_name, gradients_of_terms(pull_back, parts, number))
+            metrics |= compared(offered["term_gradients"])
         if learner.connectors is not None:
             others_state = agreed(axis_name, others_state, state.model_state["connectors"])
             model_state = {"student": model_state, "connectors": others_state}
         with jax.named_scope("optimizer"):
-            updates, opt_state = learner.optimizer.update(gradient, state.opt_state, state.params, **asked)
+            updates, opt_state = learner.optimizer.update(gradient, state.opt_state, state.params, **offered)
             params = optax.apply_updates(state.params, updates)
         new_states.append(TrainState(state.step + 1, params, model_state, opt_state, state.rng))
         all_metrics.append(metrics)
@@ -211,7 +209,7 @@ def judge(
     scores = objective(student, teacher, batch, step)
     means = {name: mean_of(value, scores.counted[name]) for name, value in scores.terms.items()}
     parts = mean_over(axis_name, {name: weighted(scores.weights[name], mean) for name, mean in means.items()})
-    metrics = {"loss": _sum(parts)} | means
+    metrics = {"loss": total(parts)} | means
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
     if "labels" in batch and are_classes(batch["labels"], student.logits):
         entries = student.logits.shape[:-1]
@@ -223,36 +221,6 @@ def judge(
     numbers = tuple(size_of(scores.terms[name], scores.counted[name]) for name in different.values())
     places = tuple((name, [*different].index(kind)) for name, kind in kinds.items())
     return Judged(parts, metrics, _Counts(numbers, places))
-
-
-def _sum(parts: Mapping[str, Array]) -> Array:
-    return reduce(operator.add, parts.values(), jnp.zeros((), jnp.float32))
-
-
-def _loss_of(
-    parts_of: Callable[..., Any], all_params: list[Tree], number: int, params: Tree, counts: Any = None, **asked: Any
-) -> Array:
-    """One network's loss at other params of its own: what a line search asks for, which hands on what it was given."""
-    del counts, asked
-    return _sum(parts_of([*all_params[:number], params, *all_params[number + 1 :]])[0][number])
-
-
-def _only(parts: list[dict[str, Array]], number: int, name: str) -> list[dict[str, Array]]:
-    """1 for one term of one network, 0 for all others."""
-    return [
-        {term: jnp.full_like(value, own == number and term == name) for term, value in its.items()}
-        for own, its in enumerate(parts)
-    ]
-
-
-def _compared(gradients: Mapping[str, Tree]) -> Metrics:
-    """How large each term's own gradient is, and how far each two point in one direction; 0 where one is 0."""
-    norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
-    found = {f"{name}_gradient_norm": norm for name, norm in norms.items()}
-    for first, second in combinations(gradients, 2):
-        product = optax.tree.vdot(gradients[first], gradients[second])
-        found[f"{first}_gradient_cosine_{second}"] = product * _math.safe_reciprocal(norms[first] * norms[second])
-    return found
 
 
 def teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:

@@ -9,8 +9,10 @@ import optax
 
 from kdjax import _checks
 from kdjax._types import Number, Tree
+from kdjax.training._asked import asking
 
 _ALL = "all terms"
+_OF_ONE_BATCH = ("grad", "value_fn", "grad_fn", "term_gradients", "counts")
 
 
 def accumulate(
@@ -29,7 +31,8 @@ def accumulate(
 
     Returns:
       An optax transformation, for a step of `make_train_step`. ``value``, where `optimizer` asks for it, is the loss of all;
-      there is no ``value_fn`` for a line search. With `terms` it must stand first in a chain; it may hold a `freeze`.
+      there is no ``value_fn`` for a line search, nor a ``grad_fn``. With `terms` it must stand first in a chain; it may
+      hold a `freeze`.
 
     Raises:
       ValueError: if `batches` is not a whole number above 0; later, if the step gives no counts, or terms count unlike
@@ -46,7 +49,7 @@ def accumulate(
       [-2.0]
     """
     _checks.whole("batches", batches, 1)
-    inner = optax.with_extra_args_support(optimizer)
+    inner = asking(optimizer)
     names = tuple(terms) or (_ALL,)
 
     def init_whole(tree: Any) -> Any:
@@ -78,9 +81,7 @@ def accumulate(
         times = {name: jax.tree.map(lambda leaf, n=counts[name]: n * leaf, own[name]) for name in names}
         value = counts[names[0]] * asked.pop("value")
         # What the last batch alone says is no answer for all of them.
-        asked = {
-            name: given for name, given in asked.items() if name not in ("grad", "value_fn", "term_gradients", "counts")
-        }
+        asked = {name: given for name, given in asked.items() if name not in _OF_ONE_BATCH}
         return steps.update(tree_of(times, counts, value), state, params, **asked)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -17,6 +17,7 @@ from kdjax.networks.ensembles import fixed_shares, pooled
 from kdjax.objectives import schedules
 from kdjax.objectives._counted import counting
 from kdjax.objectives._weighted_sum import Objective
+from kdjax.training._asked import asking
 from kdjax.training._step import Learner, Metrics, TrainStep, learn
 from kdjax.training.state import weights_of
 
@@ -84,7 +85,7 @@ def make_mutual_step(
     _one_each("optimizers", optimizers, count)
     _one_each("connectors", beside := [None] * count if connectors is None else list(connectors), count)
     learners = [
-        Learner(apply, optax.with_extra_args_support(optimizer), own)
+        Learner(apply, asking(optimizer), own)
         for apply, optimizer, own in zip(applies, optimizers, beside, strict=True)
     ]
     share_out = fixed_shares(None, count - 1)

@@ -18,6 +18,7 @@ from jaxtyping import PRNGKeyArray
 from kdjax import _checks, _trees
 from kdjax._apply import run
 from kdjax._types import Apply, Number, Outputs, Tree
+from kdjax.training._asked import asking
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformationExtraArgs:
@@ -132,7 +133,7 @@ def _partition(
 
     nothing = optax.stateless(lambda updates, params: jax.tree.map(_no_change, updates))
     partitioned: optax.GradientTransformationExtraArgs = optax.partition(
-        {"trained": optimizer, "frozen": nothing}, labels
+        {"trained": asking(optimizer), "frozen": nothing}, labels
     )
     return partitioned
 
