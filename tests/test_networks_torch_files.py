@@ -180,6 +180,9 @@ def test_files_of_other_kinds_are_refused_by_name(tmp_path):
         read(tmp_path)
     with pytest.raises(ValueError, match=r"legacy.pt cannot be read: it is in the format of PyTorch before 1\.6"):
         read(FOLDER / "legacy.pt")
+    np.savez(tmp_path / "arrays.npz", w=np.ones(2))
+    with pytest.raises(ValueError, match=r"arrays.npz cannot be read: it is NumPy's; give its arrays by name"):
+        read(tmp_path / "arrays.npz")
     with pytest.raises(ValueError, match=r"TorchScript"):
         read(archive(tmp_path / "script.pt", {"w": tensor()}, more=["constants.pkl"]))
     with pytest.raises(ValueError, match=r"storage 0 of 6 numbers has"):

@@ -1,5 +1,7 @@
 """PyTorch's networks in Linen: the same logits, a report of every leaf, and an error for whatever does not fit."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -141,6 +143,7 @@ def test_a_mapping_stands_for_a_file_and_types_are_cast_aloud():
         weights_from({"a.weight": np.ones((2, 3)), "a.bias": np.full(2, 1e5)}, half, np.ones((1, 3), np.float16))
 
 
+unchecked = inspect.unwrap(weights_from)  # as users have it, who have no checker of types
 STATE = {"a.weight": np.ones((2, 3), np.float32), "a.bias": np.ones(2, np.float32)}
 OWN = Weights({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, {})
 
@@ -170,12 +173,53 @@ OWN = Weights({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, {})
         ({}, {"logits": np.ones((2, 3))}, "logits and the module's logits must have the same shape"),
         ({}, {"logits": np.full((4, 2), np.nan)}, "logits must be those of the module"),
         ({}, {"logits": np.ones((4, 2)), "tolerance": 0.0}, "tolerance must be a finite number greater than 0"),
+        ({}, {"names": "a"}, "names must be a mapping of words to words, or None; got 'a'"),
+        ({}, {"names": {"a": 3}}, "names must be a mapping of words to words, or None; got {'a': 3}"),
+        ({}, {"flattened": "first"}, "flattened must be a mapping of words to words, or None; got 'first'"),
+        ({}, {"skip": "2"}, r"skip must be a sequence of regular expressions, such as \('head',\); got '2'"),
+        ({}, {"keep": None}, "keep must be a sequence of regular expressions"),
         ({}, {"names": {"a.weight": "kernel"}}, "names must have keys that stand for layers; 'a.weight' does not"),
     ],
 )
 def test_what_is_wrong_is_said(state, arguments, message):
     with pytest.raises(ValueError, match=message):
-        weights_from(STATE | state, nn.Dense(2), np.ones((4, 3), np.float32), **arguments)
+        unchecked(STATE | state, nn.Dense(2), np.ones((4, 3), np.float32), **arguments)
+
+
+@pytest.mark.parametrize(("inputs", "shown"), [(None, "None"), ([[1.0, 2.0]], r"\[\[1.0, 2.0\]\]"), ("x", "'x'")])
+def test_inputs_are_arrays(inputs, shown):
+    with pytest.raises(ValueError, match=f"inputs must be a batch of arrays, or of jax.ShapeDtypeStruct; got {shown}"):
+        weights_from(STATE, nn.Dense(2), inputs)
+
+
+def test_a_source_is_a_path_or_arrays():
+    with pytest.raises(ValueError, match="source must be a file's path, or arrays by name; got None"):
+        unchecked(None, nn.Dense(2), np.ones((4, 3)))
+
+
+def test_what_is_said_of_a_layer_that_reads_no_flattened_map_is_refused():
+    """ "last" is true of it; "first" would have to change something."""
+    weights_from(STATE, nn.Sequential([nn.Dense(2)]), np.ones((4, 3)), flattened={"layers_0": "last"})
+    with pytest.raises(ValueError, match=r'flattened must be "first" for layers that read .*; layers_0 reads none'):
+        weights_from(STATE, nn.Sequential([nn.Dense(2)]), np.ones((4, 3)), flattened={"layers_0": "first"})
+    conv = {"c.weight": np.ones((2, 3, 1, 1), np.float32), "c.bias": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match=r"layers_0 reads none"):
+        weights_from(conv, nn.Sequential([nn.Conv(2, (1, 1))]), np.ones((1, 4, 4, 3)), flattened={"layers_0": "first"})
+
+
+def test_weights_that_two_layers_share_are_skipped_by_name():
+    class Tied(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            table = nn.Embed(7, 4)
+            return table.attend(table(ids))
+
+    state = dict.fromkeys(("wte.weight", "lm_head.weight"), np.ones((7, 4), np.float32))
+    ids = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+    with pytest.raises(ValueError, match=r"skip, as of weights that two layers share and the module has once"):
+        weights_from(state, Tied(), ids)
+    weights, _ = weights_from(state, Tied(), ids, skip=("lm_head",))
+    assert weights.params["Embed_0"]["embedding"].shape == (7, 4)
 
 
 def test_logits_need_inputs():

@@ -27,6 +27,7 @@ class Layouts:
             _checks.one_of("flattened", path, sorted(self.known))
         program = jax.make_jaxpr(lambda *two: apply(*two[0], two[1], train=False)[0].logits)(structure, inputs)
         shapes = [(one.shape, bool(jnp.issubdtype(one.dtype, jnp.floating))) for one in jax.tree.leaves(inputs)]
+        self.idle = {path for path, layout in self.given.items() if layout == "first"}
         self.met, self.mixed = _channel_order.orders(program, list(_trees.by_path(structure)), shapes, last)
 
     def arranged(self, target: _torch_layers.Target, path: str, array: np.ndarray) -> tuple[np.ndarray, str]:
@@ -78,6 +79,15 @@ class Layouts:
         inputs = target.key[1][0]
         if len(rows) != inputs or kind == "embedding" or (kind == "parameter" and len(target.key[1]) > 1):
             raise ValueError(f"module must read no flattened map by {target.path}, a {kind}; it cannot be reordered.")
+        self.idle.discard(target.path)
         sizes = " × ".join(str(part.size) for part in one.axis)
         taken = array.reshape(inputs, -1)[rows].reshape(array.shape)
         return taken, f"rows reordered from channels first to last: {sizes}"
+
+    def refuse_idle(self) -> None:
+        """Layers of which channels first was said, and that had no row to reorder."""
+        if self.idle:
+            raise ValueError(
+                f'flattened must be "first" for layers that read a flattened map of channels last; {min(self.idle)} reads '
+                'none, and would be as it is. Leave it out, or say "last".'
+            )

@@ -141,6 +141,8 @@ def read(path: str | Path, part: str | None = None) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"source must be a file of weights; {path} is none.")
     try:
+        if path.suffix in (".npz", ".npy"):
+            raise _Refused("it is NumPy's; give its arrays by name, as dict(numpy.load(…)) has them")
         if path.suffix == ".safetensors":
             if part is not None:
                 raise _Refused(f"a .safetensors file has no parts; part must be None, and is {part!r}")

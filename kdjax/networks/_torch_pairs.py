@@ -141,7 +141,8 @@ class _Region:
         raise ValueError(
             f"source and module must have the same layers{within}; these do not go together: in the source "
             f"{listed(list(mine.values()))}; in the module {listed(theirs)}. Nearest: {listed(near)}. Name what is not "
-            "wanted in skip, what has to keep its own numbers in keep, and what is another layer's in names."
+            "wanted in skip, as of weights that two layers share and the module has once; what has to keep its own numbers "
+            "in keep; and what is another layer's in names."
         )
 
     def sequence(self, classes: Mapping[Key, Any], side: int) -> list[Key]:

@@ -97,6 +97,7 @@ def weights_from(
       What torch.save writes: https://docs.pytorch.org/docs/stable/notes/serialization.html
     """
     _checks.positive("tolerance", tolerance)
+    _check_arguments(source, inputs, {"names": names, "flattened": flattened}, {"skip": skip, "keep": keep})
     init, apply = from_linen(module, modes=modes)
     shaped = jax.tree.map(lambda one: jax.ShapeDtypeStruct(np.shape(one), jnp.result_type(one)), inputs)
     structure, modules = _torch_layers.called(module, lambda: init(jax.random.key(0), _zeros(shaped)))
@@ -114,6 +115,7 @@ def weights_from(
             values[path], cast = _cast(array, leaves[path].dtype, path)
             why = ", ".join(filter(None, (said, rows, cast, pair.how, pair.target.remark)))
             report.append(Transfer(path, _origin(pair, path), "copied", why))
+    layouts.refuse_idle()
     report += [Transfer(path, None, "left", "named by keep") for path in own]
     place = {path: number for number, path in enumerate(leaves)}
     report.sort(key=lambda entry: place.get(entry.name or "", len(place)))
@@ -121,6 +123,21 @@ def weights_from(
     if logits is not None:
         _check_logits(apply, weights, inputs, logits, tolerance, found)
     return weights, report
+
+
+def _check_arguments(source: Any, inputs: Tree, mappings: Mapping[str, Any], sequences: Mapping[str, Any]) -> None:
+    if not isinstance(source, str | Path | Mapping):
+        raise ValueError(f"source must be a file's path, or arrays by name; got {source!r:.99}.")
+    leaves = jax.tree.leaves(inputs)
+    if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+        raise ValueError(f"inputs must be a batch of arrays, or of jax.ShapeDtypeStruct; got {inputs!r:.99}.")
+    for name, given in mappings.items():
+        words = isinstance(given, Mapping) and all(isinstance(one, str) for pair in given.items() for one in pair)
+        if given is not None and not words:
+            raise ValueError(f"{name} must be a mapping of words to words, or None; got {given!r:.99}.")
+    for name, given in sequences.items():
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise ValueError(f"{name} must be a sequence of regular expressions, such as ('head',); got {given!r:.99}.")
 
 
 def _zeros(shaped: Tree) -> Tree:
