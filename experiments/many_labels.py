@@ -69,7 +69,7 @@ def main(settings: ManyLabels) -> None:
         "many-labels",
         settings,
         data,
-        measures={"label accuracy": label_accuracy(), "cross_entropy": binary_cross_entropy},
+        measures={"label accuracy": label_accuracy(), "sum of binary cross-entropies": binary_cross_entropy},
         one_teacher=True,
         teacher=recipe(16, labels, settings.teacher_epochs),
         alone=recipe(6, labels, settings.epochs),

@@ -14,7 +14,7 @@ from kdjax.losses import logit_mse, soft_target_kl
 from kdjax.metrics import accuracy, class_iou, perplexity, top_k_accuracy
 from kdjax.networks import from_linen
 from kdjax.objectives import squared_error
-from kdjax.runs import Recipe, _seeds, compare
+from kdjax.runs import Recipe, _data, _seeds, compare
 from kdjax.runs.report import comparison, comparison_lines
 
 CLASSES, TIME = 5, 4
@@ -101,7 +101,8 @@ def test_a_run_of_tokens_goes_on_and_refuses_another_measure(run):
     assert [seed["distilled"]["perplexity"] for seed in again["seeds"]] == [
         seed["distilled"]["perplexity"] for seed in results["seeds"]
     ]
-    other = {**SETTINGS, "ignore_label": None}
+    labelled = [part | {"labels": np.maximum(part["labels"], 0)} for part in DATA]
+    other = {**SETTINGS, "ignore_label": None, "data": labelled}
     with pytest.raises(ValueError, match="ignore_label"):
         compare(out, seeds=2, one_teacher=True, resume=True, **other)
 
@@ -125,6 +126,26 @@ def test_the_table_says_what_less_means(run):
     lines = comparison_lines({"seeds": seeds, "measure": measure})
     assert "the teacher helped" in lines[0]
     assert "66.67 % of the teacher's lead of 0.003 error" in lines[1]
+
+
+def test_labels_that_are_no_class_are_named_before_any_training(tmp_path):
+    """Where they count: left out by the mask they may be anything."""
+    for part, where in enumerate(("training", "test")):
+        data = [one | {"labels": np.where(one["labels"] < 0, 0, one["labels"])} for one in DATA]
+        labels = data[part]["labels"].copy()
+        row = np.argwhere(data[part]["mask"])[3]
+        labels[tuple(row)] = -100
+        data[part] |= {"labels": labels}
+        message = rf"data must have .labels. from 0 to 4, .*; the {where} data have -100. .* say ignore_label=-100"
+        with pytest.raises(ValueError, match=message):
+            compare(tmp_path / "run", **{**SETTINGS, "data": data, "ignore_label": None})
+        assert not (tmp_path / "run").exists()
+        mask = data[part]["mask"].copy()
+        mask[tuple(row)] = False
+        _data.check_labels([*data[:part], data[part] | {"mask": mask}, *data[part + 1 :]], (48, TIME, CLASSES), None)
+    labels = np.where(DATA[0]["labels"] < 0, 7, DATA[0]["labels"])
+    with pytest.raises(ValueError, match=r"the training data have 7\."):
+        _data.check_labels([DATA[0] | {"labels": labels}, DATA[1]], (48, TIME, CLASSES), -100)
 
 
 @pytest.mark.parametrize(

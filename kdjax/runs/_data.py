@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data import Dataset, on_device, unit_range
-from kdjax.objectives._counted import counting
+from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread
+from kdjax.objectives._supervised import are_classes
 from kdjax.runs import records
 
 
@@ -67,6 +68,29 @@ def arrays_of(data: Sequence[Any], preprocess: Callable[[Any], Any] | None, plac
     preprocess = preprocess or unit_range
     train, test = (placed(on_device(part, preprocess)) for part in data)
     return Data(train, test, preprocess, len(data[0].class_names), data[0].name)
+
+
+def check_labels(data: Sequence[Any], logits: tuple[int, ...], ignore_label: int | None) -> None:
+    """Class numbers that count are those of the logits' classes; a loss of any other is NaN."""
+    for where, part in zip(("training", "test"), data, strict=True):
+        if not isinstance(part, Mapping) or "labels" not in part:
+            continue  # a data set's were checked when it was made
+        labels = np.asarray(part["labels"])
+        shape = (count_of(part), *logits[1:])
+        if not are_classes(labels, jax.ShapeDtypeStruct(shape, jnp.float32)):
+            continue
+        known = counting(part, ignore_label)
+        counted = both(*(read_counted(known, name, labels.shape) for name in (MASK, LABELLED)))
+        outside = (labels < 0) | (labels >= shape[-1])
+        if counted is not None:
+            outside &= np.asarray(spread(counted, labels.ndim))
+        if outside.any():
+            found = np.unique(labels[outside]).tolist()
+            raise ValueError(
+                f'data must have "labels" from 0 to {shape[-1] - 1}, the classes of the logits; the {where} data have '
+                f"{', '.join(map(str, found[:5]))}{', …' if len(found) > 5 else ''}. Where that stands for no label, "
+                f"say ignore_label={found[0]}."
+            )
 
 
 def digest_of(part: Any) -> str:

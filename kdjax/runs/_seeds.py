@@ -17,7 +17,7 @@ from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
 from kdjax.networks.precision import computed_in
-from kdjax.runs._data import arrays_of, check_data, count_of
+from kdjax.runs._data import arrays_of, check_data, check_labels, count_of
 from kdjax.runs._measured import has_classes
 from kdjax.runs.fitting import fit
 from kdjax.runs.recipes import (
@@ -85,6 +85,7 @@ class Shared:
                 measures=self.measures,
                 ignore_label=self.ignore_label,
             )
+            check_labels(self.given_data, made[name].logits_shape(self.data.train["inputs"]), self.ignore_label)
         return made
 
     def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
