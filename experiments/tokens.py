@@ -32,7 +32,7 @@ class Tokens(Settings):
     """A causal transformer of a million parameters and one of a fifth of that."""
 
     data: str = "python"
-    """the text: the standard library's modules from the first on, as many as fill the windows; every tenth is the test's"""
+    """the text: windows drawn from all modules of the standard library; every tenth module's are the test's"""
     seeds: int = 8
     """how often each student is trained, with seeds 0, 1, 2, …; one teacher serves all"""
     print_every: int = 0
@@ -60,9 +60,10 @@ def text(settings: Tokens) -> list[dict[str, np.ndarray]]:
     for test in (False, True):
         chosen = [module for number, module in enumerate(modules) if (number % 10 == 9) == test]
         whole = np.frombuffer(b"".join(module.read_bytes() for module in chosen), np.uint8).astype(np.int32)
-        count = min(settings.windows // (4 if test else 1), len(whole) // (settings.time + 1))
-        cut = whole[: count * (settings.time + 1)].reshape(count, settings.time + 1)
-        found.append({"inputs": cut[:, :-1], "labels": cut[:, 1:]})
+        length = settings.time + 1
+        windows = whole[: len(whole) // length * length].reshape(-1, length)
+        drawn = np.random.default_rng(test).permutation(len(windows))[: settings.windows // (4 if test else 1)]
+        found.append({"inputs": windows[drawn, :-1], "labels": windows[drawn, 1:]})
     return found
 
 
