@@ -3,8 +3,8 @@
 python benchmarks/vocabulary.py --out vocabulary.json
 
 Memory by XLA's analysis of the compiled program, value and gradients of the student's hidden states and head, at 8,192
-tokens of 1,024 dims in bfloat16, over vocabularies from 8,192 to 262,144 words; nothing of it is run. Time, in float32 and in
-turns with the plain form: 2,048 tokens of 256 dims, the teacher's of 512, and 32,768 words.
+tokens of 1,024 dims in bfloat16, over vocabularies from 8,192 to 262,144 words; nothing of it is run. Time, in float32 and
+in turns with the plain form: 2,048 tokens of 256 dims, the teacher's of 512, and 32,768 words.
 """
 
 import os

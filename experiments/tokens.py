@@ -62,7 +62,7 @@ def text(settings: Tokens) -> list[dict[str, np.ndarray]]:
         whole = np.frombuffer(b"".join(module.read_bytes() for module in chosen), np.uint8).astype(np.int32)
         length = settings.time + 1
         windows = whole[: len(whole) // length * length].reshape(-1, length)
-        drawn = np.random.default_rng(test).permutation(len(windows))[: settings.windows // (4 if test else 1)]
+        drawn = np.random.default_rng(test).permutation(len(windows))[: max(1, settings.windows // (4 if test else 1))]
         found.append({"inputs": windows[drawn, :-1], "labels": windows[drawn, 1:]})
     return found
 

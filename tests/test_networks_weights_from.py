@@ -176,8 +176,8 @@ OWN = Weights({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, {})
         ({}, {"names": "a"}, "names must be a mapping of words to words, or None; got 'a'"),
         ({}, {"names": {"a": 3}}, "names must be a mapping of words to words, or None; got {'a': 3}"),
         ({}, {"flattened": "first"}, "flattened must be a mapping of words to words, or None; got 'first'"),
-        ({}, {"skip": "2"}, r"skip must be a sequence of regular expressions, such as \('head',\); got '2'"),
-        ({}, {"keep": None}, "keep must be a sequence of regular expressions"),
+        ({}, {"skip": "2"}, r"skip must be several regular expressions, such as \('head',\); got '2'"),
+        ({}, {"skip": [2]}, r"skip must be several regular expressions, such as \('head',\); got \(2,\)"),
         ({}, {"names": {"a.weight": "kernel"}}, "names must have keys that stand for layers; 'a.weight' does not"),
     ],
 )
@@ -198,13 +198,43 @@ def test_a_source_is_a_path_or_arrays():
 
 
 def test_what_is_said_of_a_layer_that_reads_no_flattened_map_is_refused():
-    """ "last" is true of it; "first" would have to change something."""
-    weights_from(STATE, nn.Sequential([nn.Dense(2)]), np.ones((4, 3)), flattened={"layers_0": "last"})
-    with pytest.raises(ValueError, match=r'flattened must be "first" for layers that read .*; layers_0 reads none'):
-        weights_from(STATE, nn.Sequential([nn.Dense(2)]), np.ones((4, 3)), flattened={"layers_0": "first"})
-    conv = {"c.weight": np.ones((2, 3, 1, 1), np.float32), "c.bias": np.ones(2, np.float32)}
-    with pytest.raises(ValueError, match=r"layers_0 reads none"):
-        weights_from(conv, nn.Sequential([nn.Conv(2, (1, 1))]), np.ones((1, 4, 4, 3)), flattened={"layers_0": "first"})
+    """Of one that may, either answer is taken, needed or not; by the path of its kernel too."""
+    images, state = np.ones((1, 2, 2, 3), np.float32), {"c.weight": np.ones((3, 3, 1, 1)), "c.bias": np.ones(3)}
+    state |= {"h.weight": np.arange(24.0).reshape(2, 12), "h.bias": np.ones(2)}
+    module = nn.Sequential([nn.Conv(3, (1, 1)), lambda x: x.reshape(len(x), -1), nn.Dense(2)])
+
+    def kernel(**flattened):
+        return weights_from(state, module, images, flattened=flattened)[0].params["layers_2"]["kernel"]
+
+    assert (
+        kernel(**{"layers_2/kernel": "last"}).tolist()
+        == kernel(layers_2="last").tolist()
+        == state["h.weight"].T.tolist()
+    )
+    assert kernel().tolist() == kernel(**{"layers_2/kernel": "first"}).tolist() != state["h.weight"].T.tolist()
+    for way in ("first", "last"):
+        weights_from(STATE, nn.Sequential([nn.Dense(2)]), np.ones((4, 3)), flattened={"layers_0": way})
+    with pytest.raises(ValueError, match="flattened must name layers that may read a flattened map; layers_0 does not"):
+        kernel(layers_0="first")
+
+
+@pytest.mark.parametrize("several", [{"extra"}, ["extra"], {"extra": 1}.keys(), np.array(["extra"])])
+def test_several_patterns_come_in_anything(several):
+    source = STATE | {"extra.weight": np.ones(5, np.float32)}
+    found, _ = unchecked(
+        source, nn.Dense(2), {"inputs": np.ones((4, 3), np.float32)}["inputs"], skip=several, keep=None
+    )
+    assert found.params["bias"].tolist() == [1.0, 1.0]
+
+
+def test_inputs_may_hold_numbers_beside_arrays():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return nn.Dense(2)(inputs["x"]) * inputs["scale"]
+
+    found, _ = weights_from(STATE, Scaled(), {"x": np.ones((4, 3), np.float32), "scale": 2.0})
+    assert found.params["Dense_0"]["bias"].tolist() == [1.0, 1.0]
 
 
 def test_weights_that_two_layers_share_are_skipped_by_name():

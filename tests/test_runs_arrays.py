@@ -1,5 +1,6 @@
 """Comparisons of any outputs: tokens with labels that are missing, masks, dicts of inputs, and measures of one's own."""
 
+import dataclasses
 import inspect
 import json
 
@@ -8,12 +9,12 @@ import optax
 import pytest
 from flax import linen as nn
 
-from kdjax import Outputs, cross_entropy, on_logits, weighted_sum
+from kdjax import Outputs, cross_entropy, on_logits, on_outputs, weighted_sum
 from kdjax.caching import cache_teacher
 from kdjax.losses import logit_mse, soft_target_kl
 from kdjax.metrics import accuracy, class_iou, perplexity, top_k_accuracy
 from kdjax.networks import from_linen
-from kdjax.objectives import squared_error
+from kdjax.objectives import smoothed_cross_entropy, squared_error
 from kdjax.runs import Recipe, _data, _seeds, compare
 from kdjax.runs.report import comparison, comparison_lines
 
@@ -128,24 +129,58 @@ def test_the_table_says_what_less_means(run):
     assert "66.67 % of the teacher's lead of 0.003 error" in lines[1]
 
 
+def known():
+    """The data without a label that is none."""
+    return [one | {"labels": np.where(one["labels"] < 0, 0, one["labels"])} for one in DATA]
+
+
 def test_labels_that_are_no_class_are_named_before_any_training(tmp_path):
     """Where they count: left out by the mask they may be anything."""
-    for part, where in enumerate(("training", "test")):
-        data = [one | {"labels": np.where(one["labels"] < 0, 0, one["labels"])} for one in DATA]
-        labels = data[part]["labels"].copy()
-        row = np.argwhere(data[part]["mask"])[3]
-        labels[tuple(row)] = -100
+    for part, where in enumerate(("train", "test")):
+        data = known()
+        labels, mask = data[part]["labels"].copy(), data[part]["mask"].copy()
+        row = tuple(np.argwhere(mask)[3])
+        labels[row] = -100
         data[part] |= {"labels": labels}
-        message = rf"data must have .labels. from 0 to 4, .*; the {where} data have -100. .* say ignore_label=-100"
+        message = (
+            rf"data must fit the teacher's logits: of the {where} data, .* there are also -100\. .* ignore_label=-100"
+        )
         with pytest.raises(ValueError, match=message):
             compare(tmp_path / "run", **{**SETTINGS, "data": data, "ignore_label": None})
         assert not (tmp_path / "run").exists()
-        mask = data[part]["mask"].copy()
-        mask[tuple(row)] = False
-        _data.check_labels([*data[:part], data[part] | {"mask": mask}, *data[part + 1 :]], (48, TIME, CLASSES), None)
-    labels = np.where(DATA[0]["labels"] < 0, 7, DATA[0]["labels"])
-    with pytest.raises(ValueError, match=r"the training data have 7\."):
-        _data.check_labels([DATA[0] | {"labels": labels}, DATA[1]], (48, TIME, CLASSES), -100)
+        mask[row] = False
+        found = [
+            _data.labels_outside(one, (len(one["labels"]), TIME, CLASSES), None)
+            for one in (data[part], data[part] | {"mask": mask})
+        ]
+        assert [said is None for said in found] == [False, True]
+    longer = {
+        "inputs": {"ids": np.zeros((5, 7), int), "loud": np.ones((5, 7), np.float32)},
+        "labels": np.full((5, 7), 9),
+    }
+    with pytest.raises(ValueError, match=r"of the test data, .* there are also 9"):
+        compare(tmp_path / "run", **{**SETTINGS, "data": (DATA[0], longer | {"mask": np.ones((5, 7), bool)})})
+
+
+def test_labels_that_a_term_of_ones_own_reads_in_its_own_way_are_left_to_it(tmp_path):
+    def loss(logits, labels):
+        return cross_entropy(Outputs(logits, {}), None, {"labels": labels % CLASSES})
+
+    of_known = on_outputs(loss, "student.logits", "batch.labels")
+    data = [one | {"labels": one["labels"] + CLASSES} for one in known()]
+    own = {
+        name: dataclasses.replace(one, objective=weighted_sum(labels=(1.0, of_known))) for name, one in RECIPES.items()
+    }
+    settings = {"data": data, "measures": {"own": of_known}, **own}
+    assert np.isfinite(compare(tmp_path / "run", seeds=1, **settings)["seeds"][0]["distilled"]["own"])
+
+
+def test_a_loss_that_labels_make_nan_is_explained(tmp_path):
+    smoothed = weighted_sum(labels=(1.0, smoothed_cross_entropy(0.1)))
+    data = [one | {"labels": one["labels"] + 3} for one in known()]
+    own = {name: dataclasses.replace(one, objective=smoothed) for name, one in RECIPES.items()}
+    with pytest.raises(FloatingPointError, match=r"has diverged\. Of the training data, .* there are also 5, 6, 7\."):
+        compare(tmp_path / "run", seeds=1, data=data, measures={"top": top_k_accuracy(2)}, **own)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +188,10 @@ def test_labels_that_are_no_class_are_named_before_any_training(tmp_path):
     [
         ((DATA[0],), "data must be two data sets"),
         ((DATA[0], {"labels": DATA[1]["labels"]}), 'data must have "inputs".* the test data have'),
+        (
+            (DATA[0], {name: array[:0] for name, array in {"inputs": np.zeros((3, 2))}.items()}),
+            "the test data have none",
+        ),
         ((DATA[0] | {"mask": np.ones((3, TIME))}, DATA[1]), "one row for each example in every array; the train data"),
     ],
 )

@@ -1,6 +1,6 @@
 """How a module's leaves must lie: the rows of each, rearranged from where PyTorch has them, or an error that asks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ import numpy as np
 from kdjax import _checks, _trees
 from kdjax._types import Tree, Weights
 from kdjax.networks import _channel_order, _torch_layers
+
+_READERS = ("linear", "normalisation", "batch normalisation", "parameter", "embedding")
 
 
 class Layouts:
@@ -27,12 +29,15 @@ class Layouts:
             _checks.one_of("flattened", path, sorted(self.known))
         program = jax.make_jaxpr(lambda *two: apply(*two[0], two[1], train=False)[0].logits)(structure, inputs)
         shapes = [(one.shape, bool(jnp.issubdtype(one.dtype, jnp.floating))) for one in jax.tree.leaves(inputs)]
-        self.idle = {path for path, layout in self.given.items() if layout == "first"}
+        self.idle = {*self.given}
         self.met, self.mixed = _channel_order.orders(program, list(_trees.by_path(structure)), shapes, last)
 
     def arranged(self, target: _torch_layers.Target, path: str, array: np.ndarray) -> tuple[np.ndarray, str]:
         """The leaf with its rows as Flax has them, and what was done."""
-        kind, layout = target.key[0], self.given.get(target.path)
+        own_path = _torch_layers.without_collection(path)
+        kind, layout = target.key[0], self.given.get(target.path, self.given.get(own_path))
+        if kind in _READERS or layout != "first":
+            self.idle -= {target.path, own_path}
         met = self.met.get(path, [])
         asked = f"flattened must tell of {target.path} whether PyTorch holds what it reads channels first: "
         if kind == "linear" and path.endswith("/bias"):
@@ -54,7 +59,7 @@ class Layouts:
                     "told from their sizes. Bring its numbers in the source as Flax has them."
                 )
             return array, ""
-        if kind not in ("linear", "normalisation", "batch normalisation", "parameter", "embedding"):
+        if kind not in _READERS:
             return array, ""
         if layout == "first" and (any(one.unknown for one in met) or (kind == "linear" and not met)):
             raise ValueError(
@@ -79,15 +84,13 @@ class Layouts:
         inputs = target.key[1][0]
         if len(rows) != inputs or kind == "embedding" or (kind == "parameter" and len(target.key[1]) > 1):
             raise ValueError(f"module must read no flattened map by {target.path}, a {kind}; it cannot be reordered.")
-        self.idle.discard(target.path)
         sizes = " × ".join(str(part.size) for part in one.axis)
         taken = array.reshape(inputs, -1)[rows].reshape(array.shape)
         return taken, f"rows reordered from channels first to last: {sizes}"
 
-    def refuse_idle(self) -> None:
-        """Layers of which channels first was said, and that had no row to reorder."""
-        if self.idle:
-            raise ValueError(
-                f'flattened must be "first" for layers that read a flattened map of channels last; {min(self.idle)} reads '
-                'none, and would be as it is. Leave it out, or say "last".'
-            )
+    def refuse_idle(self, kept: Collection[str]) -> None:
+        """What was said of a layer that reads no flattened map, whatever its inputs."""
+        without = [_torch_layers.without_collection(path) for path in kept]
+        idle = {one for one in self.idle if not any(f"{path}/".startswith(f"{one}/") for path in without)}
+        if idle:
+            raise ValueError(f"flattened must name layers that may read a flattened map; {min(idle)} does not.")

@@ -1,7 +1,8 @@
 """PyTorch's weights in the same architecture in Flax Linen: which layer is which, and in which order its numbers lie."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ _COUNTER = "num_batches_tracked"
 
 
 def weights_from(
-    source: str | Path | Mapping[str, Any],
+    source: str | os.PathLike[str] | Mapping[str, Any],
     module: Any,
     inputs: Tree,
     *,
     names: Mapping[str, str] | None = None,
-    skip: Sequence[str] = (),
-    keep: Sequence[str] = (),
+    skip: Collection[str] = (),
+    keep: Collection[str] = (),
     target: Weights | None = None,
     flattened: Mapping[str, str] | None = None,
     logits: Any = None,
@@ -97,6 +98,7 @@ def weights_from(
       What torch.save writes: https://docs.pytorch.org/docs/stable/notes/serialization.html
     """
     _checks.positive("tolerance", tolerance)
+    skip, keep = (one if isinstance(one, str) else tuple(one or ()) for one in (skip, keep))
     _check_arguments(source, inputs, {"names": names, "flattened": flattened}, {"skip": skip, "keep": keep})
     init, apply = from_linen(module, modes=modes)
     shaped = jax.tree.map(lambda one: jax.ShapeDtypeStruct(np.shape(one), jnp.result_type(one)), inputs)
@@ -115,7 +117,7 @@ def weights_from(
             values[path], cast = _cast(array, leaves[path].dtype, path)
             why = ", ".join(filter(None, (said, rows, cast, pair.how, pair.target.remark)))
             report.append(Transfer(path, _origin(pair, path), "copied", why))
-    layouts.refuse_idle()
+    layouts.refuse_idle(own)
     report += [Transfer(path, None, "left", "named by keep") for path in own]
     place = {path: number for number, path in enumerate(leaves)}
     report.sort(key=lambda entry: place.get(entry.name or "", len(place)))
@@ -125,19 +127,20 @@ def weights_from(
     return weights, report
 
 
-def _check_arguments(source: Any, inputs: Tree, mappings: Mapping[str, Any], sequences: Mapping[str, Any]) -> None:
-    if not isinstance(source, str | Path | Mapping):
+def _check_arguments(source: Any, inputs: Tree, mappings: Mapping[str, Any], several: Mapping[str, Any]) -> None:
+    if not isinstance(source, str | os.PathLike | Mapping):
         raise ValueError(f"source must be a file's path, or arrays by name; got {source!r:.99}.")
     leaves = jax.tree.leaves(inputs)
-    if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+    arrays = [leaf for leaf in leaves if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+    if not arrays or any(isinstance(leaf, str) for leaf in leaves):
         raise ValueError(f"inputs must be a batch of arrays, or of jax.ShapeDtypeStruct; got {inputs!r:.99}.")
     for name, given in mappings.items():
         words = isinstance(given, Mapping) and all(isinstance(one, str) for pair in given.items() for one in pair)
         if given is not None and not words:
             raise ValueError(f"{name} must be a mapping of words to words, or None; got {given!r:.99}.")
-    for name, given in sequences.items():
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise ValueError(f"{name} must be a sequence of regular expressions, such as ('head',); got {given!r:.99}.")
+    for name, given in several.items():
+        if isinstance(given, str) or not all(isinstance(one, str) for one in given):
+            raise ValueError(f"{name} must be several regular expressions, such as ('head',); got {given!r:.99}.")
 
 
 def _zeros(shaped: Tree) -> Tree:
@@ -161,7 +164,7 @@ def _own(keep: Sequence[str], target: Weights | None, structure: Weights) -> dic
 
 
 def _entries(
-    source: str | Path | Mapping[str, Any], part: str | None, skip: Sequence[str]
+    source: str | os.PathLike[str] | Mapping[str, Any], part: str | None, skip: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[Transfer]]:
     """What has to go somewhere, and the report of what does not."""
     if isinstance(source, Mapping):
@@ -171,7 +174,7 @@ def _entries(
             raise ValueError(f"source must map names to arrays; got the keys {list(source)[:5]}.")
         arrays = {name: np.asarray(array) for name, array in source.items()}
     else:
-        arrays = _torch_files.read(source, part)
+        arrays = _torch_files.read(Path(source), part)
     skipped: set[str] = set()
     for pattern in skip:
         _trees.check("skip", pattern)

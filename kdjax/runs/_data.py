@@ -46,6 +46,8 @@ def check_data(data: Any) -> None:
             sizes = {
                 name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
             }
+            if "inputs" in arrays and (0,) in {size for found in sizes.values() for size in found}:
+                raise ValueError(f"data must have one example at least; the {where} data have none.")
             if "inputs" not in arrays or len({size for found in sizes.values() for size in found}) != 1:
                 raise ValueError(
                     f'data must have "inputs", and one row for each example in every array; the {where} data have {sizes}.'
@@ -70,27 +72,26 @@ def arrays_of(data: Sequence[Any], preprocess: Callable[[Any], Any] | None, plac
     return Data(train, test, preprocess, len(data[0].class_names), data[0].name)
 
 
-def check_labels(data: Sequence[Any], logits: tuple[int, ...], ignore_label: int | None) -> None:
-    """Class numbers that count are those of the logits' classes; a loss of any other is NaN."""
-    for where, part in zip(("training", "test"), data, strict=True):
-        if not isinstance(part, Mapping) or "labels" not in part:
-            continue  # a data set's were checked when it was made
-        labels = np.asarray(part["labels"])
-        shape = (count_of(part), *logits[1:])
-        if not are_classes(labels, jax.ShapeDtypeStruct(shape, jnp.float32)):
-            continue
-        known = counting(part, ignore_label)
-        counted = both(*(read_counted(known, name, labels.shape) for name in (MASK, LABELLED)))
-        outside = (labels < 0) | (labels >= shape[-1])
-        if counted is not None:
-            outside &= np.asarray(spread(counted, labels.ndim))
-        if outside.any():
-            found = np.unique(labels[outside]).tolist()
-            raise ValueError(
-                f'data must have "labels" from 0 to {shape[-1] - 1}, the classes of the logits; the {where} data have '
-                f"{', '.join(map(str, found[:5]))}{', …' if len(found) > 5 else ''}. Where that stands for no label, "
-                f"say ignore_label={found[0]}."
-            )
+def labels_outside(part: Any, logits: tuple[int, ...], ignore_label: int | None) -> str | None:
+    """Which labels that count are none of the logits' classes, in words; None where all are, or are no class numbers."""
+    if not isinstance(part, Mapping) or "labels" not in part:
+        return None  # a data set's were checked when it was made
+    labels = np.asarray(part["labels"])
+    if not are_classes(labels, jax.ShapeDtypeStruct(logits, jnp.float32)):
+        return None
+    known = counting(part, ignore_label)
+    counted = both(*(read_counted(known, name, labels.shape) for name in (MASK, LABELLED)))
+    outside = (labels < 0) | (labels >= logits[-1])
+    if counted is not None:
+        outside &= np.asarray(spread(counted, labels.ndim))
+    if not outside.any():
+        return None
+    found = np.unique(labels[outside]).tolist()
+    return (
+        f'"labels" are from 0 to {logits[-1] - 1} where they are classes of the logits; there are also '
+        f"{', '.join(map(str, found[:5]))}{', …' if len(found) > 5 else ''}. Where that stands for no label, say "
+        f"ignore_label={found[0]}"
+    )
 
 
 def digest_of(part: Any) -> str:

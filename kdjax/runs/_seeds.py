@@ -16,8 +16,10 @@ from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
+from kdjax.metrics import as_measure
 from kdjax.networks.precision import computed_in
-from kdjax.runs._data import arrays_of, check_data, check_labels, count_of
+from kdjax.objectives import cross_entropy
+from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside
 from kdjax.runs._measured import has_classes
 from kdjax.runs.fitting import fit
 from kdjax.runs.recipes import (
@@ -85,8 +87,24 @@ class Shared:
                 measures=self.measures,
                 ignore_label=self.ignore_label,
             )
-            check_labels(self.given_data, made[name].logits_shape(self.data.train["inputs"]), self.ignore_label)
+            self.check_labels(name, made[name])
         return made
+
+    def check_labels(self, name: str, trainer: Trainer) -> None:
+        """Class numbers of which a cross-entropy would be NaN: those to learn from, and those to measure by."""
+        terms = getattr(trainer.recipe.objective, "terms", {}).values()
+        learnt = any(getattr(term, "func", term) is cross_entropy for term in terms)
+        measured = self.measures is None or any(
+            as_measure(one).values is cross_entropy for one in self.measures.values()
+        )
+        for part, reads in (("train", learnt), ("test", measured)):
+            if reads and (said := self.labels_outside(part, trainer)):
+                raise ValueError(f"data must fit the {name}'s logits: of the {part} data, {said}.")
+
+    def labels_outside(self, part: str, trainer: Trainer) -> str | None:
+        place = ("train", "test").index(part)
+        inputs = (self.data.train, self.data.test)[place]["inputs"]
+        return labels_outside(self.given_data[place], trainer.logits_shape(inputs), self.ignore_label)
 
     def announce(self, title: str, trainers: Mapping[str, Trainer], counts: Mapping[str, int]) -> None:
         train, test = count_of(self.data.train), count_of(self.data.test)
@@ -193,19 +211,24 @@ class Shared:
             weights = init_beside(
                 trainer.recipe.connectors, key, trainer.apply, weights, its_apply, its_weights, inputs
             )
-        weights, history = fit(
-            trainer,
-            weights,
-            train,
-            test,
-            seed=seed,
-            folder=folder,
-            console=self.console,
-            label=f"seed {seed} {phase}",
-            teacher=teacher,
-            place=self.placed,
-            print_every=self.print_every,
-        )
+        try:
+            weights, history = fit(
+                trainer,
+                weights,
+                train,
+                test,
+                seed=seed,
+                folder=folder,
+                console=self.console,
+                label=f"seed {seed} {phase}",
+                teacher=teacher,
+                place=self.placed,
+                print_every=self.print_every,
+            )
+        except FloatingPointError as error:
+            if said := self.labels_outside("train", trainer):
+                raise FloatingPointError(f"{error} Of the training data, {said}.") from error
+            raise
         if not (folder / "weights").exists():
             about = self.about(trainer) | {"seed": seed, "test": history[-1]["test"]}
             save_weights(folder / "weights", weights, description=about)

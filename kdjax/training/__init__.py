@@ -2,6 +2,7 @@
 
 from kdjax.training import phases as phases
 from kdjax.training import sweeps as sweeps
+from kdjax.training._asked import asking as asking
 from kdjax.training._evaluation import make_eval_step as make_eval_step
 from kdjax.training._step import make_train_step as make_train_step
 from kdjax.training.accumulation import accumulate as accumulate
@@ -32,6 +33,7 @@ from kdjax.training.views import augmented as augmented
 
 __all__ = [
     "accumulate",
+    "asking",
     "augmented",
     "clip_while",
     "data_mesh",

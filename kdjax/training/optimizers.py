@@ -7,6 +7,7 @@ several in a row, anywhere in a path: ``"stage1"`` is all of stage 1 and nothing
 stages; ``"bias"`` every bias; ``"^student"`` what begins with it. The same word names a part's parameters and statistics.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from kdjax import _checks, _trees
 from kdjax._apply import run
 from kdjax._types import Apply, Number, Outputs, Tree
 from kdjax.training._asked import asking
+
+_WHOLE = "whole_params"
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformationExtraArgs:
@@ -133,9 +136,61 @@ def _partition(
 
     nothing = optax.stateless(lambda updates, params: jax.tree.map(_no_change, updates))
     partitioned: optax.GradientTransformationExtraArgs = optax.partition(
-        {"trained": asking(optimizer), "frozen": nothing}, labels
+        {"trained": asking(_of_part(optimizer)), "frozen": nothing}, labels
     )
-    return partitioned
+
+    def update(gradient: Tree, state: Tree, params: Tree = None, **offered: Any) -> tuple[Tree, Tree]:
+        # Beside its part of the params, what is inside has to know all of them, to ask for the loss at others.
+        updates, new = partitioned.update(gradient, state, params, **offered, **{_WHOLE: params})
+        return updates, new
+
+    return optax.GradientTransformationExtraArgs(partitioned.init, update)
+
+
+def _of_part(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a part of the params, to which functions of all params are functions of that part."""
+    inner = asking(optimizer)
+
+    def update(
+        gradient: Tree, state: Tree, params: Tree = None, *, whole_params: Tree = None, **offered: Any
+    ) -> tuple[Tree, Tree]:
+        def filled(part: Tree) -> Tree:
+            return jax.tree.map(lambda own, its: own if _is_masked(its) else its, whole_params, part)
+
+        def cut(tree: Tree) -> Tree:
+            return jax.tree.map(lambda its, own: its if _is_masked(its) else own, gradient, tree, is_leaf=_is_masked)
+
+        # What reads each term's gradient must be of all params, and finds out by the step's own gradient.
+        if "grad" in offered and "term_gradients" not in offered:
+            offered["grad"] = cut(offered["grad"])
+        for name, make in (("value_fn", _value_of), ("grad_fn", _gradient_of)):
+            if name in offered:
+                offered[name] = make(offered[name], filled, cut)
+        updates, new = inner.update(gradient, state, params, **offered)
+        return updates, new
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _is_masked(tree: Tree) -> bool:
+    return isinstance(tree, optax.MaskedNode)
+
+
+def _value_of(value_fn: Callable[..., Any], filled: Callable[[Tree], Tree], cut: Callable[[Tree], Tree]) -> Any:
+    del cut
+
+    @functools.wraps(value_fn)
+    def of_part(params: Tree, **told: Any) -> Any:
+        return value_fn(filled(params), **told)
+
+    return of_part
+
+
+def _gradient_of(grad_fn: Callable[..., Any], filled: Callable[[Tree], Tree], cut: Callable[[Tree], Tree]) -> Any:
+    def of_part(params: Tree, *told: Any) -> Tree:
+        return cut(grad_fn(filled(params), *told))
+
+    return of_part
 
 
 def _no_change(update: jax.Array) -> jax.Array:
