@@ -70,6 +70,16 @@ def _logits(batch: int) -> tuple:
     return _normal(STUDENT, batch, 100), _normal(TEACHER, batch, 100)
 
 
+def _heads(batch: int) -> tuple:
+    """Of all batches the words are more than a chunk holds."""
+    heads = 0.1 * _normal(OTHERS, 64, 32_768), 0.1 * _normal(OTHERS, 128, 32_768)
+    return _normal(STUDENT, batch, 64), heads[0], _normal(TEACHER, batch, 128), heads[1]
+
+
+def _head_and_labels(batch: int) -> tuple:
+    return *_heads(batch)[:2], _labels(batch)
+
+
 def _embeddings(batch: int) -> tuple:
     return _normal(STUDENT, batch, 128), _normal(TEACHER, batch, 128)
 
@@ -110,6 +120,7 @@ def _stored(batch: int) -> tuple:
     return student, *jax.lax.top_k(teacher, 10)
 
 
+VOCABULARY = "[B, 64 | 128] × [64 | 128, 32768]"
 LOGITS, MAPS, SAME_MAPS, EMBEDDINGS = "[B, 100]", "[B, 8, 8, 64 | 128]", "[B, 8, 8, 128]", "[B, 128]"
 
 COSTS = {
@@ -117,6 +128,11 @@ COSTS = {
     "logit_mse": Work(losses.logit_mse, _logits, LOGITS),
     "reverse_kl": Work(losses.reverse_kl, _logits, LOGITS),
     "jensen_shannon": Work(losses.jensen_shannon, _logits, LOGITS),
+    **{
+        f"linear_{name}": Work(getattr(losses, f"linear_{name}"), _heads, VOCABULARY, learnt=(0, 1))
+        for name in ("soft_target_kl", "reverse_kl", "jensen_shannon")
+    },
+    "linear_cross_entropy": Work(losses.linear_cross_entropy, _head_and_labels, VOCABULARY, learnt=(0, 1)),
     "target_class_kd": Work(losses.target_class_kd, _with_labels(_logits), LOGITS),
     "non_target_class_kd": Work(losses.non_target_class_kd, _with_labels(_logits), LOGITS),
     "decoupled_kd": Work(losses.decoupled_kd, _with_labels(_logits), LOGITS),

@@ -112,8 +112,7 @@ def where(value: Any, shape: tuple[int, ...]) -> None:
     kind = getattr(value, "dtype", None)
     if not np.ndim(value) or np.shape(value) != shape[: np.ndim(value)] or kind is None or np.dtype(kind) != np.bool_:
         raise ValueError(
-            f"where must be bools of shape {shape}, the batch's mask for a loss that compares examples; got "
-            f"{_described(value)}."
+            f"where must be bools of shape {shape}, or of its first axes: what counts of the batch; got {_described(value)}."
         )
 
 

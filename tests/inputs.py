@@ -77,3 +77,14 @@ def places_in_a_bank(generator: np.random.Generator, batch: int) -> Arrays:
     indices = generator.permutation(12)[:batch]
     others = (indices[:, None] + generator.integers(1, 12, (batch, 7))) % 12
     return student, teacher, indices, others
+
+
+def hidden_states_and_heads(generator: np.random.Generator, batch: int) -> Arrays:
+    """Of two networks of unlike dims, and seven words."""
+    draw = generator.standard_normal
+    return draw((batch, 3)), 2.0 * draw((3, 7)), draw((batch, 4)), 2.0 * draw((4, 7))
+
+
+def hidden_states_and_labels(generator: np.random.Generator, batch: int) -> Arrays:
+    draw = generator.standard_normal
+    return draw((batch, 3)), 2.0 * draw((3, 7)), generator.integers(0, 7, batch)

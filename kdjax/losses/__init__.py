@@ -23,6 +23,10 @@ from kdjax.losses._features import variational_information as variational_inform
 from kdjax.losses._flow import fsp as fsp
 from kdjax.losses._flow import sequence_angles as sequence_angles
 from kdjax.losses._graph import similarity_graph as similarity_graph
+from kdjax.losses._linear import linear_cross_entropy as linear_cross_entropy
+from kdjax.losses._linear import linear_jensen_shannon as linear_jensen_shannon
+from kdjax.losses._linear import linear_reverse_kl as linear_reverse_kl
+from kdjax.losses._linear import linear_soft_target_kl as linear_soft_target_kl
 from kdjax.losses._logits import jensen_shannon as jensen_shannon
 from kdjax.losses._logits import logit_mse as logit_mse
 from kdjax.losses._logits import reverse_kl as reverse_kl
@@ -59,6 +63,10 @@ __all__ = [
     "jensen_shannon",
     "kernel_alignment",
     "kernel_congruence",
+    "linear_cross_entropy",
+    "linear_jensen_shannon",
+    "linear_reverse_kl",
+    "linear_soft_target_kl",
     "logit_mse",
     "negative_margin",
     "neuron_selectivity",

@@ -63,8 +63,26 @@ def cross_entropy(
     log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
     """−Σ p log q, from the logarithms of both."""
+    return -jnp.sum(_weighted_log(log_first, log_second), axis=-1)
+
+
+def _weighted_log(
+    log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
+    """The share p · log q, class by class."""
     share = jnp.exp(log_first)
-    return -jnp.sum(share * jnp.where(share == 0, 0.0, log_second), axis=-1)
+    return share * jnp.where(share == 0, 0.0, log_second)
+
+
+def from_mixture(
+    log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"], beta: Float[Array, "..."]
+) -> Float[Array, "*batch classes"]:
+    """β p log(p/m) + (1 − β) q log(q/m), class by class, for m = β p + (1 − β) q; at the ends as `jensen_shannon` says."""
+    over_first, over_second = _log_mixture_over_each(beta, log_first, log_second)
+    # At an end the mixture is one of the two, whose own divergence from it is 0: a weight of 1 leaves the other's.
+    of_first = jnp.where(beta == 0, 1.0, beta) * _weighted_log(log_first, over_first)
+    of_second = jnp.where(beta == 1, 1.0, 1.0 - beta) * _weighted_log(log_second, over_second)
+    return -(of_first + of_second)
 
 
 def log_softmax_without(
@@ -89,3 +107,30 @@ def _without(
     remaining = jnp.where(out, -jnp.inf, logits)
     none_left = jnp.all(remaining == -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(none_left, 0.0, remaining), none_left
+
+
+def _log_mixture_over_each(
+    beta: Float[Array, "..."], log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"]]:
+    """log(m/p) and log(m/q) for the mixture m = β p + (1 − β) q.
+
+    Never log m less log q: at a small β the two are nearly equal, and rounding would outweigh what is left.
+    """
+    neither = (log_first == -jnp.inf) & (log_second == -jnp.inf)
+    difference = jnp.where(neither, 0.0, log_first - log_second)
+    inside = jnp.where((beta == 0) | (beta == 1), 0.5, beta)
+    over_first, over_second = _log_mixed_in(1.0 - inside, -difference), _log_mixed_in(inside, difference)
+    return (
+        jnp.where(beta == 0, -difference, jnp.where(beta == 1, 0.0, over_first)),
+        jnp.where(beta == 0, 0.0, jnp.where(beta == 1, difference, over_second)),
+    )
+
+
+def _log_mixed_in(
+    weight: Float[Array, "..."], log_ratio: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
+    """log(1 − w + w r), for a weight between 0 and 1."""
+    near_one = jnp.abs(weight * jnp.expm1(log_ratio)) < 0.5
+    near = jnp.log1p(weight * jnp.expm1(jnp.where(near_one, log_ratio, 0.0)))
+    far = jnp.logaddexp(jnp.log1p(-weight), jnp.log(weight) + jnp.where(near_one, 0.0, log_ratio))
+    return jnp.where(near_one, near, far)

@@ -149,11 +149,7 @@ def jensen_shannon(
     _checks.between("beta", beta, 0.0, 1.0)
     log_student, log_teacher, square = _softened(student, teacher, temperature)
     beta = jnp.asarray(beta, log_student.dtype)
-    over_teacher, over_student = _log_mixture_over_each(beta, log_teacher, log_student)
-    # At an end the mixture is one of the two, whose own divergence from it is 0: a weight of 1 leaves the other's.
-    of_teacher = jnp.where(beta == 0, 1.0, beta) * _distributions.cross_entropy(log_teacher, over_teacher)
-    of_student = jnp.where(beta == 1, 1.0, 1.0 - beta) * _distributions.cross_entropy(log_student, over_student)
-    return square * (of_teacher + of_student)
+    return square * jnp.sum(_distributions.from_mixture(log_teacher, log_student, beta), axis=-1)
 
 
 def soft_target_bce(
@@ -252,30 +248,3 @@ def _softened(
     """Both log-probabilities at T, and T²."""
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     return jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1), square
-
-
-def _log_mixture_over_each(
-    beta: Float[Array, ""], log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"]
-) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch classes"]]:
-    """log(m/p) and log(m/q) for the mixture m = β p + (1 − β) q.
-
-    Never log m less log q: at a small β the two are nearly equal, and rounding would outweigh what is left.
-    """
-    neither = (log_first == -jnp.inf) & (log_second == -jnp.inf)
-    difference = jnp.where(neither, 0.0, log_first - log_second)
-    inside = jnp.where((beta == 0) | (beta == 1), 0.5, beta)
-    over_first, over_second = _log_mixed_in(1.0 - inside, -difference), _log_mixed_in(inside, difference)
-    return (
-        jnp.where(beta == 0, -difference, jnp.where(beta == 1, 0.0, over_first)),
-        jnp.where(beta == 0, 0.0, jnp.where(beta == 1, difference, over_second)),
-    )
-
-
-def _log_mixed_in(
-    weight: Float[Array, ""], log_ratio: Float[Array, "*batch classes"]
-) -> Float[Array, "*batch classes"]:
-    """log(1 − w + w r), for a weight between 0 and 1."""
-    near_one = jnp.abs(weight * jnp.expm1(log_ratio)) < 0.5
-    near = jnp.log1p(weight * jnp.expm1(jnp.where(near_one, log_ratio, 0.0)))
-    far = jnp.logaddexp(jnp.log1p(-weight), jnp.log(weight) + jnp.where(near_one, 0.0, log_ratio))
-    return jnp.where(near_one, near, far)
