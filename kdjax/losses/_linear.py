@@ -254,9 +254,9 @@ def _relative_entropy(
     (largest, log_total), (other, others_log) = (_over_axis(found[at], found[at + 1], axis_name) for at in (0, 2))
     gap = found[4]
     if axis_name is not None:
-        gap = _summed(jnp.exp(jnp.log(found[1]) - log_total + lax.stop_gradient(found[0] - largest)) * gap, axis_name)
-    # Each difference by itself: of two nearly equal networks they are small, and the sums are not.
-    return _not_below_zero(gap - ((largest - other) + (log_total - others_log)))
+        below, others_below = (lax.stop_gradient(found[at] - whole) for at, whole in ((0, largest), (2, other)))
+        gap = _summed(jnp.exp(jnp.log(found[1]) - log_total + below) * (gap + (below - others_below)), axis_name)
+    return _not_below_zero(gap - (log_total - others_log))
 
 
 def _from_mixture(

@@ -19,7 +19,8 @@ def _log_sum(state: tuple[Array, Array], logits: Array) -> tuple[tuple[Array, Ar
 
 
 def _empty(zeros: Array) -> tuple[Array, Array]:
-    return zeros - jnp.inf, zeros
+    # Not −∞, of which no difference can be taken.
+    return zeros + jnp.finfo(zeros.dtype).min, zeros
 
 
 def _is_label(logits: Array, first: Any, labels: Int[Array, " tokens"]) -> Array:
@@ -48,10 +49,12 @@ LABEL = Kind(
 
 
 def _advance_gap(carry: Any, one: Array, other: Array, first: Any, extras: None, moving: None) -> Any:
-    of_one, of_other, gap = carry
-    of_one, shares, shrink = _log_sum(of_one, one)
-    of_other, _, _ = _log_sum(of_other, other)
-    return of_one, of_other, gap * shrink + jnp.sum(shares * (one - other), axis=1)
+    before, others_before, gap = carry
+    of_one, shares, shrink = _log_sum(before, one)
+    of_other, _, _ = _log_sum(others_before, other)
+    moved = (before[0] - of_one[0]) - (others_before[0] - of_other[0])
+    gaps = (one - of_one[0][:, None]) - (other - of_other[0][:, None])
+    return of_one, of_other, (gap + before[1] * moved) * shrink + jnp.sum(shares * gaps, axis=1)
 
 
 def _finish_gap(carry: Any) -> tuple[Array, ...]:
@@ -63,11 +66,13 @@ def _slopes_gap(one: Array, other: Array, first: Any, extras: None, moving: None
     largest, total, others_largest, _, gap = (known[:, None] for known in found)
     _, of_total, _, of_others_total, of_gap = (slope[:, None] for slope in given)
     shares = jnp.exp(one - largest)
-    of_one = shares * (of_total + of_gap / total * (one - other - gap + 1.0))
+    gaps = (one - largest) - (other - others_largest)
+    of_one = shares * (of_total + of_gap / total * (gaps - gap + 1.0))
     return (of_one, of_others_total * jnp.exp(other - others_largest) - of_gap / total * shares), None
 
 
-# Of both networks m and Σ exp(z − m), as above; and the mean of z₁ − z₂ under the first's probabilities.
+# Of both networks m and Σ exp(z − m), as above; and the mean of (z₁ − m₁) − (z₂ − m₂) under the first's probabilities: where
+# two networks nearly agree both are small where it counts, and the difference keeps its digits.
 GAP = Kind(
     begin=lambda zeros: (_empty(zeros), _empty(zeros), zeros),
     advance=_advance_gap,
