@@ -5,7 +5,7 @@
 """
 
 from kdjax import connectors, losses, objectives, training
-from kdjax._types import Apply, Outputs, Term, TrainState, Weights
+from kdjax._types import Apply, Outputs, Shared, Term, TrainState, Weights
 from kdjax.objectives import (
     Objective,
     computed,
@@ -23,6 +23,7 @@ __all__ = [
     "Apply",
     "Objective",
     "Outputs",
+    "Shared",
     "Term",
     "TrainState",
     "Weights",

@@ -2,13 +2,13 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kdjax._types import Apply, Outputs, Rng, Tree
+from kdjax._types import Apply, Batch, Outputs, Rng, Shared, Tree
 
 WHAT = "(params, model_state, inputs, *, train, rng=None) -> (outputs, model_state)"
 
@@ -31,7 +31,7 @@ def run(
     first, second = result
     if _is_array(first) and isinstance(second, Mapping) and _structure(second) != _structure(model_state):
         # A pair of logits and features, unless it is a model_state that has changed: then no leaf is one row an example.
-        leaves = jax.tree.leaves(second)
+        leaves = [leaf for leaf in jax.tree.leaves(second, is_leaf=_is_shared) if not _is_shared(leaf)]
         if not leaves or any(jnp.shape(leaf)[:1] != first.shape[:1] for leaf in leaves):
             raise ValueError(
                 f"{_name(apply)} must return a model_state of the structure that it was given, {_structure(model_state)}, "
@@ -69,6 +69,23 @@ def outputs_of(result: Any, who: str) -> Outputs:
     return Outputs(logits, dict(features))
 
 
+def cached_outputs(batch: Batch) -> Outputs:
+    """``batch["teacher"]``; a cache may have kept features alone."""
+    said = batch["teacher"]
+    if isinstance(said, Outputs) and said.logits is None and said.features:
+        return said
+    return outputs_of(said, 'batch["teacher"]')
+
+
+def map_examples(function: Callable[[Any], Any], outputs: Tree) -> Tree:
+    """`jax.tree.map` over what belongs to examples: what is `Shared` stays as it is."""
+    return jax.tree.map(lambda leaf: leaf if _is_shared(leaf) else function(leaf), outputs, is_leaf=_is_shared)
+
+
+def _is_shared(leaf: Any) -> bool:
+    return isinstance(leaf, Shared)
+
+
 def _fields(result: Any) -> dict[str, Any]:
     """What an object has by name: a dataclass's fields, a NamedTuple's, or its attributes."""
     if dataclasses.is_dataclass(result):
@@ -80,7 +97,7 @@ def _fields(result: Any) -> dict[str, Any]:
 
 def _arrays(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in named.items():
-        if _is_array(value):
+        if _is_array(value) or _is_shared(value):
             yield name, value
         elif isinstance(value, tuple | list):
             yield from ((f"{name}_{number}", one) for number, one in enumerate(value) if _is_array(one))

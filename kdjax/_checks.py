@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax._types import Shared
+
 
 def _described(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -183,10 +185,15 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> None:
 
 def feature(who: str, outputs: Any, name: str) -> Any:
     """The logits or the feature `name` of a network's `Outputs`, or the error that says what there is."""
-    if name == "logits":
+    if name == "logits" and outputs.logits is not None:
         return outputs.logits
+    if name == "logits":
+        raise ValueError(
+            f"The {who}'s logits are not in its cache, which kept features alone, {sorted(outputs.features)}."
+        )
     if name not in outputs.features:
         near = get_close_matches(name, outputs.features, n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"The {who} has no feature {name!r}; it has {sorted(outputs.features)}.{hint}")
-    return outputs.features[name]
+    found = outputs.features[name]
+    return found.array if isinstance(found, Shared) else found

@@ -15,18 +15,31 @@ Number = float | int | np.number | jax.Array
 Rng = PRNGKeyArray | None
 
 
+class Shared(NamedTuple):
+    """An array among a network's features that belongs to no example, such as the head that makes logits of hidden states.
+
+    It is the same on all devices: no step gathers, masks or caches it. Terms read the array itself.
+
+    Attributes:
+      array: of any shape.
+    """
+
+    array: Array
+
+
 class Outputs(NamedTuple):
     """What a network says of one batch.
 
     Attributes:
       logits: [batch, classes], or one row for each position, [batch, *positions, classes], as of tokens [batch, time] or of
-        pixels [batch, height, width]; before any softmax. A regression's predictions stand here, too.
-      features: by name. ``"stage1"`` … ``"stageN"`` are [batch, height, width, channels], ``"embedding"`` is [batch, dim].
-        Under jit, what no term reads costs nothing: XLA drops it.
+        pixels [batch, height, width]; before any softmax. A regression's predictions stand here, too. None in a cache
+        that kept features alone.
+      features: by name. ``"stage1"`` … ``"stageN"`` are [batch, height, width, channels], ``"embedding"`` is [batch, dim];
+        what belongs to no example is `Shared`. Under jit, what no term reads costs nothing, logits neither: XLA drops it.
     """
 
-    logits: Float[Array, " batch *positions classes"]
-    features: Mapping[str, Array]
+    logits: Float[Array, " batch *positions classes"] | Any
+    features: Mapping[str, Array | Shared]
 
 
 class Weights(NamedTuple):

@@ -26,7 +26,7 @@ _SAID = {
     "inputs": "the inputs are others",
     "views": "the views are others (seed, rng, epochs, batch_size or JAX's version)",
     "program": "the teacher's program is another",
-    "arrays": "other arrays are kept (features, top_k or dtype)",
+    "arrays": "other arrays are kept (features, logits, top_k, draws or dtype)",
 }
 
 Layout = Mapping[str, jax.ShapeDtypeStruct]  # of each array, whose first axis is of rows

@@ -16,17 +16,16 @@ import numpy as np
 
 from kdjax import _checks
 from kdjax._apply import run
-from kdjax._types import Apply, Outputs, Tree, Weights
+from kdjax._types import Apply, Tree, Weights
 from kdjax.caching import _folder
 from kdjax.caching._folder import StaleError
+from kdjax.caching._wish import Wish, checked, entries, wanted
 from kdjax.connectors import Connector
 from kdjax.objectives._places import places_of
 from kdjax.objectives._terms import Computed
 from kdjax.objectives._weighted_sum import Objective
 
 __all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def cache_teacher(
@@ -35,7 +34,10 @@ def cache_teacher(
     inputs: Tree,
     *,
     features: Sequence[str] = (),
+    logits: bool = True,
     top_k: int | None = None,
+    draws: int | None = None,
+    seed: int = 0,
     dtype: str = "float32",
     batch_size: int = 500,
     path: str | os.PathLike[str] | None = None,
@@ -47,7 +49,13 @@ def cache_teacher(
       teacher: its weights.
       inputs: [examples, …], or a pytree of such arrays; preprocessed, as the step would give them to the teacher.
       features: names of the features to keep beside the logits: those that the objective reads, which `features_of` tells.
+        What is `Shared`, such as a head, is not kept: the step takes it from the teacher's weights, and needs them.
+      logits: whether logits are kept. Of a large vocabulary hidden states are smaller, and `linear_soft_target_kl` takes
+        those.
       top_k: keep only the k largest log-probabilities and their classes, for `losses.top_k_kl`; no logits, no features.
+      draws: keep this many classes of each example or position, drawn by their probabilities, and their log-probabilities,
+        for `losses.sampled_kl`; no logits, no features.
+      seed: of the draws. Which they are does not depend on `batch_size`.
       dtype: what the numbers are kept in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Half the space, three or two
         digits.
       batch_size: examples at a time.
@@ -56,8 +64,9 @@ def cache_teacher(
 
     Returns:
       Entries for the data set's arrays, to be taken batch by batch along with them: ``{"teacher": Outputs}``, which the
-      step reads instead of running the teacher, or with `top_k` ``{"top_values": …, "top_indices": …}``. Arrays
-      [examples, …] on the default device; with a `path`, NumPy's, read-only and on disk: `jax.device_put` what fits.
+      step reads instead of running the teacher, or with `top_k` ``{"top_values": …, "top_indices": …}``, with `draws`
+      ``{"sampled_values": …, "sampled_indices": …}``. Arrays [examples, …] on the default device; with a `path`, NumPy's,
+      read-only and on disk: `jax.device_put` what fits.
 
     Raises:
       ValueError: if the teacher has no such feature, or an argument is out of its range.
@@ -65,6 +74,7 @@ def cache_teacher(
       FloatingPointError: if the teacher gives NaN or an infinity, or a number that `dtype` cannot hold.
 
     Example:
+      >>> from kdjax import Outputs
       >>> def apply(params, model_state, inputs, *, train, rng=None):
       ...     return Outputs(inputs @ params, {"doubled": 2 * inputs}), model_state
       >>> kept = cache_teacher(apply, Weights(jnp.eye(3), {}), jnp.ones((7, 3)), features=["doubled"], batch_size=4)
@@ -78,12 +88,12 @@ def cache_teacher(
       What makes a folder this teacher's own: a digest of the weights, of the inputs, and (under the same JAX version) of
       the traced program, so that a network with the same weights and another padding is another teacher.
     """
-    check_wish(features, top_k, dtype)
+    wish = checked(Wish(tuple(features), logits, top_k, draws, seed, dtype))
     _checks.whole("batch_size", batch_size, 1)
     rows = _rows_of(inputs)
-    wish: dict[str, Any] = {"apply": apply, "features": tuple(features), "top_k": top_k, "dtype": dtype}
+    ask = partial(_said, apply=apply, wish=wish)
     some = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), inputs)
-    layout = layout_of(jax.eval_shape(partial(_said, **wish), teacher, some), rows)
+    layout = layout_of(jax.eval_shape(ask, teacher, some, jax.ShapeDtypeStruct((2,), jnp.int32)), rows)
     size = min(batch_size, rows)
 
     def write(arrays: Mapping[str, np.ndarray]) -> None:
@@ -92,7 +102,9 @@ def cache_teacher(
 
         def said(start: int) -> dict[str, jax.Array]:
             part = jax.tree.map(lambda array: jnp.asarray(array[start : start + size]), inputs)
-            found: dict[str, jax.Array] = _said_once(teacher, part, **wish)
+            found: dict[str, jax.Array] = _said_once(
+                teacher, part, jnp.arange(start, start + size), apply=apply, wish=wish
+            )
             return found
 
         fill(arrays, ((start, said(start)) for start in starts))
@@ -100,7 +112,7 @@ def cache_teacher(
     if path is None:
         return entries(jax.device_put(in_memory(layout, write)))
     digest = _folder.digest_of_rows(inputs)
-    identity = _folder.identity(teacher, digest, partial(_said, **wish), (teacher, some), layout)
+    identity = _folder.identity(teacher, digest, ask, (teacher, some, jnp.arange(2)), layout)
     return entries(_folder.in_folder(Path(path).absolute(), identity, layout, write))
 
 
@@ -195,41 +207,13 @@ def _is_computed(term: Any) -> bool:
     return any(isinstance(leaf, Computed) for leaf in leaves)
 
 
-def check_wish(features: Sequence[str], top_k: int | None, dtype: str) -> None:
-    """A ValueError where no such outputs can be kept, whoever the teacher."""
-    _checks.one_of("dtype", dtype, _DTYPES)
-    if top_k is not None:
-        _checks.whole("top_k", top_k, 1)
-        if features:
-            raise ValueError(f"features must be empty with top_k, which keeps predictions alone; got {list(features)}.")
-
-
-def wanted(said: Outputs, features: Sequence[str], top_k: int | None, kept_as: str) -> dict[str, jax.Array]:
-    """What is kept of a batch, flat and by name."""
-    dtype = jnp.dtype(kept_as)
-    if top_k is not None:
-        classes = said.logits.shape[-1]
-        if top_k > classes:
-            raise ValueError(f"top_k must be at most the teacher's {classes} classes; got {top_k}.")
-        values, indices = jax.lax.top_k(jax.nn.log_softmax(said.logits.astype(jnp.float32)), top_k)
-        return {"top_values": values.astype(dtype), "top_indices": indices.astype(jnp.int32)}
-    for name in features:
-        if name not in said.features:
-            raise ValueError(f"features must be among the teacher's, {sorted(said.features)}; got {name!r}.")
-    return {"logits": said.logits.astype(dtype)} | {
-        f"features.{name}": said.features[name].astype(dtype) for name in features
-    }
-
-
-def _said(
-    teacher: Weights, inputs: Tree, *, apply: Apply, features: Sequence[str], top_k: int | None, dtype: str
-) -> dict[str, jax.Array]:
+def _said(teacher: Weights, inputs: Tree, rows: jax.Array, *, apply: Apply, wish: Wish) -> dict[str, jax.Array]:
     said, _ = run(apply, *teacher, inputs, train=False)
-    return wanted(said, features, top_k, dtype)
+    return wanted(said, wish, rows)
 
 
 # Compiled once for all teachers of one Apply, such as those of several seeds.
-_said_once = jax.jit(_said, static_argnames=("apply", "features", "top_k", "dtype"))
+_said_once = jax.jit(_said, static_argnames=("apply", "wish"))
 
 
 def layout_of(shapes: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -257,11 +241,3 @@ def fill(
                     f"{start + len(rows) - 1}."
                 )
             arrays[name][start : start + len(rows)] = rows
-
-
-def entries(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch's entries, out of arrays by flat names."""
-    if "logits" not in arrays:
-        return dict(arrays)
-    features = {name.partition(".")[2]: array for name, array in arrays.items() if name != "logits"}
-    return {"teacher": Outputs(arrays["logits"], features)}

@@ -21,7 +21,8 @@ from kdjax._apply import run
 from kdjax._types import Apply, Batch, Weights
 from kdjax.batches import epoch_indices, take, view_key
 from kdjax.caching import _folder
-from kdjax.caching._outputs import check_wish, entries, fill, in_memory, layout_of, wanted
+from kdjax.caching._outputs import fill, in_memory, layout_of
+from kdjax.caching._wish import Wish, checked, entries, wanted
 from kdjax.data.mixing import Augment
 
 
@@ -36,7 +37,9 @@ def cache_views(
     rng: PRNGKeyArray,
     epochs: int,
     features: Sequence[str] = (),
+    logits: bool = True,
     top_k: int | None = None,
+    draws: int | None = None,
     dtype: str = "float32",
     path: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
@@ -55,13 +58,15 @@ def cache_views(
       rng: the key of the state that will be trained, ``state.rng``, from which the views are drawn.
       epochs: how many epochs of views. Training sees no others: few epochs of views are a smaller data set.
       features: as in `kdjax.caching.cache_teacher`.
+      logits: likewise.
       top_k: likewise.
+      draws: likewise; by `seed`.
       dtype: likewise.
       path: likewise; a folder is of these views alone, and of this version of JAX, which draws them.
 
     Returns:
       ``{"indices": …, "view": …, "teacher": Outputs}``, arrays [epochs, steps, batch, …]: which examples make the batch,
-      the number of their view, and what the teacher says of them; with `top_k`, ``"top_values"`` and ``"top_indices"`` in
+      the number of their view, and what the teacher says of them; with `top_k` or `draws`, what `cache_teacher` gives in
       the teacher's place. `view_batch` makes batches of it.
 
     Raises:
@@ -95,22 +100,23 @@ def cache_views(
     Note:
       Space: epochs · examples · (classes + features) numbers. `kdjax.caching.choose_place` says where there is room.
     """
-    check_wish(features, top_k, dtype)
+    wish = checked(Wish(tuple(features), logits, top_k, draws, seed, dtype))
     _checks.whole("epochs", epochs, 1)
     order = _order(len(arrays["inputs"]), batch_size, seed, epochs)
 
-    def said(teacher: Weights, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def said(teacher: Weights, key: jax.Array, batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:
         seen = augment(key, batch)
         outputs, _ = run(apply, *teacher, seen["inputs"], train=False)
-        return wanted(outputs, features, top_k, dtype)
+        return wanted(outputs, wish, rows)
 
-    some = (teacher, view_key(rng, 0), _chosen(arrays, order["indices"][0, 0]))
+    some = (teacher, view_key(rng, 0), _chosen(arrays, order["indices"][0, 0]), jnp.arange(batch_size))
     layout = layout_of(jax.eval_shape(said, *some), order["indices"].size)
     compiled = jax.jit(said)
 
     def parts() -> Iterator[tuple[int, dict[str, jax.Array]]]:
         for number, chosen in enumerate(order["indices"].reshape(-1, batch_size)):
-            yield number * batch_size, compiled(teacher, view_key(rng, number), _chosen(arrays, chosen))
+            rows = number * batch_size + jnp.arange(batch_size)
+            yield number * batch_size, compiled(teacher, view_key(rng, number), _chosen(arrays, chosen), rows)
 
     def write(kept: Mapping[str, np.ndarray]) -> None:
         fill(kept, parts(), rows_are="views")

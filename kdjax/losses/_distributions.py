@@ -85,6 +85,13 @@ def from_mixture(
     return -(of_first + of_second)
 
 
+def kl_to_mixture(
+    log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"], beta: Float[Array, "..."]
+) -> Float[Array, "*batch"]:
+    """KL(p‖m) for m = β p + (1 − β) q."""
+    return cross_entropy(log_first, _log_mixture_over_each(beta, log_first, log_second)[0])
+
+
 def log_softmax_without(
     logits: Float[Array, "*batch classes"], out: Bool[Array, "*batch classes"]
 ) -> Float[Array, "*batch classes"]:

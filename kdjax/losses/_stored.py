@@ -91,6 +91,81 @@ def top_k_kl(
     return temperature**2 * _distributions.relative_entropy(log_teacher, log_student)
 
 
+def sampled_kl(
+    student: Float[Array, "*batch classes"],
+    sampled_values: Float[Array, "*batch draws"],
+    sampled_indices: Integer[Array, "*batch draws"],
+    *,
+    log_weights: Float[Array, "*batch draws"] | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Unbiased estimate of the divergence from a teacher's prediction of which n classes were drawn.
+
+    $$\sum_{j=1}^n w_j \, (\log p^t_{c_j} - \log p^s_{c_j}), \qquad w_j = \frac{1}{n} \quad\text{or}\quad
+    \frac{p^t_{c_j}}{n \, q_{c_j}}$$
+
+    Its mean over draws is KL(pᵗ‖pˢ), and that of its gradient is the divergence's gradient. That of the k largest classes is
+    not, however it is scaled: what the others share is never seen.
+
+    Args:
+      student: logits of all classes, before any softmax.
+      sampled_values: the teacher's log-probabilities, log_softmax over *all* its classes, of the classes drawn.
+      sampled_indices: the classes drawn, with replacement; one outside 0 … classes − 1 makes the example's loss NaN.
+      log_weights: log w of each draw, where they were drawn from another distribution q than the teacher's, such as its
+        softmax at a higher temperature. None: 1/n each.
+
+    Returns:
+      One number for each example or position, in nats. A single estimate may be negative; where a stored value is above
+      log 1.05, and so is no log-probability, it is NaN.
+
+    Raises:
+      ValueError: `student` is not [..., classes], the stored arrays are not all [..., draws], or the indices are not whole
+        numbers.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from kdjax.losses import sampled_kl
+      >>> student, teacher = jnp.array([1.0, 0.0, 0.0]), jax.nn.log_softmax(jnp.array([0.0, 1.0, 2.0]))
+      >>> drawn = jax.random.categorical(jax.random.key(0), teacher, shape=(20_000,))
+      >>> exact = jnp.sum(jnp.exp(teacher) * (teacher - jax.nn.log_softmax(student)))
+      >>> bool(jnp.abs(sampled_kl(student, teacher[drawn], drawn) - exact) < 0.02)
+      True
+
+    Note:
+      `kdjax.caching.cache_teacher` draws and stores, by ``draws``. A student that has seen the same draws often enough fits
+      them, and not what they were drawn from: more draws, or others in each epoch, put that off.
+
+    Reference:
+      Anshumann et al., Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs, 2025, section 4.
+      https://arxiv.org/abs/2503.16870
+    """
+    _checks.rank_at_least("student", student, 1, "[..., classes]")
+    _checks.rank("sampled_values", sampled_values, np.ndim(student), "[..., draws]")
+    _checks.same_shape("sampled_values", sampled_values, "sampled_indices", sampled_indices)
+    _checks.same_leading_axes("student", student, "sampled_values", sampled_values)
+    if not jnp.issubdtype(jnp.result_type(sampled_indices), jnp.integer):
+        raise ValueError(
+            f"sampled_indices must hold whole class numbers; got dtype {jnp.result_type(sampled_indices)}."
+        )
+    _checks.floating("student", student)
+    _checks.floating("sampled_values", sampled_values)
+    student, values = _math.widened(student, sampled_values)
+    _distributions.several_classes(student)
+    if not values.shape[-1]:
+        raise ValueError(f"sampled_values must hold one draw at least; got shape {values.shape}.")
+    # Negative numbers would count from the end; one past the end is nothing.
+    indices = jnp.where(jnp.asarray(sampled_indices) < 0, student.shape[-1], jnp.asarray(sampled_indices))
+    log_student = jnp.take_along_axis(
+        jax.nn.log_softmax(student, axis=-1), indices, axis=-1, mode="fill", fill_value=jnp.nan
+    )
+    gaps = jnp.where(values > float(np.log(1.05)), jnp.nan, values - log_student)
+    if log_weights is None:
+        return jnp.mean(gaps, axis=-1)
+    _checks.same_shape("log_weights", log_weights, "sampled_values", sampled_values)
+    _checks.floating("log_weights", log_weights)
+    return jnp.sum(jnp.exp(jnp.asarray(log_weights, values.dtype)) * gaps, axis=-1)
+
+
 def _stored(
     student: Array, top_values: Array, top_indices: Array
 ) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch k"], Integer[Array, "*batch k"]]:

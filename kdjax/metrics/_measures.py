@@ -225,8 +225,9 @@ def _count(counted: Counted, entries: tuple[int, ...]) -> Array:
 def _taught(student: Outputs, teacher: Outputs | None) -> Array:
     if teacher is None:
         raise ValueError('agreement compares the network with a teacher; give the data a "teacher".')
-    _checks.same_leading_axes("logits", student.logits, 'batch["teacher"]', teacher.logits)
-    return teacher.logits
+    logits = _checks.feature("teacher", teacher, "logits")
+    _checks.same_leading_axes("logits", student.logits, 'batch["teacher"]', logits)
+    return logits
 
 
 def _overlap(student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Array]:

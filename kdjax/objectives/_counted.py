@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from kdjax import _checks
+from kdjax._apply import map_examples
 from kdjax._types import Batch, Tree
 
 MASK, LABELLED = "mask", "labelled"
@@ -123,7 +124,7 @@ def keep(tree: Tree, counted: Counted) -> Tree:
             own = jnp.any(counted, axis=tuple(range(1, counted.ndim)))
         return jnp.where(spread(own, np.ndim(array)), array, jnp.zeros((), jnp.result_type(array)))
 
-    return jax.tree.map(kept, tree)
+    return map_examples(kept, tree)
 
 
 def mean_of(values: Array, counted: Counted) -> Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kdjax._apply import map_examples
 from kdjax._types import Tree
 
 
@@ -12,7 +13,7 @@ def gather(tree: Tree, axis_name: str | None) -> Tree:
     """Every device's examples on every device, in order. What no term reads is dropped by the compiler."""
     if axis_name is None:
         return tree
-    return jax.tree.map(lambda array: lax.all_gather(array, axis_name, tiled=True), tree)
+    return map_examples(lambda array: lax.all_gather(array, axis_name, tiled=True), tree)
 
 
 def mean_over(axis_name: str | None, tree: Tree) -> Tree:

@@ -6,7 +6,7 @@ from typing import Any
 from jax import lax
 
 from kdjax import _checks
-from kdjax._apply import outputs_of, run
+from kdjax._apply import cached_outputs, run
 from kdjax._types import Apply, Batch, Outputs, Weights
 from kdjax.metrics import accuracy, agreeing, sums_of
 from kdjax.objectives import cross_entropy
@@ -48,8 +48,8 @@ def make_eval_step(
     def step(weights: Weights, batch: Batch) -> dict[str, Any]:
         batch = counting(batch, ignore_label)
         outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
-        taught = outputs_of(batch["teacher"], 'batch["teacher"]') if "teacher" in batch else None
-        if taught is not None:
+        taught = cached_outputs(batch) if "teacher" in batch else None
+        if taught is not None and taught.logits is not None:
             _checks.same_batch("logits", outputs.logits, 'batch["teacher"]', taught.logits)
         chosen = _usual(batch, outputs) if measures is None else measures
         sums = sums_of(chosen, outputs, taught, batch)

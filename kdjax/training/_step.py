@@ -12,11 +12,12 @@ from jax import lax
 from jaxtyping import Array
 
 from kdjax import _checks
-from kdjax._apply import outputs_of, run
-from kdjax._types import Apply, Batch, Outputs, TrainState, Tree, Weights
+from kdjax._apply import cached_outputs, run
+from kdjax._types import Apply, Batch, Outputs, Shared, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect
 from kdjax.metrics._measures import correct
 from kdjax.objectives._counted import LABELLED, MASK, both, counting, keep, mean_of, read_counted, size_of, weighted
+from kdjax.objectives._places import places_of
 from kdjax.objectives._supervised import are_classes
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.training._asked import asking, compared, functions_of_params, gradients_of_terms, total
@@ -45,7 +46,8 @@ def make_train_step(
 
     Args:
       student_apply: the student; run with ``train=True`` and a fresh key each step.
-      teacher_apply: the teacher, or None to train without one. Not run where the batch carries ``"teacher"``.
+      teacher_apply: the teacher, or None to train without one. Not run where the batch carries ``"teacher"``; what the terms
+        then read of it and is `Shared`, such as its head, is still taken from its weights.
       optimizer: an optax transformation.
         It may ask for ``value``, the loss; ``grad`` and ``value_fn``, for a line search; ``grad_fn``, as
         ``optax.contrib.sam`` does; ``counts``, by term how many entries its mean is of, or None where that is the same for
@@ -72,8 +74,9 @@ def make_train_step(
           ``"teacher"``: cached `Outputs`; ``"mask"``, [batch] or [batch, *positions], 0 where an entry does not count;
           ``"labelled"``, of the labels' shape, 0 where there is no label.
 
-      that returns the new state and float32 scalars: ``loss``, ``accuracy`` (where labels are class numbers), each term's
-      unweighted mean under its name, and its weight under ``<name>_weight``.
+      that returns the new state and float32 scalars: ``loss``, each term's unweighted mean under its name, its weight under
+      ``<name>_weight``, and ``accuracy``, where labels are class numbers and the student has no `Shared` feature: one that
+      gives its head has logits that are better not built.
 
       What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
       on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself
@@ -94,7 +97,7 @@ def make_train_step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         batch = counting(batch, ignore_label)
-        taught = gather(teach(teacher_apply, teacher, batch), axis_name)
+        taught = gather(teach(teacher_apply, teacher, batch, objective), axis_name)
         (state,), (metrics,) = learn([learner], [state], [objective], batch, lambda said: [taught], axis_name)
         return state, metrics
 
@@ -211,7 +214,8 @@ def judge(
     parts = mean_over(axis_name, {name: weighted(scores.weights[name], mean) for name, mean in means.items()})
     metrics = {"loss": total(parts)} | means
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
-    if "labels" in batch and are_classes(batch["labels"], student.logits):
+    without_logits = any(isinstance(feature, Shared) for feature in student.features.values())
+    if "labels" in batch and not without_logits and are_classes(batch["labels"], student.logits):
         entries = student.logits.shape[:-1]
         counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))
         metrics["accuracy"] = mean_of(correct(student.logits, batch["labels"]), counted)
@@ -223,12 +227,28 @@ def judge(
     return Judged(parts, metrics, _Counts(numbers, places))
 
 
-def teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs | None:
-    """The teacher's outputs, from the batch or by running it; the one place where its gradient is stopped."""
+def teach(
+    teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[str, Any], objective: Objective | None = None
+) -> Outputs | None:
+    """The teacher's outputs, from the batch or by running it; the one place where its gradient is stopped.
+
+    What the objective reads and the batch's teacher lacks comes from the weights, if it is `Shared`: the compiler drops the
+    rest of that run.
+    """
     if "teacher" in batch:
-        return lax.stop_gradient(outputs_of(batch["teacher"], 'batch["teacher"]'))
+        kept = cached_outputs(batch)
+        lacking = _read_of_teacher(objective) - {"logits", *kept.features}
+        if lacking and teacher_apply is not None and teacher is not None:
+            features = _run_teacher(teacher_apply, teacher, batch).features
+            shared = {name: features[name] for name in lacking & {*features} if isinstance(features[name], Shared)}
+            kept = kept._replace(features={**kept.features, **shared})
+        return lax.stop_gradient(kept)
     if teacher_apply is None:
         return None
+    return _run_teacher(teacher_apply, teacher, batch)
+
+
+def _run_teacher(teacher_apply: Apply, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs:
     if not isinstance(teacher, tuple) or len(teacher) != 2:
         raise ValueError(
             "teacher must be the teacher's Weights (params, model_state), since the step was made with a teacher_apply; got "
@@ -239,6 +259,12 @@ def teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Mapping[s
     with jax.named_scope("teacher"):
         outputs, _ = run(teacher_apply, params, model_state, batch["inputs"], train=False)
     return lax.stop_gradient(outputs)
+
+
+def _read_of_teacher(objective: Objective | None) -> set[str]:
+    terms = () if objective is None else objective.terms.values()
+    places = {place for term in terms for place in places_of(term) or ()}
+    return {place.removeprefix("teacher.") for place in places if place.startswith("teacher.")}
 
 
 def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree, Tree]:
