@@ -88,3 +88,24 @@ def hidden_states_and_heads(generator: np.random.Generator, batch: int) -> Array
 def hidden_states_and_labels(generator: np.random.Generator, batch: int) -> Arrays:
     draw = generator.standard_normal
     return draw((batch, 3)), 2.0 * draw((3, 7)), generator.integers(0, 7, batch)
+
+
+def own_labelled_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    return 3.0 * generator.standard_normal((batch, 5)), generator.integers(0, 5, batch)
+
+
+def unlike_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    """Of two networks that do not know the same classes."""
+    return 3.0 * generator.standard_normal((batch, 5)), 3.0 * generator.standard_normal((batch, 4))
+
+
+def drawn_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    """Four draws of five classes, and the teacher's log-probabilities of them."""
+    student, teacher = logits(generator, batch)
+    indices = generator.integers(0, 5, (batch, 4))
+    return student, np.take_along_axis(log_softmax(teacher), indices, axis=1), indices
+
+
+def maps_of_classes(generator: np.random.Generator, batch: int) -> Arrays:
+    """Of unlike sizes that do not divide, and the same channels."""
+    return generator.standard_normal((batch, 5, 2, 3)), generator.standard_normal((batch, 3, 3, 3))

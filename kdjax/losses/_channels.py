@@ -89,7 +89,7 @@ def inter_channel_correlation(
 
     Note:
       The paper's equation squares the products themselves, over C²; its code scales each row to length 1 and divides by C,
-      as here. An all-zero channel stays zero, and so does its gradient. For large maps the paper cuts them into patches: give
+      as here. An all-zero channel stays zero, and so does its gradient. The paper cuts large maps into patches: give
       each as an example.
 
     Reference:

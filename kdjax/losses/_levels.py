@@ -1,5 +1,7 @@
 """The three levels of multi-level logit distillation: of each example, of the batch, and of the classes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
@@ -152,7 +154,7 @@ def _softened(
 
 
 def _shares(
-    student: Array, teacher: Array, temperature: Number, where: Array | None
+    student: Array, teacher: Array, temperature: Number, where: Any
 ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
     """The probabilities; of examples that do not count, 0."""
     _checks.rank("student", student, 2, "[batch, classes]")

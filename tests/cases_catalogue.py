@@ -1,0 +1,275 @@
+"""A row for each loss in kdjax/losses/_divergences.py, _guided.py, _levels.py and _channels.py, and for sampled_kl."""
+
+import numpy as np
+from bad_calls import (
+    LABELLED_CALLS,
+    LOGITS_CALLS,
+    SAME_BATCH,
+    SAME_SHAPE,
+    TEMPERATURES,
+    WHOLE_NUMBERS,
+    BadCall,
+    wrong_rank,
+)
+from case import Case
+from cases_logits import renamed_classes, shifted_student
+from changes import (
+    BAD_POINTS,
+    floats,
+    mirrored,
+    of_student,
+    of_teacher,
+    permuted_last_axis,
+    permuted_own_last_axis,
+    scaled,
+    scaled_far,
+    scaled_teacher,
+    shifted_logits,
+    translated,
+)
+from inputs import (
+    drawn_logits,
+    equal_maps,
+    labelled_logits,
+    log_softmax,
+    logits,
+    maps_of_classes,
+    own_labelled_logits,
+    unlike_logits,
+)
+
+from kdjax import losses
+
+
+def out_of(name, low, high, *values):
+    return tuple(BadCall(f"{name} must lie between {low} and {high}; got {value}", {name: value}) for value in values)
+
+
+ALPHA = out_of("alpha", "0.0", "1.0", -0.1, 1.1, float("nan"))
+OF_A_BATCH = (
+    *wrong_rank(r"2 axes, \[batch, classes\]", lambda a: a[0]),
+    *SAME_SHAPE,
+    *WHOLE_NUMBERS,
+    *TEMPERATURES,
+    BadCall(r"where must be bools of shape \(6,\)", {"where": np.ones(5, bool)}),
+)
+MAPS = (
+    *wrong_rank(r"4 axes, \[batch, height, width, channels\]", lambda a: a[:, 0]),
+    *SAME_BATCH,
+    *WHOLE_NUMBERS,
+    BadCall("student and teacher must have the same channels, their last axis", {}, of_student(lambda a: a[..., :2])),
+)
+
+
+def renamed_own_classes(arrays):
+    """Permutation: classes in another order, and the labels with them."""
+    student, labels = arrays
+    return student[:, ::-1], student.shape[1] - 1 - labels
+
+
+def mirrored_student(arrays):
+    """Mirror: the student's maps alone, left to right and top to bottom."""
+    return of_student(lambda a: a[:, ::-1, ::-1])(arrays)
+
+
+# sampled_kl: four draws of five classes
+
+
+def student_as_drawn(arrays):
+    student, _, indices = arrays
+    return student, np.take_along_axis(log_softmax(student.astype(np.float64)), indices, axis=1), indices
+
+
+def as_log_probabilities(arrays):
+    student, values, indices = arrays
+    return student, -np.abs(values), indices
+
+
+def renamed_drawn_classes(arrays):
+    """Permutation: classes in another order, and the draws with them."""
+    student, values, indices = arrays
+    return student[:, ::-1], values, student.shape[1] - 1 - indices
+
+
+def reordered_draws(arrays):
+    """Permutation: the draws in another order."""
+    student, values, indices = arrays
+    return student, values[:, [3, 0, 2, 1]], indices[:, [3, 0, 2, 1]]
+
+
+ROWS = (
+    Case(
+        losses.total_variation,
+        logits,
+        couples_batch=False,
+        leading_axes=True,
+        invariances=(shifted_logits, permuted_last_axis),
+        smooth_at_equality=False,
+        bad_calls=LOGITS_CALLS,
+    ),
+    Case(
+        losses.skewed_kl,
+        logits,
+        couples_batch=False,
+        leading_axes=True,
+        keywords={"alpha": 0.3, "temperature": 2.5},
+        other_keywords=({}, {"alpha": 0.0}, {"alpha": 1e-6, "temperature": 2.0}, {"alpha": 0.9}),
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=(*LOGITS_CALLS, *TEMPERATURES, *ALPHA),
+    ),
+    Case(
+        losses.reverse_skewed_kl,
+        logits,
+        couples_batch=False,
+        leading_axes=True,
+        keywords={"alpha": 0.3, "temperature": 2.5},
+        other_keywords=({}, {"alpha": 0.0}, {"alpha": 1e-6, "temperature": 2.0}, {"alpha": 0.9}),
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=(*LOGITS_CALLS, *TEMPERATURES, *ALPHA),
+    ),
+    Case(
+        losses.sorted_probabilities,
+        unlike_logits,
+        couples_batch=False,
+        leading_axes=True,
+        invariances=(shifted_logits, permuted_last_axis, permuted_own_last_axis),
+        smooth_at_equality=False,
+        bad_calls=(
+            *wrong_rank(r"at least 1 axis, \[..., classes\]", lambda a: a[0, 0]),
+            *WHOLE_NUMBERS,
+            BadCall("student and teacher must have the same axes before the last", {}, of_teacher(lambda a: a[:5])),
+            BadCall("must have the logits of two classes or more", {}, of_teacher(lambda a: a[:, :1])),
+        ),
+    ),
+    Case(
+        losses.sampled_kl,
+        drawn_logits,
+        couples_batch=False,
+        leading_axes=True,
+        agree=student_as_drawn,
+        admitted=as_log_probabilities,
+        smooth_at_equality=False,  # a student that agrees still follows the draws
+        lowest=-np.inf,
+        invariances=(shifted_student, renamed_drawn_classes, reordered_draws),
+        bad_calls=(
+            BadCall(r"student must have at least 1 axis", {}, of_student(lambda a: a[0, 0])),
+            BadCall(r"sampled_values must have 2 axes, \[..., draws\]", {}, of_teacher(lambda a: a[0])),
+            BadCall("sampled_values and sampled_indices must have the same shape", {}, of_teacher(lambda a: a[:, :2])),
+            BadCall(
+                "student and sampled_values must have the same axes before the last", {}, of_student(lambda a: a[:5])
+            ),
+            BadCall(
+                "sampled_indices must hold whole class numbers; got dtype float",
+                {},
+                lambda arrays: (*arrays[:2], 1.0 * arrays[2]),
+            ),
+            BadCall(
+                "sampled_values must hold one draw at least",
+                {},
+                lambda arrays: (arrays[0], *(a[:, :0] for a in arrays[1:])),
+            ),
+            BadCall(
+                "log_weights and sampled_values must have the same shape", {"log_weights": np.zeros((6, 3), np.float32)}
+            ),
+            BadCall("student must hold floating-point numbers", {}, of_student(lambda a: a.astype(np.int32))),
+            BadCall("sampled_values must hold floating-point numbers", {}, of_teacher(lambda a: a.astype(np.int32))),
+        ),
+    ),
+    Case(
+        losses.weighted_soft_labels,
+        labelled_logits,
+        couples_batch=False,
+        leading_axes=True,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(shifted_logits, renamed_classes),
+        bad_calls=(*LABELLED_CALLS, *TEMPERATURES),
+    ),
+    Case(
+        losses.virtual_teacher,
+        own_labelled_logits,
+        couples_batch=False,
+        leading_axes=True,
+        pairs=(),
+        keywords={"correct": 0.8, "temperature": 2.5},
+        other_keywords=({}, {"correct": 0.1, "temperature": 1.0}),
+        invariances=(shifted_student, renamed_own_classes),
+        zero_at_equality=False,  # there is one network
+        bad_points={name: change for name, change in BAD_POINTS.items() if name != "opposite"}
+        | {"opposite": floats(np.negative)},
+        bad_calls=(
+            *TEMPERATURES,
+            *out_of("correct", "1e-06", "0.999999", 0.0, 1.0, float("nan")),
+            BadCall(r"student must have at least 1 axis, \[..., classes\]", {}, of_student(lambda a: a[0, 0])),
+            BadCall("student must hold floating-point numbers", {}, of_student(lambda a: a.astype(np.int32))),
+            BadCall(r"labels must be whole class numbers of shape \(6,\)", {}, of_teacher(lambda a: a[:5])),
+            BadCall("labels must be .* dtype float", {}, of_teacher(lambda a: 1.0 * a)),
+        ),
+    ),
+    Case(
+        losses.multi_level_instance,
+        logits,
+        couples_batch=False,
+        leading_axes=True,
+        keywords={"temperatures": (1.5, 3.0)},
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=(
+            *LOGITS_CALLS,
+            BadCall("temperatures must hold one number at least", {"temperatures": ()}),
+            BadCall(r"temperatures\[1\] must be a finite number greater than 0; got 0.0", {"temperatures": (1.0, 0.0)}),
+        ),
+    ),
+    Case(
+        losses.multi_level_batch,
+        logits,
+        couples_batch=True,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(shifted_logits, permuted_last_axis),
+        bad_calls=OF_A_BATCH,
+    ),
+    Case(
+        losses.multi_level_class,
+        logits,
+        couples_batch=True,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(shifted_logits, permuted_last_axis),
+        lowest=-40.0,  # a share may be negative, the mean is not
+        bad_calls=OF_A_BATCH,
+    ),
+    Case(
+        losses.channel_wise,
+        equal_maps,
+        couples_batch=False,
+        keywords={"temperature": 2.5},
+        other_keywords=({}, {"temperature": 0.5}),
+        invariances=(translated, permuted_last_axis, mirrored),
+        bad_calls=(
+            *MAPS,
+            *TEMPERATURES,
+            BadCall("student and teacher must have the same shape", {}, of_teacher(lambda a: a[:, :2])),
+            BadCall("must have two positions or more", {}, lambda arrays: tuple(a[:, :1, :1] for a in arrays)),
+        ),
+    ),
+    Case(
+        losses.inter_channel_correlation,
+        maps_of_classes,
+        couples_batch=False,
+        invariances=(scaled, scaled_far, permuted_last_axis, mirrored_student),
+        bad_calls=MAPS,
+    ),
+    Case(
+        losses.class_attention,
+        maps_of_classes,
+        couples_batch=False,
+        keywords={"resolution": 2},
+        other_keywords=({"resolution": 1},),
+        invariances=(scaled, scaled_far, scaled_teacher, permuted_last_axis, mirrored),
+        bad_calls=(
+            *MAPS,
+            BadCall("resolution must be a whole number of 1 or more; got 0", {"resolution": 0}),
+            BadCall("resolution must be at most 2, the smallest side of the maps; got 3", {"resolution": 3}),
+        ),
+    ),
+)
