@@ -75,8 +75,8 @@ def make_train_step(
           ``"labelled"``, of the labels' shape, 0 where there is no label.
 
       that returns the new state and float32 scalars: ``loss``, each term's unweighted mean under its name, its weight under
-      ``<name>_weight``, and ``accuracy``, where labels are class numbers and the student has no `Shared` feature: one that
-      gives its head has logits that are better not built.
+      ``<name>_weight``, and ``accuracy``, where labels are class numbers. A student that gives its head, a `Shared`
+      feature, to terms that do not read its logits has none: they are not built for it.
 
       What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
       on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself
@@ -214,8 +214,7 @@ def judge(
     parts = mean_over(axis_name, {name: weighted(scores.weights[name], mean) for name, mean in means.items()})
     metrics = {"loss": total(parts)} | means
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
-    without_logits = any(isinstance(feature, Shared) for feature in student.features.values())
-    if "labels" in batch and not without_logits and are_classes(batch["labels"], student.logits):
+    if "labels" in batch and _logits_are_built(objective, student) and are_classes(batch["labels"], student.logits):
         entries = student.logits.shape[:-1]
         counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))
         metrics["accuracy"] = mean_of(correct(student.logits, batch["labels"]), counted)
@@ -265,6 +264,13 @@ def _read_of_teacher(objective: Objective | None) -> set[str]:
     terms = () if objective is None else objective.terms.values()
     places = {place for term in terms for place in places_of(term) or ()}
     return {place.removeprefix("teacher.") for place in places if place.startswith("teacher.")}
+
+
+def _logits_are_built(objective: Objective, student: Outputs) -> bool:
+    """Whether an accuracy costs nothing more: without a head among the features logits are what the network makes anyway."""
+    gives_head = any(isinstance(feature, Shared) for feature in student.features.values())
+    read = {place for term in objective.terms.values() for place in places_of(term) or ("student.logits",)}
+    return not gives_head or "student.logits" in read
 
 
 def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree, Tree]:
