@@ -13,6 +13,7 @@ from kdjax import losses
 BATCHES = (32, 128, 512)
 BANK, NEGATIVES = 50_000, 4096
 LOGITS, LABEL = (100,), ()
+WORDS = 32_000
 # By what makes the row's arrays: the shape of one example in each, or of the whole array where it has no examples.
 SHAPES = {
     inputs.logits: (LOGITS, LOGITS),
@@ -27,6 +28,12 @@ SHAPES = {
     inputs.equal_embeddings: ((128,), (128,)),
     inputs.embeddings_and_queue: ((128,), (128,), (4096, 128)),
     inputs.stored_logits: (LOGITS, (10,), (10,)),
+    inputs.own_labelled_logits: (LOGITS, LABEL),
+    inputs.unlike_logits: (LOGITS, (200,)),
+    inputs.drawn_logits: (LOGITS, (10,), (10,)),
+    inputs.maps_of_classes: ((8, 8, 100), (4, 4, 100)),
+    inputs.hidden_states_and_labels: ((128,), (128, WORDS), LABEL),
+    inputs.hidden_states_and_heads: ((128,), (128, WORDS), (256,), (256, WORDS)),
     inputs.places_in_a_bank: ((128,), (128,), LABEL, (NEGATIVES,)),
 }
 

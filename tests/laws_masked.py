@@ -45,8 +45,9 @@ def left_out_by_the_step(name, rubbish=np.nan):
     try:
         found = {"one device": ran(among)}
     except ValueError as error:
-        assert 'no "mask" beside the connectors' in str(error)
-        return {}
+        if 'no "mask" beside the connectors' in str(error):
+            return {}
+        raise
     if not whole:  # an array of no example cannot be split
         found["four devices"] = ran(among, axis_name="data")
     state, metrics = ran(alone)

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import laws_masked
 import numpy as np
 import pytest
 from hypothesis import given
@@ -73,6 +74,14 @@ def test_what_tokens_are_left_out_changes_no_number(share):
     alone = {name: array[mask] for name, array in arrays.items()}
     result = step()(fresh(), TEACHER, GOAL, arrays | {"mask": mask, "labels": np.where(mask, arrays["labels"], -100)})
     same(result, step()(fresh(), TEACHER, GOAL, alone))
+
+
+# The others are asked by the verification report.
+@pytest.mark.parametrize("name", ["soft_target_kl", "rkd_distance", "linear_soft_target_kl", "crd"])
+def test_a_mask_leaves_out_the_same_whichever_the_loss(name):
+    found = laws_masked.left_out_by_the_step(name)
+    assert all(measured.holds for measured in found.values())
+    assert bool(found) == (name != "crd")
 
 
 def test_a_batch_of_which_nothing_counts_moves_nothing():

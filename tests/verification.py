@@ -17,6 +17,7 @@ import conftest  # noqa: F401
 
 # isort: split
 import laws
+import laws_masked
 import laws_transformed
 import machine
 import numpy as np
@@ -49,6 +50,7 @@ def measured(case):
     found.errors["split over 4 devices"] = [*laws_transformed.split_batch(case).values()]
     found.errors["leading axes"] = [laws.with_leading_axes(case)] if case.leading_axes else []
     rubbish = (0.0, 1e30, float("nan")) if case.couples_batch else ()
+    found.errors["in the step"] = [*laws_masked.left_out_by_the_step(case.name).values()]
     found.errors["left out"] = [laws.with_some_left_out(case, one) for one in rubbish]
     for dtype in laws.DTYPES:
         found.bad_points[dtype.__name__] = laws.at_bad_points(case, dtype)

@@ -41,6 +41,7 @@ TRANSFORMED = {
 SHAPES = {
     "any axes lead": ("leading axes", "[batch] alone"),
     "among others that do not count": ("left out", "each for itself"),
+    "so in a train step": ("in the step", "its connector refuses a mask"),
 }
 
 _AT = f"at batch {', '.join(map(str, BATCHES))}"
@@ -134,7 +135,10 @@ def page(rows, record):
         "Any axes lead: [2, 3, …] against the same six entries as [6, …], values and gradients. Among others that do not "
         "count: a batch with three examples more, filled with 0, 1e30 or NaN, that `where` leaves out, against the batch "
         "alone: values, gradients, and 0 for the three. A loss that gives each example a number for itself takes no "
-        "`where`: the train step leaves its entries out (`tests/test_training_masks.py`, on one device and on four).\n",
+        "`where`. So in a train step: twelve digits among four whose pixels are NaN, whose label is no class and which "
+        "`mask` leaves out, against the twelve alone, on one device and on four: every metric, and the gradient of all "
+        "parameters as one. Tokens and pixels, labels that are missing, and other kinds of step: "
+        "`tests/test_training_masks.py`.\n",
         _table(["loss", *SHAPES], cells),
         "\n## Cost\n",
         "Of the value and the gradient for the student in float32, as XLA estimates it for the program that it compiled for "
@@ -181,6 +185,8 @@ def _summary(rows, record):
             f"| the same under jit, vmap and scan, and split over 4 devices | {len(rows)} | {largest('float32', *ways)} |",
             f"| any axes lead, and examples that do not count change nothing | {len(rows)} | "
             f"{largest('float32', 'leading axes', 'left out')} |",
+            f"| what a mask leaves out changes no number of a train step, on 1 and 4 devices | "
+            f"{sum(bool(row.errors['in the step']) for row in rows)} | {largest('float32', 'in the step')} |",
             f"| examples drawn by hypothesis | {examples:,} | none failed |",
         ]
     )
