@@ -185,7 +185,7 @@ def _summary(rows, record):
             f"| the same under jit, vmap and scan, and split over 4 devices | {len(rows)} | {largest('float32', *ways)} |",
             f"| any axes lead, and examples that do not count change nothing | {len(rows)} | "
             f"{largest('float32', 'leading axes', 'left out')} |",
-            f"| what a mask leaves out changes no number of a train step, on 1 and 4 devices | "
+            "| what a mask leaves out changes no number of a train step, on 1 and 4 devices | "
             f"{sum(bool(row.errors['in the step']) for row in rows)} | {largest('float32', 'in the step')} |",
             f"| examples drawn by hypothesis | {examples:,} | none failed |",
         ]
