@@ -39,7 +39,7 @@ from kdjax import (
 from kdjax.losses import attention_transfer, soft_target_kl
 from kdjax.networks import from_linen
 from kdjax.training import freeze, jit_step
-from kdjax.training._step import teach
+from kdjax.training._teach import teach
 
 
 def step_for(transform=None, teacher_apply=True):

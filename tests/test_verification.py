@@ -158,7 +158,7 @@ def test_the_last_run_of_a_property_counts(tmp_path):
     first = written(record_of(examples=1, failed=1), path) and path.read_text()
     written(record_of(date="2026-01-02"), path)
     path.write_text(first + path.read_text())
-    assert verification_page.read_record(path) == record_of(date="2026-01-02")
+    assert verification.read_record(path) == record_of(date="2026-01-02")
 
 
 def test_a_loss_has_the_fingerprint_of_what_it_calls(tmp_path, monkeypatch):

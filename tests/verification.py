@@ -8,6 +8,7 @@ that would be empty ends the command with a list of what is wrong and exit statu
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -85,6 +86,17 @@ def wrong(rows, exports, record):
     return found
 
 
+def read_record(path):
+    """By property and loss, the last line on it, with the head of the run that it is of."""
+    found, head = {}, {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        if "law" in line:
+            found[line["law"], line["loss"]] = {**head, **line}
+        else:
+            head = line
+    return found
+
+
 def _wrong_in_record(case, record):
     """Of the run of the slow property tests: all of it there, of the loss as it is, and without a failure."""
     lines = {law: line for (law, loss), line in record.items() if loss == case.name}
@@ -113,7 +125,7 @@ def main(arguments=None, cases=CASES, exports=losses.__all__):
         "--properties", type=Path, required=True, help="the record of slow runs of test_losses_properties.py"
     )
     options = parser.parse_args(arguments)
-    record = verification_page.read_record(options.properties) if options.properties.exists() else {}
+    record = read_record(options.properties) if options.properties.exists() else {}
     if not record:
         print(
             f"There is no record of slow property tests in {options.properties}; the tests' file says how to make one."

@@ -1,7 +1,6 @@
 """The verification report's text: rows of measurements to a Markdown page."""
 
 import inspect
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -224,17 +223,6 @@ def docstring_section(text, heading):
 def name_of(change):
     """An invariance's name is its docstring's first line: a kind, a colon, and what is done."""
     return inspect.getdoc(change).splitlines()[0]
-
-
-def read_record(path):
-    """By property and loss, the last line on it, with the head of the run that it is of."""
-    found, head = {}, {}
-    for line in map(json.loads, path.read_text().splitlines()):
-        if "law" in line:
-            found[line["law"], line["loss"]] = {**head, **line}
-        else:
-            head = line
-    return found
 
 
 def _invariances(row):

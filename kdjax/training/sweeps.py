@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from kdjax._types import Apply, Batch, TrainState, Tree, Weights
 from kdjax.objectives._weighted_sum import Objective
-from kdjax.training._step import Metrics, TrainStep, teach
+from kdjax.training._step import Metrics, TrainStep
+from kdjax.training._teach import teach
 
 SweepStep = Callable[[TrainState, Weights | None, Objective, Batch], tuple[TrainState, Metrics]]
 
