@@ -33,7 +33,7 @@ def teach(
     return _run_teacher(teacher_apply, teacher, batch)
 
 
-def _run_teacher(teacher_apply: Apply, teacher: Weights | None, batch: Mapping[str, Any]) -> Outputs:
+def _run_teacher(teacher_apply: Apply, teacher: Any, batch: Mapping[str, Any]) -> Outputs:
     if not isinstance(teacher, tuple) or len(teacher) != 2:
         raise ValueError(
             "teacher must be the teacher's Weights (params, model_state), since the step was made with a teacher_apply; got "
