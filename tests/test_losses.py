@@ -16,6 +16,7 @@ from absl.testing import parameterized
 from calling import bound, converted, floating, jitted, made
 from case import NOT_LOSSES
 from cases import BY_NAME, CASES
+from jax.experimental import checkify
 
 from kdjax import losses
 
@@ -153,6 +154,27 @@ def test_nan_is_not_hidden(case):
         broken = [a.copy() for a in arrays]
         broken[position][2] = np.nan
         assert np.isnan(jitted(case)(*converted(broken, np.float32))[2])
+
+
+OF_FEW_CLASSES = ("non_target_class_kd", "top_k_kl", "virtual_teacher")  # in which a class is taken out, or sure
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=() if case.name in OF_FEW_CLASSES else pytest.mark.slow) for case in CASES],
+)
+def test_no_nan_is_made_where_none_comes_out(case):
+    """What is masked afterwards still stops a run under `jax_debug_nans`, and checkify's float checks."""
+
+    def mean(*arrays):
+        return jnp.mean(bound(case)(*arrays))
+
+    arrays = case.make(np.random.default_rng(6), 6)
+    which = floating(converted(arrays, np.float32))
+    checked = jax.jit(checkify.checkify(jax.value_and_grad(mean, argnums=which), errors=checkify.float_checks))
+    for point, hard in case.hard_inputs(arrays, largest=1e4).items():
+        error, _ = checked(*converted(hard, np.float32))
+        assert error.get() is None, point
 
 
 # Is it one number per example, under every transformation?
