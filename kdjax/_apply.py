@@ -31,8 +31,8 @@ def run(
     first, second = result
     if _is_array(first) and isinstance(second, Mapping) and _structure(second) != _structure(model_state):
         # A pair of logits and features, unless it is a model_state that has changed: then no leaf is one row an example.
-        leaves = [leaf for leaf in jax.tree.leaves(second, is_leaf=_is_shared) if not _is_shared(leaf)]
-        if not leaves or any(jnp.shape(leaf)[:1] != first.shape[:1] for leaf in leaves):
+        leaves = jax.tree.leaves(second, is_leaf=_is_shared)
+        if not leaves or any(not _is_shared(leaf) and jnp.shape(leaf)[:1] != first.shape[:1] for leaf in leaves):
             raise ValueError(
                 f"{_name(apply)} must return a model_state of the structure that it was given, {_structure(model_state)}, "
                 f"or features with one row for each example; got {_structure(second)}."
@@ -100,7 +100,9 @@ def _arrays(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if _is_array(value) or _is_shared(value):
             yield name, value
         elif isinstance(value, tuple | list):
-            yield from ((f"{name}_{number}", one) for number, one in enumerate(value) if _is_array(one))
+            yield from (
+                (f"{name}_{number}", one) for number, one in enumerate(value) if _is_array(one) or _is_shared(one)
+            )
 
 
 def _check_signature(apply: Apply) -> None:

@@ -194,6 +194,8 @@ def feature(who: str, outputs: Any, name: str) -> Any:
     if name not in outputs.features:
         near = get_close_matches(name, outputs.features, n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if outputs.logits is None:
+            hint = " Of kept outputs, what is Shared, as a head is, is taken from the teacher's Weights: give them too."
         raise ValueError(f"The {who} has no feature {name!r}; it has {sorted(outputs.features)}.{hint}")
     found = outputs.features[name]
     return found.array if isinstance(found, Shared) else found

@@ -215,7 +215,8 @@ ROWS = (
         invariances=(shifted_logits, permuted_last_axis),
         bad_calls=(
             *LOGITS_CALLS,
-            BadCall("temperatures must hold one number at least", {"temperatures": ()}),
+            BadCall(r"temperatures must be a tuple of one number or more; got \(\)", {"temperatures": ()}),
+            BadCall("temperatures must be a tuple of one number or more; got 4.0", {"temperatures": 4.0}),
             BadCall(r"temperatures\[1\] must be a finite number greater than 0; got 0.0", {"temperatures": (1.0, 0.0)}),
         ),
     ),
@@ -249,6 +250,7 @@ ROWS = (
             *MAPS,
             *TEMPERATURES,
             BadCall("student and teacher must have the same shape", {}, of_teacher(lambda a: a[:, :2])),
+            BadCall("student must have positions and channels", {}, of_student(lambda a: a[:, :0])),
             BadCall("must have two positions or more", {}, lambda arrays: tuple(a[:, :1, :1] for a in arrays)),
         ),
     ),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses import sampled_kl, soft_target_kl, top_k_kl
+from kdjax.losses import reverse_skewed_kl, sampled_kl, skewed_kl, soft_target_kl, top_k_kl
 
 WORDS, DRAWS, TIMES = 50, 5, 20_000
 STUDENT = jnp.asarray(np.random.default_rng(0).normal(size=WORDS), jnp.float32)
@@ -71,8 +71,25 @@ def test_nan_for_what_is_no_draw():
     np.testing.assert_array_equal(np.isnan(found), [False, True, True, True])
 
 
+def test_small_numbers_for_classes_and_draws_of_weight_0():
+    assert np.isnan(sampled_kl(jnp.arange(200.0), jnp.array([-1.0]), jnp.array([-1], jnp.int8)))
+    values, weights = jnp.array([-jnp.inf, -1.0]), jnp.array([-jnp.inf, -1.0])
+    found = sampled_kl(STUDENT, values, jnp.array([0, 1]), log_weights=weights)
+    np.testing.assert_allclose(found, np.exp(-1.0) * (-1.0 - jax.nn.log_softmax(STUDENT)[1]), rtol=1e-6)
+
+
 def test_weights_are_as_the_formula_has_them():
     drawn, weights = jnp.array([3, 3, 7]), jnp.log(jnp.array([0.2, 0.3, 0.1]))
     found = sampled_kl(STUDENT, LOG_TEACHER[drawn], drawn, log_weights=weights)
     gaps = LOG_TEACHER[drawn] - jax.nn.log_softmax(STUDENT)[drawn]
     np.testing.assert_allclose(found, 0.2 * gaps[0] + 0.3 * gaps[1] + 0.1 * gaps[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [skewed_kl, reverse_skewed_kl])
+@pytest.mark.parametrize("alpha", [1e-30, 1e-8, 1e-6, 0.1])
+def test_a_mixture_of_very_little_keeps_its_bound(loss, alpha):
+    """Two that exclude each other: −log α, whatever float32 makes of 1 − α."""
+    student = jnp.array([100.0, -100.0])
+    np.testing.assert_allclose(loss(student, -student, alpha=alpha), -np.log(alpha), rtol=1e-5)
+    gradient = jax.grad(lambda student: loss(student, jnp.array([-jnp.inf, 0.0]), alpha=alpha))(student)
+    assert np.isfinite(gradient).all()

@@ -20,11 +20,13 @@ from kdjax import (
     on_outputs,
     weighted_sum,
 )
+from kdjax._apply import outputs_of, run
 from kdjax.batches import take
-from kdjax.caching import StaleError, cache_teacher, features_of
+from kdjax.caching import StaleError, _wish, cache_teacher, features_of
 from kdjax.losses import linear_cross_entropy, linear_soft_target_kl, sampled_kl, soft_target_kl
 from kdjax.metrics import agreeing
 from kdjax.training import (
+    augmented,
     data_mesh,
     jit_step,
     make_mutual_step,
@@ -135,6 +137,9 @@ def test_a_sweep_reads_heads(wanted):
     states, metrics = swept(sweeps.stack([fresh()] * 2), TEACHER, sweeps.stack([LINEAR] * 2), batch())
     for own in sweeps.unstack((states, metrics)):
         same(own, wanted)
+    kept = cache_teacher(network, TEACHER, batch()["inputs"], features=features_of(LINEAR), logits=False)
+    states, metrics = swept(sweeps.stack([fresh()] * 2), TEACHER, sweeps.stack([LINEAR] * 2), batch() | kept)
+    same(sweeps.unstack((states, metrics))[0], wanted)
 
 
 # Kept outputs
@@ -192,6 +197,49 @@ def test_draws_are_of_the_teachers_distribution_and_of_no_batch_size(tmp_path):
     np.testing.assert_allclose(stored, np.log(p)[np.asarray(kept["sampled_indices"])[0, 0]], rtol=1e-5)
 
 
+def test_rare_classes_are_drawn_and_impossible_ones_never():
+    """Each of many rare classes as often as it should be, beside one that is nearly sure; half of all are impossible."""
+    classes, draws = 65_536, 400_000
+    p = np.zeros(classes)
+    p[::2] = 0.02 / (classes // 2 - 1)
+    p[1234] = 0.98
+    log_p = jnp.log(jnp.asarray(p, jnp.float32))
+    drawn = np.concatenate(
+        [np.asarray(_wish._drawn(jax.random.key(seed), log_p[None], draws // 20)) for seed in range(20)]
+    )
+    assert (p[drawn] > 0).all()
+    rare = drawn[drawn != 1234]
+    assert abs(len(rare) - 0.02 * draws) < 4.5 * np.sqrt(0.02 * draws)
+    others = classes // 2 - 1
+    expected = others * (1 - (1 - 1 / others) ** len(rare))
+    assert abs(len(np.unique(rare)) - expected) < 0.03 * expected
+
+
+def test_what_is_kept_is_refused_where_it_is_of_other_views():
+    inputs = jnp.ones((EXAMPLES, 4))
+    plain = lambda params, model_state, inputs, *, train, rng=None: (inputs @ params, model_state)  # noqa: E731
+    teacher = Weights(jnp.ones((4, 3)), {})
+    kept = cache_teacher(plain, teacher, inputs, draws=2)
+    noisy = augmented(make_train_step(plain, None, OPTIMIZER), lambda key, batch: dict(batch))
+    state = init_state(teacher, OPTIMIZER, jax.random.key(0))
+    places = ("student.logits", "batch.sampled_values", "batch.sampled_indices")
+    with pytest.raises(ValueError, match=r"cached outputs where the inputs are augmented.*sampled_values"):
+        noisy(state, None, weighted_sum(soft=(1.0, on_outputs(sampled_kl, *places))), {"inputs": inputs} | kept)
+
+
+def test_features_that_are_all_shared_are_features():
+    pair = lambda params, model_state, inputs, *, train, rng=None: (  # noqa: E731
+        inputs @ params,
+        {"head": Shared(params)},
+    )
+    outputs, _ = run(pair, jnp.ones((4, 3)), {}, jnp.ones((2, 4)), train=False)
+    assert isinstance(outputs.features["head"], Shared)
+    named = outputs_of({"logits": outputs.logits, "heads": (Shared(jnp.ones(3)), jnp.ones((2, 1)))}, "it")
+    assert sorted(named.features) == ["heads_0", "heads_1"]
+    with pytest.raises(ValueError, match="features must name one that belongs to examples"):
+        cache_teacher(pair, Weights(jnp.ones((4, 3)), {}), jnp.ones((2, 4)), features=["head"], logits=False)
+
+
 def test_a_student_is_trained_on_draws():
     run = jit_step(make_train_step(network, None, optax.adam(0.05)))
     inputs = batch(masked=False)["inputs"]
@@ -223,6 +271,7 @@ def test_a_student_is_trained_on_draws():
             r"features must be empty and logits true with draws.*\['hidden'\] and True",
         ),
         ({"draws": 0}, "draws must be a whole number of 1 or more; got 0"),
+        ({"draws": 3, "seed": 2**32}, r"seed must be below 2\*\*32, which a key holds; got 4294967296"),
         ({"draws": 3, "seed": -1}, "seed must be a whole number of 0 or more; got -1"),
     ],
 )

@@ -125,16 +125,15 @@ def main(arguments=None, cases=CASES, exports=losses.__all__):
         "--properties", type=Path, required=True, help="the record of slow runs of test_losses_properties.py"
     )
     options = parser.parse_args(arguments)
+    rows = []
+    for case in sorted(cases, key=lambda case: case.name):
+        print(case.name, file=sys.stderr, flush=True)
+        rows.append(measured(case))
     record = read_record(options.properties) if options.properties.exists() else {}
     if not record:
         print(
             f"There is no record of slow property tests in {options.properties}; the tests' file says how to make one."
         )
-
-    rows = []
-    for case in sorted(cases, key=lambda case: case.name):
-        print(case.name, file=sys.stderr, flush=True)
-        rows.append(measured(case))
     faults = wrong(rows, exports, record)
     if faults:
         print(

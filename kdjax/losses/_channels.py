@@ -52,7 +52,7 @@ def channel_wise(
     _checks.same_shape("student", student, "teacher", teacher)
     if student.shape[1] * student.shape[2] < 2:
         raise ValueError(f"student must have two positions or more; got shape {student.shape}.")
-    maps = [a.reshape(len(a), -1, a.shape[3]).swapaxes(1, 2) for a in (student, teacher)]
+    maps = [a.reshape(len(a), a.shape[1] * a.shape[2], a.shape[3]).swapaxes(1, 2) for a in (student, teacher)]
     _checks.temperature("temperature", temperature, student.shape[:1])
     student, teacher, square = _distributions.softened(maps[0], maps[1], temperature)
     log_student, log_teacher = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
@@ -154,6 +154,9 @@ def _of_same_channels(student: Array, teacher: Array) -> tuple[Array, Array]:
     _checks.rank("teacher", teacher, 4, "[batch, height, width, channels]")
     _checks.same_batch("student", student, "teacher", teacher)
     student, teacher = _math.widened(student, teacher)
+    for name, maps in (("student", student), ("teacher", teacher)):
+        if 0 in maps.shape[1:]:
+            raise ValueError(f"{name} must have positions and channels; got shape {maps.shape}.")
     if student.shape[3] != teacher.shape[3]:
         raise ValueError(
             f"student and teacher must have the same channels, their last axis; got {student.shape} for student and "

@@ -88,8 +88,16 @@ def from_mixture(
 def kl_to_mixture(
     log_first: Float[Array, "*batch classes"], log_second: Float[Array, "*batch classes"], beta: Float[Array, "..."]
 ) -> Float[Array, "*batch"]:
-    """KL(p‖m) for m = β p + (1 − β) q."""
-    return cross_entropy(log_first, _log_mixture_over_each(beta, log_first, log_second)[0])
+    """KL(p‖m) for m = β p + (1 − β) q; β may be as small as float32 holds."""
+    neither = (log_first == -jnp.inf) & (log_second == -jnp.inf)
+    log_ratio = jnp.where(neither, 0.0, log_second - log_first)
+    inside = jnp.where((beta == 0) | (beta == 1), 0.5, beta)
+    change = (1.0 - inside) * jnp.expm1(log_ratio)
+    near_one = jnp.abs(change) < 0.5
+    near = jnp.log1p((1.0 - inside) * jnp.expm1(jnp.where(near_one, log_ratio, 0.0)))
+    far = jnp.logaddexp(jnp.log(inside), jnp.log1p(-inside) + jnp.where(near_one, 0.0, log_ratio))
+    over_first = jnp.where(beta == 0, log_ratio, jnp.where(beta == 1, 0.0, jnp.where(near_one, near, far)))
+    return cross_entropy(log_first, over_first)
 
 
 def log_softmax_without(

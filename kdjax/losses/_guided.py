@@ -78,15 +78,15 @@ def virtual_teacher(
     Args:
       student: logits, before any softmax.
       labels: the number y of each example's class; outside 0 … classes − 1 the example's loss is NaN.
-      correct: a between 0 and 1, neither of them, the virtual teacher's probability of the label. May be traced.
+      correct: a, the virtual teacher's probability of the label, between 1e-6 and 1 − 1e-6. May be traced.
       temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
 
     Returns:
       One number ≥ 0 for each example or position, in nats times T².
 
     Raises:
-      ValueError: the logits are not [..., classes], the labels are not whole numbers [...], a is not between 0 and 1, or T
-        is not a finite number above 0.
+      ValueError: the logits are not [..., classes], the labels are not whole numbers [...], a is not in its range, or T is
+        not a finite number above 0.
 
     Example:
       >>> import jax.numpy as jnp

@@ -49,11 +49,11 @@ def multi_level_instance(
       Jin, Wang and Lin, Multi-Level Logit Distillation, 2023, section 3.2.
       https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html
     """
-    if not temperatures:
-        raise ValueError("temperatures must hold one number at least; got none.")
+    if not isinstance(temperatures, tuple | list) or not temperatures:
+        raise ValueError(f"temperatures must be a tuple of one number or more; got {temperatures!r}.")
     values = []
     for number, temperature in enumerate(temperatures):
-        _checks.positive(f"temperatures[{number}]", temperature)
+        _checks.temperature(f"temperatures[{number}]", temperature)
         log_student, log_teacher, square = _softened(student, teacher, temperature)
         values.append(square * _distributions.relative_entropy(log_teacher, log_student))
     return jnp.mean(jnp.stack(values), axis=0)

@@ -154,7 +154,8 @@ def sampled_kl(
     if not values.shape[-1]:
         raise ValueError(f"sampled_values must hold one draw at least; got shape {values.shape}.")
     # Negative numbers would count from the end; one past the end is nothing.
-    indices = jnp.where(jnp.asarray(sampled_indices) < 0, student.shape[-1], jnp.asarray(sampled_indices))
+    indices = jnp.asarray(sampled_indices, jnp.promote_types(jnp.result_type(sampled_indices), jnp.int32))
+    indices = jnp.where(indices < 0, student.shape[-1], indices)
     log_student = jnp.take_along_axis(
         jax.nn.log_softmax(student, axis=-1), indices, axis=-1, mode="fill", fill_value=jnp.nan
     )
@@ -163,7 +164,9 @@ def sampled_kl(
         return jnp.mean(gaps, axis=-1)
     _checks.same_shape("log_weights", log_weights, "sampled_values", sampled_values)
     _checks.floating("log_weights", log_weights)
-    return jnp.sum(jnp.exp(jnp.asarray(log_weights, values.dtype)) * gaps, axis=-1)
+    weights = jnp.exp(jnp.asarray(log_weights, values.dtype))
+    # What only the proposal draws counts nothing, be the teacher's log-probability −∞.
+    return jnp.sum(weights * jnp.where(weights == 0, 0.0, gaps), axis=-1)
 
 
 def _stored(

@@ -178,8 +178,7 @@ class Shared:
             train = train | self.shared("train", given, kept)
         seconds = time.monotonic() - started
         beside = (teacher, trainers["teacher"].apply, first)
-        running = teacher if place == "off" else None
-        _, record["distilled"] = self.trained(seed, "distilled", trainers, train, test, running, beside)
+        _, record["distilled"] = self.trained(seed, "distilled", trainers, train, test, teacher, beside)
         record["distilled"]["seconds"] += seconds
         return record
 

@@ -111,22 +111,22 @@ def make_sweep_step(step: TrainStep, teacher_apply: Apply | None = None) -> Swee
         states: TrainState, teacher: Weights | None, objectives: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         _check_axes(objectives=objectives, states=states)
-        taught = dict(batch) | _teach(teacher_apply, teacher, batch)
+        taught = dict(batch) | _teach(teacher_apply, teacher, batch, objectives)
         return jax.vmap(step, in_axes=(0, None, 0, None))(states, None, objectives, taught)
 
     return sweep
 
 
-def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Batch) -> dict[str, Any]:
-    """The teacher's outputs as an entry of the batch, if it does not have them yet."""
-    if "teacher" in batch or (teacher_apply is None and teacher is None):
+def _teach(teacher_apply: Apply | None, teacher: Weights | None, batch: Batch, objectives: Objective) -> dict[str, Any]:
+    """The teacher's outputs as an entry of the batch, with all that the objectives read of it."""
+    if teacher is None and (teacher_apply is None or "teacher" in batch):
         return {}
     if teacher_apply is None or teacher is None:
         raise ValueError(
             "teacher_apply and teacher belong together, the function and its Weights; "
             f"got no {'teacher_apply' if teacher_apply is None else 'teacher'}."
         )
-    return {"teacher": teach(teacher_apply, teacher, batch)}
+    return {"teacher": teach(teacher_apply, teacher, batch, objectives)}
 
 
 def _check_axes(*, objectives: Objective, states: TrainState) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 from kdjax._types import Batch, TrainState
 from kdjax.batches import view_key
 
-CACHED = ("teacher", "top_values", "top_indices")
+CACHED = ("teacher", "top_values", "top_indices", "sampled_values", "sampled_indices")
 """The entries of a batch that hold what a teacher said of it."""
 VIEW = "view"
 """The entry of a batch that says whose views a teacher's outputs are of: [batch], `view_key`'s number."""
