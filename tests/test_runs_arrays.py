@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from kdjax import Outputs, cross_entropy, on_logits, on_outputs, weighted_sum
+from kdjax import Outputs, Shared, cross_entropy, on_logits, on_outputs, weighted_sum
 from kdjax.caching import cache_teacher
-from kdjax.losses import logit_mse, soft_target_kl
+from kdjax.losses import linear_soft_target_kl, logit_mse, soft_target_kl
 from kdjax.metrics import accuracy, class_iou, perplexity, top_k_accuracy
 from kdjax.networks import from_linen
 from kdjax.objectives import smoothed_cross_entropy, squared_error
@@ -31,7 +31,8 @@ class Tokens(nn.Module):
     @nn.compact
     def __call__(self, inputs):
         hidden = nn.relu(nn.Embed(CLASSES, self.width)(inputs["ids"]) * inputs["loud"][..., None])
-        return Outputs(nn.Dense(CLASSES)(hidden), {"hidden": hidden})
+        dense = nn.Dense(CLASSES, use_bias=False)
+        return Outputs(dense(hidden), {"hidden": hidden, "head": Shared(dense.variables["params"]["kernel"])})
 
 
 def arrays(examples, seed):
@@ -58,6 +59,16 @@ SETTINGS = {"data": DATA, "measures": MEASURES, "ignore_label": -100, **RECIPES}
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "tokens"
     return out, compare(out, seeds=2, one_teacher=True, **SETTINGS)
+
+
+@pytest.mark.parametrize("cache", ["off", "disk"])
+def test_students_taught_by_heads_are_those_taught_by_logits(run, cache, tmp_path):
+    heads = ("student.hidden", "student.head", "teacher.hidden", "teacher.head")
+    soft = on_outputs(linear_soft_target_kl, *heads, temperature=4.0)
+    by_heads = {"distilled": recipe(3, weighted_sum(labels=(0.5, cross_entropy), soft=(0.5, soft)))}
+    found = compare(tmp_path / "heads", seeds=1, one_teacher=True, cache=cache, **SETTINGS | by_heads)
+    own, wanted = (results["seeds"][0]["distilled"] for results in (found, run[1]))
+    np.testing.assert_allclose(own["perplexity"], wanted["perplexity"], rtol=1e-4)
 
 
 def test_tokens_are_compared_by_the_first_measure(run, capsys):
