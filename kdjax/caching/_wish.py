@@ -34,10 +34,13 @@ def checked(wish: Wish) -> Wish:
         if count is None:
             continue
         _checks.whole(name, count, 1)
-        if wish.features or not wish.logits:
+        if wish.features:
             raise ValueError(
-                f"features must be empty and logits true with {name}, which keeps predictions alone; got "
-                f"{list(wish.features)} and {wish.logits}."
+                f"features must be empty with {name}, which keeps predictions alone; got {list(wish.features)}."
+            )
+        if not wish.logits:
+            raise ValueError(
+                f"logits must be True with {name}, which is taken of them, and keeps none; got {wish.logits}."
             )
     if wish.top_k is not None and wish.draws is not None:
         raise ValueError(f"top_k and draws exclude each other; got {wish.top_k} and {wish.draws}.")
