@@ -268,8 +268,9 @@ def test_a_student_is_trained_on_draws():
         ({"draws": 3, "top_k": 2}, "top_k and draws exclude each other; got 2 and 3"),
         (
             {"draws": 3, "features": ["hidden"]},
-            r"features must be empty and logits true with draws.*\['hidden'\] and True",
+            r"features must be empty with draws.*; got \['hidden'\]",
         ),
+        ({"draws": 3, "logits": False}, r"logits must be True with draws.*; got False"),
         ({"draws": 0}, "draws must be a whole number of 1 or more; got 0"),
         ({"draws": 3, "seed": 2**32}, r"seed must be below 2\*\*32, which a key holds; got 4294967296"),
         ({"draws": 3, "seed": -1}, "seed must be a whole number of 0 or more; got -1"),
