@@ -2,7 +2,7 @@
 
     make verification
 
-Takes about five minutes of one core. The laws are those that the tests assert (laws*.py); here the largest error of each
+Takes about twenty minutes of one core. The laws are those that the tests assert (laws*.py); here the largest error of each
 is written down. The page is either whole or not written: a law that does not hold, an export that has no row, or a cell
 that would be empty ends the command with a list of what is wrong and exit status 1.
 """
