@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import tiny
 from experiments import common_mistakes as mistakes
 from kdjax import Outputs, cross_entropy, losses
 
+os.environ.setdefault("KERAS_BACKEND", "jax")
 PAGE = (Path(__file__).parents[1] / "docs" / "common-mistakes.md").read_text()
 BLOCKS = re.findall(r"## ([^\n]*)\n(?:(?!\n## ).)*?```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, flags=re.DOTALL)
 STUDENT, TEACHER = 3.0 * jax.random.normal(jax.random.key(0), (2, 6, 5))
@@ -32,7 +34,7 @@ def soft(form, temperature=4.0, student=STUDENT):
 
 
 def test_every_section_has_its_numbers():
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     assert PAGE.count("```python") == len(BLOCKS)
 
 
@@ -67,6 +69,62 @@ def test_probabilities_as_logarithms_are_negative_and_do_not_rest_at_the_teacher
     # It pulls the teacher's favourite further up than the teacher has it.
     assert (jnp.take_along_axis(gradient, TEACHER.argmax(axis=1)[:, None], axis=1) < 0).all()
     np.testing.assert_allclose(soft(losses.soft_target_kl, student=TEACHER)[1], 0, atol=1e-6)
+
+
+@pytest.fixture
+def keras():
+    with jax.numpy_rank_promotion("allow"):
+        found = pytest.importorskip("keras", reason="Keras is not installed")
+        if not hasattr(found, "distillation"):
+            pytest.skip(f"Keras {found.__version__} has no keras.distillation")
+        yield found
+
+
+def in_keras(keras, **keywords):
+    """Keras's own loss with T = 4, as a function of the student's logits: the teacher comes first there."""
+    loss = keras.distillation.LogitsDistillation(temperature=4.0, **keywords)
+    return lambda student: loss.compute_loss(TEACHER, student)
+
+
+def test_logits_as_probabilities_are_what_keras_does_unless_told_otherwise(keras):
+    if keras.__version__ != "3.15.1":
+        pytest.skip(f"the page and the experiment say it of Keras 3.15.1; this is {keras.__version__}: look again")
+    for student in (STUDENT, TEACHER):
+        ours, theirs = (
+            soft(mistakes.logits_as_probabilities, student=student),
+            value_and_gradient(in_keras(keras), student),
+        )
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5, atol=1e-9)
+
+
+def test_keras_with_an_instance_of_its_divergence_is_kdjaxs_loss_with_the_square_of_t(keras):
+    for student in (STUDENT, TEACHER):
+        theirs = value_and_gradient(in_keras(keras, loss=keras.losses.KLDivergence()), student)
+        ours = soft(losses.soft_target_kl, student=student)
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, atol=1e-5)
+
+
+def test_logits_as_probabilities_push_only_up_and_only_between_0_and_t():
+    _, gradient = soft(mistakes.logits_as_probabilities)
+    pushed = (STUDENT > 0) & (STUDENT < 4)
+    assert {float(np.sign(z)) for z in STUDENT[~pushed]} == {-1.0, 1.0}  # some are below 0, some above T
+    assert (gradient[pushed] < 0).all()
+    assert not gradient[~pushed].any()
+    assert not soft(mistakes.logits_as_probabilities, student=-jnp.abs(STUDENT))[1].any()
+
+
+def test_logits_as_probabilities_are_negative_and_do_not_rest_at_the_teacher():
+    value, gradient = soft(mistakes.logits_as_probabilities, student=TEACHER)
+    assert float(value) == pytest.approx(0, abs=1e-6)
+    assert gradient.any()
+    # The best student says all classes at once: no term can be below t log t.
+    of_teacher = jnp.clip(TEACHER / 4, 1e-7, 1)
+    lowest, gradient = soft(mistakes.logits_as_probabilities, student=jnp.full_like(TEACHER, 5.0))
+    assert lowest < 0
+    assert float(lowest) == pytest.approx(float((of_teacher * jnp.log(of_teacher)).sum(axis=1).mean()), rel=1e-5)
+    assert not gradient.any()
 
 
 def test_without_the_square_the_gradient_shrinks_as_one_over_its_temperature_squared():
