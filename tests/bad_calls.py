@@ -1,19 +1,11 @@
 """Wrong arguments that many losses share, and the words that the error must have."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import numpy as np
-from changes import Change, of_student, of_teacher
 
-
-class BadCall(NamedTuple):
-    """A call that must raise a ValueError with `words` (a regular expression) in it."""
-
-    words: str
-    keywords: Mapping[str, Any] = {}
-    change: Change = lambda arrays: arrays
-
+from kdjax.testing import BadCall
+from kdjax.testing._changes import of_student, of_teacher
 
 TEMPERATURES = tuple(
     BadCall(f"temperature must be a finite number greater than 0; got {shown}", {"temperature": value})

@@ -9,8 +9,24 @@ import cases_features
 import cases_linear
 import cases_logits
 import cases_relations
+import references
 
-CASES = (
+# What kdjax.losses gives beside losses, what it is for, and the file of its own tests.
+NOT_LOSSES = {
+    "Bank": ("the memory of `crd`: what it keeps of every example of a data set", "test_losses_contrastive.py"),
+    "draw_negatives": (
+        "draws the others for `crd`, never of the anchor's class where labels are given",
+        "test_losses_bank.py",
+    ),
+    "init_bank": ("makes the memory of `crd`", "test_losses_bank.py"),
+    "negative_margin": (
+        "computes the margin of `overhaul` from a normalisation's scale and bias",
+        "test_losses_features.py",
+    ),
+    "standardize_logits": ("prepares the logits of `standardized_kd`", "test_losses_logits.py"),
+}
+
+ROWS = (
     *cases_logits.ROWS,
     *cases_catalogue.ROWS,
     *cases_linear.ROWS,
@@ -18,4 +34,6 @@ CASES = (
     *cases_relations.ROWS,
     *cases_contrastive.ROWS,
 )
+# Without a reference of its own a row has the function of its name in references.py.
+CASES = tuple(row if row.reference else row._replace(reference=getattr(references, row.name)) for row in ROWS)
 BY_NAME = {case.name: case for case in CASES}

@@ -1,24 +1,16 @@
 """A row for each loss in kdjax/losses/_divergences.py, _guided.py, _levels.py and _channels.py, and for sampled_kl."""
 
 import numpy as np
-from bad_calls import (
-    LABELLED_CALLS,
-    LOGITS_CALLS,
-    SAME_BATCH,
-    SAME_SHAPE,
-    TEMPERATURES,
-    WHOLE_NUMBERS,
-    BadCall,
-    wrong_rank,
-)
-from case import Case
+from bad_calls import LABELLED_CALLS, LOGITS_CALLS, SAME_BATCH, SAME_SHAPE, TEMPERATURES, WHOLE_NUMBERS, wrong_rank
 from cases_logits import renamed_classes, shifted_student
-from changes import (
-    BAD_POINTS,
-    floats,
+from more_inputs import drawn_logits, log_softmax, maps_of_classes, own_labelled_logits, unlike_logits
+
+from kdjax import losses
+from kdjax.testing import BadCall, Case
+from kdjax.testing._changes import BAD_POINTS, floats, of_student, of_teacher
+from kdjax.testing.inputs import equal_maps, labelled_logits, logits
+from kdjax.testing.invariances import (
     mirrored,
-    of_student,
-    of_teacher,
     permuted_last_axis,
     permuted_own_last_axis,
     scaled,
@@ -27,18 +19,6 @@ from changes import (
     shifted_logits,
     translated,
 )
-from inputs import (
-    drawn_logits,
-    equal_maps,
-    labelled_logits,
-    log_softmax,
-    logits,
-    maps_of_classes,
-    own_labelled_logits,
-    unlike_logits,
-)
-
-from kdjax import losses
 
 
 def out_of(name, low, high, *values):

@@ -4,12 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import reference
 import references
-from bad_calls import LOGITS_CALLS, TEMPERATURES, BadCall, wrong_rank
-from case import Case
-from changes import permuted_last_axis, rotated_all, rotated_together, scaled, scaled_each_example, scaled_far
-from inputs import embeddings_and_queue, equal_embeddings, places_in_a_bank
+from bad_calls import LOGITS_CALLS, TEMPERATURES, wrong_rank
+from more_inputs import embeddings_and_queue, places_in_a_bank
 
 from kdjax import losses
+from kdjax.testing import BadCall, Case
+from kdjax.testing.inputs import equal_embeddings
+from kdjax.testing.invariances import (
+    permuted_last_axis,
+    rotated_all,
+    rotated_together,
+    scaled,
+    scaled_each_example,
+    scaled_far,
+)
 
 EMBEDDINGS_CALLS = (*wrong_rank(r"2 axes, \[batch, dim\]", lambda a: a[..., None]), *LOGITS_CALLS[2:])
 

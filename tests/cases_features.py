@@ -1,15 +1,17 @@
 """A row for each loss in kdjax/losses/_features.py, _attention.py, _activation_signs.py and _flow.py."""
 
 import numpy as np
-from bad_calls import SAME_BATCH, SAME_SHAPE, WHOLE_NUMBERS, BadCall, wrong_rank
-from case import Case
-from changes import (
-    each,
+from bad_calls import SAME_BATCH, SAME_SHAPE, WHOLE_NUMBERS, wrong_rank
+from more_inputs import large_maps, layers
+
+from kdjax import losses
+from kdjax.testing import BadCall, Case
+from kdjax.testing._changes import each, of_student, of_teacher
+from kdjax.testing.inputs import equal_maps, sequences, unequal_maps
+from kdjax.testing.invariances import (
     mirrored,
     negated,
     negated_all,
-    of_student,
-    of_teacher,
     permuted_last_axis,
     permuted_own_last_axis,
     permuted_with_their_numbers,
@@ -22,9 +24,6 @@ from changes import (
     translated,
     translated_together,
 )
-from inputs import equal_maps, large_maps, layers, sequences, unequal_maps
-
-from kdjax import losses
 
 POWERS = (
     BadCall("power must be a finite number greater than 0; got 0.0", {"power": 0.0}),
@@ -61,7 +60,6 @@ ROWS = (
         losses.hint,
         equal_maps,
         couples_batch=False,
-        golden=("hint",),
         invariances=(translated_together, permuted_last_axis, rotated_together, mirrored),
         bad_calls=ANY_FEATURES,
     ),
@@ -71,7 +69,6 @@ ROWS = (
         couples_batch=False,
         keywords={"power": 3.0},
         other_keywords=({}, {"power": 1.0}, {"power": 1.5}),
-        golden=("attention_transfer", "attention_transfer_p4", "attention_transfer_pool_student"),
         invariances=(scaled, scaled_far, scaled_each_example, permuted_own_last_axis, mirrored, negated),
         bad_calls=(*MAPS, *POWERS),
     ),
@@ -81,7 +78,6 @@ ROWS = (
         couples_batch=False,
         keywords={"power": 3.0},
         other_keywords=({}, {"power": 1.0}, {"power": 1.5}),
-        golden=("factor_transfer",),
         smooth_at_equality=False,
         invariances=(scaled, scaled_far, scaled_each_example, permuted_own_last_axis, mirrored, negated),
         bad_calls=(*MAPS, *POWERS),
@@ -90,7 +86,6 @@ ROWS = (
         losses.neuron_selectivity,
         unequal_maps,
         couples_batch=False,
-        golden=("neuron_selectivity",),
         invariances=(scaled, scaled_far, scaled_each_example, permuted_own_last_axis, mirrored, negated),
         bad_calls=MAPS,
     ),
@@ -108,7 +103,6 @@ ROWS = (
         couples_batch=False,
         keywords={"raw_variance": RAW_VARIANCE, "eps": 0.1},
         other_keywords=({"raw_variance": -RAW_VARIANCE}, {"raw_variance": RAW_VARIANCE - 40.0, "eps": 1e-3}),
-        golden=("variational_information",),
         zero_at_equality=False,
         lowest=float(np.mean(np.log(np.log1p(np.exp(RAW_VARIANCE)) + 0.1)) / 2),
         invariances=(translated_together, permuted_with_their_numbers, mirrored),
@@ -134,7 +128,6 @@ ROWS = (
         couples_batch=False,
         keywords={"levels": (3, 2)},
         other_keywords=({}, {"levels": (9, 5, 1)}, {"levels": ()}),
-        golden=("hierarchical_context",),
         invariances=(translated_together, permuted_last_axis, rotated_together, mirrored),
         bad_calls=(
             *wrong_rank(r"4 axes, \[batch, height, width, channels\]", lambda a: a[:, 0])[:1],
@@ -150,7 +143,6 @@ ROWS = (
         couples_batch=False,
         keywords={"margin": 0.75},
         other_keywords=({}, {"margin": 3.0}),
-        golden=("activation_boundary",),
         zero_at_equality=False,
         invariances=(scaled_teacher, permuted_last_axis, mirrored),
         bad_calls=(
@@ -165,7 +157,6 @@ ROWS = (
         couples_batch=False,
         keywords={"margin": MARGIN},
         other_keywords=({"margin": 3.0 * MARGIN}, {"margin": 0.0 * MARGIN}),
-        golden=("overhaul",),
         invariances=(permuted_with_their_numbers, mirrored),
         bad_calls=(
             *ANY_FEATURES,
@@ -178,7 +169,6 @@ ROWS = (
         losses.fsp,
         layers,
         couples_batch=False,
-        golden=("fsp",),
         pairs=((0, 2), (1, 3)),
         invariances=(permuted_last_axis, mirrored, negated_all),
         largest_in_float16=100.0,  # the gradient grows with the third power of the features

@@ -1,12 +1,12 @@
 """A row for each loss in kdjax/losses/_linear.py; test_losses_linear.py asks of the vocabulary what no row can."""
 
 import numpy as np
-from bad_calls import TEMPERATURES, BadCall
-from case import Case
-from changes import BAD_POINTS, floats
-from inputs import hidden_states_and_heads, hidden_states_and_labels
+from bad_calls import TEMPERATURES
+from more_inputs import hidden_states_and_heads, hidden_states_and_labels
 
 from kdjax import losses
+from kdjax.testing import BadCall, Case
+from kdjax.testing._changes import BAD_POINTS, floats
 
 # A head has no examples: with the first alone of each array the dims would no longer fit.
 OF_HEADS = {

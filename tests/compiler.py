@@ -11,9 +11,9 @@ QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 AS_USERS_HAVE_IT = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 
 
-def careful_compiler():
+def careful_options():
     """Options for `jax.jit`, for laws of many digits; none where the tests' flags are not set: releases know other names.
 
     The first level of optimisation is enough for them, and takes two thirds of the users' time.
     """
-    return {"xla_backend_optimization_level": 1} if QUICK in os.environ.get("XLA_FLAGS", "") else None
+    return {"xla_backend_optimization_level": 1} if QUICK in os.environ.get("XLA_FLAGS", "") else {}

@@ -20,6 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The hook must stand before the first import of kdjax: it rewrites modules as they are loaded.
 install_import_hook("kdjax", "beartype.beartype")
 from kdjax import losses  # noqa: E402
+from kdjax.testing import _calling  # noqa: E402
 
 # Compiling takes what it takes: a slow machine is no failure.
 PATIENT = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
@@ -38,6 +39,7 @@ def pytest_configure(config):
     # A release that knew a flag no more would end the process.
     if not slow and jaxlib.__version__.startswith("0.10."):
         os.environ.setdefault("XLA_FLAGS", compiler.QUICK)
+    _calling.COMPILER_OPTIONS.update(compiler.careful_options())
 
 
 class _WholeFiles(LoadScopeScheduling):

@@ -3,12 +3,13 @@
 import inspect
 from typing import NamedTuple
 
-import inputs
 import jax
 import jax.numpy as jnp
+import more_inputs
 import numpy as np
 
 from kdjax import losses
+from kdjax.testing import inputs
 
 BATCHES = (32, 128, 512)
 BANK, NEGATIVES = 50_000, 4096
@@ -20,21 +21,21 @@ SHAPES = {
     inputs.labelled_logits: (LOGITS, LOGITS, LABEL),
     inputs.equal_maps: ((8, 8, 64), (8, 8, 64)),
     inputs.unequal_maps: ((8, 8, 64), (8, 8, 256)),
-    inputs.large_maps: ((8, 8, 64), (8, 8, 64)),
-    inputs.layers: ((16, 16, 32), (8, 8, 64), (16, 16, 32), (8, 8, 64)),
+    more_inputs.large_maps: ((8, 8, 64), (8, 8, 64)),
+    more_inputs.layers: ((16, 16, 32), (8, 8, 64), (16, 16, 32), (8, 8, 64)),
     inputs.sequences: ((64, 128), (64, 256)),
     inputs.embeddings: ((128,), (256,)),
     inputs.labelled_embeddings: ((128,), (256,), LABEL),
     inputs.equal_embeddings: ((128,), (128,)),
-    inputs.embeddings_and_queue: ((128,), (128,), (4096, 128)),
-    inputs.stored_logits: (LOGITS, (10,), (10,)),
-    inputs.own_labelled_logits: (LOGITS, LABEL),
-    inputs.unlike_logits: (LOGITS, (200,)),
-    inputs.drawn_logits: (LOGITS, (10,), (10,)),
-    inputs.maps_of_classes: ((8, 8, 100), (4, 4, 100)),
-    inputs.hidden_states_and_labels: ((128,), (128, WORDS), LABEL),
-    inputs.hidden_states_and_heads: ((128,), (128, WORDS), (256,), (256, WORDS)),
-    inputs.places_in_a_bank: ((128,), (128,), LABEL, (NEGATIVES,)),
+    more_inputs.embeddings_and_queue: ((128,), (128,), (4096, 128)),
+    more_inputs.stored_logits: (LOGITS, (10,), (10,)),
+    more_inputs.own_labelled_logits: (LOGITS, LABEL),
+    more_inputs.unlike_logits: (LOGITS, (200,)),
+    more_inputs.drawn_logits: (LOGITS, (10,), (10,)),
+    more_inputs.maps_of_classes: ((8, 8, 100), (4, 4, 100)),
+    more_inputs.hidden_states_and_labels: ((128,), (128, WORDS), LABEL),
+    more_inputs.hidden_states_and_heads: ((128,), (128, WORDS), (256,), (256, WORDS)),
+    more_inputs.places_in_a_bank: ((128,), (128,), LABEL, (NEGATIVES,)),
 }
 
 

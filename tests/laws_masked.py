@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from laws import OF_GRADIENTS, Measured, max_or_nan, relative_error
 from trials import APPLY, INIT, TRIALS, arrays, teacher
 
 from kdjax import connectors, init_state, make_train_step, weighted_sum
 from kdjax.batches import take
+from kdjax.testing import Measured
+from kdjax.testing._measured import OF_GRADIENTS, max_or_nan, relative_error
 from kdjax.training import data_mesh, jit_step, shard_map_step
 
 # Its update is 0, and its state the gradient itself.

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from case import NOT_LOSSES
-from cases import CASES
+from cases import CASES, NOT_LOSSES
 
 from kdjax import connectors, losses
 

@@ -15,7 +15,7 @@ LAYERS = (
     {"_apply", "_checks", "_files", "_processes", "batches"},
     {"_trees"},
     {"losses"},
-    {"connectors", "networks", "objectives"},
+    {"connectors", "networks", "objectives", "testing"},
     {"checkpoints", "data", "metrics", "models"},
     {"training"},
     {"caching"},
@@ -25,6 +25,8 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 HEAVY = {
     "flax": {"models", "networks"},
     "equinox": {"networks"},
+    "chex": {"testing"},
+    "hypothesis": {"testing"},
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
@@ -33,7 +35,7 @@ HEAVY = {
     "matplotlib": {"runs"},
     "rich": {"runs"},
 }
-NEVER = {"chex", "hypothesis", "beartype", "torch", "tensorflow", "tyro"}
+NEVER = {"beartype", "torch", "tensorflow", "tyro"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -62,7 +64,7 @@ def test_every_file_has_a_layer():
 
 def test_a_test_file_is_named_after_what_it_tests():
     """``test_<package>_<file>_<aspect>.py``, the last two as far as they are needed."""
-    others = {"benchmarks", "docs", "doctests", "experiments", "layers", "readme", "verification"}
+    others = {"benchmarks", "docs", "doctests", "drop", "experiments", "layers", "readme", "verification"}
     subjects = {name.strip("_") for name in LAYER} | others
     for path in Path(__file__).parent.glob("test_*.py"):
         assert path.stem.split("_")[1] in subjects, f"{path.name}: which package's test is it?"

@@ -1,16 +1,16 @@
 """The numeric law where a loss has something of its own: classes at −∞, far clouds, twins, blocks."""
 
-import inputs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from calling import bound, jitted, made, value_and_gradients
 from cases import BY_NAME
 
 from kdjax import losses
 from kdjax.losses import _math, _relations
+from kdjax.testing import inputs
+from kdjax.testing._calling import bound, jitted, made, value_and_gradients
 
 
 def close(actual, wanted, relative, absolute=0.0):

@@ -11,12 +11,11 @@ import machine
 import pytest
 import verification
 import verification_page
-from case import NOT_LOSSES
-from cases import BY_NAME, CASES
+from cases import BY_NAME, CASES, NOT_LOSSES
 from costs import Cost
-from laws import Measured
 
 from kdjax import losses
+from kdjax.testing import Measured
 
 PAGE = Path(__file__).parents[1] / "docs" / "verification-report.md"
 CASE = BY_NAME["logit_mse"]

@@ -2,9 +2,9 @@
 
     make verification
 
-Takes about twenty minutes of one core. The laws are those that the tests assert (laws*.py); here the largest error of each
-is written down. The page is either whole or not written: a law that does not hold, an export that has no row, or a cell
-that would be empty ends the command with a list of what is wrong and exit status 1.
+Takes about twenty minutes of one core. The laws are those that the tests assert (kdjax/testing); here the largest error
+of each is written down. The page is either whole or not written: a law that does not hold, an export that has no row,
+or a cell that would be empty ends the command with a list of what is wrong and exit status 1.
 """
 
 import argparse
@@ -17,17 +17,16 @@ from pathlib import Path
 import conftest  # noqa: F401
 
 # isort: split
-import laws
+import golden_values
 import laws_masked
-import laws_transformed
 import machine
 import numpy as np
 import verification_page
-from case import NOT_LOSSES
-from cases import CASES
+from cases import CASES, NOT_LOSSES
 from costs import BATCHES, cost
 
 from kdjax import losses
+from kdjax.testing import _finite, _transforms, _values
 
 EXAMPLES = 10_000
 PRECISIONS = {"float64": np.float64, "float32": np.float32}
@@ -36,25 +35,25 @@ PRECISIONS = {"float64": np.float64, "float32": np.float32}
 def measured(case):
     """The loss's cells by column, and what does not hold."""
     found = verification_page.Row(case)
-    for name, precision in PRECISIONS.items():
-        golden = [laws.agreement_with_golden(golden, precision) for golden in case.golden]
-        found.errors[f"golden value, {name}"] = [value for value, _ in golden]
-        found.errors[f"golden gradient, {name}"] = [gradient for _, gradient in golden]
-        found.errors[f"reference value, {name}"] = [laws.agreement_with_reference(case, precision)]
-    found.errors["reference gradient"] = [laws.gradient_of_reference(case)]
-    found.errors["numerical gradient"] = [laws.numerical_gradient(case)]
-    found.errors["order of the batch"] = [laws.order_of_the_batch(case)]
+    for named, precision in PRECISIONS.items():
+        golden = [golden_values.agreement_with_golden(name, precision) for name in golden_values.golden_of(case)]
+        found.errors[f"golden value, {named}"] = [value for value, _ in golden]
+        found.errors[f"golden gradient, {named}"] = [gradient for _, gradient in golden]
+        found.errors[f"reference value, {named}"] = [_values.agreement_with_reference(case, precision)]
+    found.errors["reference gradient"] = [_values.gradient_of_reference(case)]
+    found.errors["numerical gradient"] = [_values.numerical_gradient(case)]
+    found.errors["order of the batch"] = [_values.order_of_the_batch(case)]
     for change in case.invariances:
-        found.invariances[change] = laws.invariance(case, change)
-    for way, error in laws_transformed.transformed(case).items():
+        found.invariances[change] = _values.invariance(case, change)
+    for way, error in _transforms.transformed(case).items():
         found.errors[way] = [error]
-    found.errors["split over 4 devices"] = [*laws_transformed.split_batch(case).values()]
-    found.errors["leading axes"] = [laws.with_leading_axes(case)] if case.leading_axes else []
-    rubbish = (0.0, 1e30, float("nan")) if case.couples_batch else ()
+    found.errors["split over 4 devices"] = [*_transforms.split_batch(case).values()]
+    found.errors["leading axes"] = [_values.with_leading_axes(case)] if case.leading_axes else []
+    rubbish = (0.0, 1e30, float("nan")) if case.takes_where else ()
     found.errors["in the step"] = [*laws_masked.left_out_by_the_step(case.name).values()]
-    found.errors["left out"] = [laws.with_some_left_out(case, one) for one in rubbish]
-    for dtype in laws.DTYPES:
-        found.bad_points[dtype.__name__] = laws.at_bad_points(case, dtype)
+    found.errors["left out"] = [_values.left_out(case, one) for one in rubbish]
+    for dtype in _finite.DTYPES:
+        found.bad_points[dtype.__name__] = _finite.at_bad_points(case, dtype)
     for batch in BATCHES:
         found.costs[batch] = cost(case, batch)
     return found
@@ -64,7 +63,7 @@ def wrong(rows, exports, record):
     """What keeps the page from being written, in words; nothing should."""
     unknown = sorted({*exports} - {row.case.name for row in rows} - {*NOT_LOSSES})
     found = [
-        f"{name} is exported and has neither a row in cases.py nor a reason in case.NOT_LOSSES" for name in unknown
+        f"{name} is exported and has neither a row in cases.py nor a reason in cases.NOT_LOSSES" for name in unknown
     ]
     for row in rows:
         for law, errors in {**row.errors, **{change.__name__: [e] for change, e in row.invariances.items()}}.items():

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 import machine
 import numpy as np
-from case import NOT_LOSSES, Case
+from cases import NOT_LOSSES
 from costs import BATCHES, shapes
+from golden_values import golden_of
+
+from kdjax.testing import Case
 
 NO_GOLDEN = "no golden value published"
 PROPERTIES = {
@@ -58,7 +61,7 @@ HEAD = """# Verification report of the losses
 
 Every function of `kdjax.losses` that is a loss has a row in each of these tables. `make verification` measures all of it
 anew and writes this page; it writes nothing where one law does not hold. The laws are the ones that the tests ask
-(`tests/laws.py`, `tests/laws_transformed.py`), of the same rows (`tests/cases*.py`).
+(`kdjax/testing`), of the same rows (`tests/cases*.py`).
 
 - Software: {software}
 - Hardware: {hardware}, with 4 XLA CPU devices
@@ -86,7 +89,7 @@ class Row:
         for column, (kind, *names) in {**VALUES, **TRANSFORMED}.items():
             parts = [_largest([e.error for e in self.errors[name]], kind) for name in names]
             both = "; gradient ".join(parts) if all(parts) else ""
-            cells[column] = both if self.case.golden or not column.startswith("golden") else NO_GOLDEN
+            cells[column] = both if golden_of(self.case) or not column.startswith("golden") else NO_GOLDEN
         for column, (name, otherwise) in SHAPES.items():
             errors = [one.error for one in self.errors[name]]
             cells[column] = _largest(errors, "float32") if errors else otherwise
@@ -169,7 +172,7 @@ def _summary(rows, record):
         record[law, row.case.name]["examples"] for row in rows for law in PROPERTIES if (law, row.case.name) in record
     )
     ways = [name for kind, *names in TRANSFORMED.values() for name in names]
-    golden = sum(bool(row.case.golden) for row in rows)
+    golden = sum(bool(golden_of(row.case)) for row in rows)
     return "\n".join(
         [
             "| what was asked | of how many | result |",
@@ -200,7 +203,7 @@ def static_section(case):
             f"{text.splitlines()[0]}\n",
             f"- Paper and common code: {docstring_section(text, 'Note')}",
             f"- Reference: {docstring_section(text, 'Reference')}",
-            f"- Golden cases: {', '.join(f'`{name}`' for name in case.golden) or NO_GOLDEN}",
+            f"- Golden cases: {', '.join(f'`{name}`' for name in golden_of(case)) or NO_GOLDEN}",
             f"- Hyper-parameters tried: {'; '.join(map(said, case.settings))}",
             f"- Shapes under cost: {shapes(case)}",
         ]

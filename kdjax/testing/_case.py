@@ -1,50 +1,49 @@
-"""What a row of the table of losses is made of. The rows: cases_*.py; their parts: inputs.py, changes.py, bad_calls.py."""
+"""What is declared of one loss, for the laws to be asked of."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from bad_calls import BadCall
-from changes import BAD_POINTS, Arrays, Change, floats
 
-# What kdjax.losses gives beside losses, what it is for, and the file of its own tests.
-NOT_LOSSES = {
-    "Bank": ("the memory of `crd`: what it keeps of every example of a data set", "test_losses_contrastive.py"),
-    "draw_negatives": (
-        "draws the others for `crd`, never of the anchor's class where labels are given",
-        "test_losses_bank.py",
-    ),
-    "init_bank": ("makes the memory of `crd`", "test_losses_bank.py"),
-    "negative_margin": (
-        "computes the margin of `overhaul` from a normalisation's scale and bias",
-        "test_losses_features.py",
-    ),
-    "standardize_logits": ("prepares the logits of `standardized_kd`", "test_losses_logits.py"),
-}
+from kdjax.testing._changes import BAD_POINTS, Arrays, Change, floats
+
+
+class BadCall(NamedTuple):
+    """A call that must raise a ValueError.
+
+    Attributes:
+      words: what the error's message must match, a regular expression.
+      keywords: hyper-parameters of the call, in place of the case's own.
+      change: makes the arrays of the call from good ones.
+    """
+
+    words: str
+    keywords: Mapping[str, Any] = {}
+    change: Change = lambda arrays: arrays
 
 
 class Case(NamedTuple):
-    """One loss.
+    """One loss, and what its author says of it. `check_loss` makes one of its arguments.
 
     Attributes:
-      function: the loss; the row is called by its name.
-      make: (generator, batch) to its positional arrays in float64.
-      reference: what it must agree with; without one, the function of its name in references.py.
+      function: the loss, ``(*arrays, **hyper_parameters) -> [batch]``: the student's array first, then the teacher's.
+      make: ``(generator, batch)`` to the loss's positional arrays as NumPy arrays, float64 where they are not whole numbers;
+        `kdjax.testing.inputs` has some.
       couples_batch: does an example's number depend on the other examples?
+      reference: a slow form written from the paper: the same arguments as NumPy arrays in float64, ``[batch]`` back.
       ordered: is it coupled to its neighbours in the batch alone, so that only the reverse order changes nothing?
       shared: positions of arrays that belong to no example, such as a queue.
-      keywords: hyper-parameters for all tests; away from the defaults, so that one that is ignored is noticed.
+      keywords: hyper-parameters for all laws; away from the defaults, so that one that is ignored is noticed.
       other_keywords: more settings to compare with the reference, and to be finite at. The defaults always are such.
       leading_axes: may any axes lead, one number for each entry, as for logits [batch, time, classes]?
-      golden: the names of its golden cases.
-      invariances: changes of the input, as in changes.py, that must leave the value as it is.
+      invariances: changes of the input, such as those of `kdjax.testing.invariances`, that must leave the value as it is.
       pairs: positions of (student's, teacher's) arrays that belong together.
       agree: replaces the teacher's arrays by what agrees with the student's, where that is not the student's own.
       zero_at_equality: is the value 0 where each pair is equal, or agrees?
       smooth_at_equality: is the gradient 0 there too? That of an absolute difference is ±1 beside 0.
       lowest: the smallest value it can take.
-      bad_points: hard inputs at which value and gradient must be finite.
+      bad_points: hard inputs at which value and gradient must be finite, by name; None: those of every loss.
       bad_calls: wrong arguments, and what the error must say.
       admitted: turns wild numbers into some that the loss is made for; others have no right answer.
       largest_in_float16: the size of features whose gradient must fit float16, where it grows faster than they do.
@@ -52,26 +51,25 @@ class Case(NamedTuple):
 
     function: Callable[..., Any]
     make: Callable[[np.random.Generator, int], Arrays]
-    couples_batch: bool
+    couples_batch: bool = False
     reference: Callable[..., Any] | None = None
     ordered: bool = False
     shared: tuple[int, ...] = ()
     keywords: Mapping[str, Any] = {}
     other_keywords: tuple[Mapping[str, Any], ...] = ()
     leading_axes: bool = False
-    golden: tuple[str, ...] = ()
     invariances: tuple[Callable[..., Any], ...] = ()
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)
     agree: Change | None = None
     zero_at_equality: bool = True
     smooth_at_equality: bool = True
     lowest: float = 0.0
-    bad_points: "Mapping[str, Change] | None" = None
+    bad_points: Mapping[str, Change] | None = None
     bad_calls: tuple[BadCall, ...] = ()
     admitted: Change = lambda arrays: arrays
     largest_in_float16: float = 3e4
 
-    # A row is only ever itself: arrays among its parts have no one truth value to compare by.
+    # A case is only ever itself: arrays among its parts have no one truth value to compare by.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -80,7 +78,13 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.function.__name__
+        """The loss's own name."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+    @property
+    def takes_where(self) -> bool:
+        """Whether the loss can be told which examples count."""
+        return "where" in inspect.signature(inspect.unwrap(self.function)).parameters
 
     @property
     def settings(self) -> tuple[dict[str, Any], ...]:

@@ -1,21 +1,24 @@
-"""The numeric law under jax's transformations, and for a batch that lies on several devices."""
+"""The same numbers under jax's transformations, and for a batch that lies on several devices."""
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from calling import bound, made
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from laws import OF_GRADIENTS, Measured, max_or_nan, relative_error
+
+from kdjax.testing._calling import bound, made, said
+from kdjax.testing._case import Case
+from kdjax.testing._measured import OF_GRADIENTS, Measured, max_or_nan, relative_error
 
 DEVICES = 4
 DATA, EVERYWHERE = PartitionSpec("data"), PartitionSpec()
 
 
-def transformed(case):
+def transformed(case: Case) -> dict[str, Measured]:
     """By transformation: the values of several batches against those of plain calls, one batch at a time."""
     batches = [made(case, seed=seed) for seed in range(3)]
     function = bound(case)
@@ -27,10 +30,13 @@ def transformed(case):
         "vmap": jax.jit(jax.vmap(function))(*stacked),
         "scan": jax.jit(lambda *arrays: lax.scan(lambda carry, one: (carry, function(*one)), 0, arrays)[1])(*stacked),
     }
-    return {way: Measured(relative_error(values, wanted), 1e-4) for way, values in found.items()}
+    return {
+        way: Measured(relative_error(values, wanted), 1e-4, f"{way} of {said(0)} and two more")
+        for way, values in found.items()
+    }
 
 
-def split_batch(case, gather=True):
+def split_batch(case: Case, gather: bool = True) -> dict[str, Measured]:
     """By way of splitting: values and gradient of a batch over 4 devices against those of the whole on one.
 
     As the train step does it: every device gathers what the others have, and the loss's mean over devices is taken
@@ -43,12 +49,12 @@ def split_batch(case, gather=True):
     function = bound(case)
     shared = [position in case.shared for position in range(len(arrays))]
 
-    def mean(parameters, student, *rest):
+    def mean(parameters: Any, student: Any, *rest: Any) -> Any:
         values = function(student * parameters, *rest)
         return values.mean(), values
 
-    def on_each(parameters, *own):
-        def loss(parameters):
+    def on_each(parameters: Any, *own: Any) -> Any:
+        def loss(parameters: Any) -> Any:
             moved = (own[0] * parameters, *own[1:])
             whole = (
                 array if everywhere or not gather else lax.all_gather(array, "data", tiled=True)
@@ -83,10 +89,10 @@ def split_batch(case, gather=True):
         "pmap": (pmap_value, pmap_values[:, 0], pmap_gradient),
     }
     error = functools.partial(_split_error, value=value, values=values, gradient=gradient)
-    return {way: Measured(error(answer), 1e-4) for way, answer in found.items()}
+    return {way: Measured(error(answer), 1e-4, f"{way} of {said(12, 2 * DEVICES)}") for way, answer in found.items()}
 
 
-def _split_error(answer, value, values, gradient):
+def _split_error(answer: Any, value: Any, values: Any, gradient: Any) -> float:
     found_value, found_values, found_gradient = answer
     if found_values.shape[-1] != values.shape[-1]:  # not gathered: each device has the values of its own examples
         found_values = found_values.reshape(values.shape)

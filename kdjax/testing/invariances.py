@@ -1,59 +1,16 @@
-"""Changes of a row's arrays: the bad points of every loss, and the invariances that rows choose from.
+"""Changes that leave a loss as it is: the invariances that `check_loss` may be told of.
 
-An invariance's docstring is its name in the verification report. One that changes hyper-parameters too takes them as
-`keywords`.
+Each takes the loss's arrays, as NumPy arrays whose first axis is the batch, the student's first and the teacher's second,
+and returns them changed. The first word of its docstring is its kind. One that changes hyper-parameters too takes them as
+`keywords` and returns both. Your own is a function like these.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-Arrays = tuple[np.ndarray, ...]
-Change = Callable[[Arrays], Arrays]
-
-
-def floats(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """The same change of all arrays of floating-point numbers; labels and indices stay."""
-    return lambda arrays: tuple(change(a) if np.issubdtype(a.dtype, np.floating) else a for a in arrays)
-
-
-def of_student(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    return lambda arrays: (change(arrays[0]), *arrays[1:])
-
-
-def of_teacher(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    return lambda arrays: (arrays[0], change(arrays[1]), *arrays[2:])
-
-
-def each(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """The same change of all arrays, labels included."""
-    return lambda arrays: tuple(change(a) for a in arrays)
-
-
-def _constant(array: np.ndarray) -> np.ndarray:
-    """Each example constant, and different from the others."""
-    return np.zeros_like(array) + array.reshape(len(array), -1)[:, 0].reshape(-1, *[1] * (array.ndim - 1))
-
-
-def _first_example(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda array: np.concatenate([change(array[:1]), array[1:]])
-
-
-BAD_POINTS: dict[str, Change] = {
-    "all zero": floats(np.zeros_like),
-    "student zero": of_student(np.zeros_like),
-    "one example zero": floats(_first_example(np.zeros_like)),
-    "identical examples": each(lambda a: np.repeat(a[:1], len(a), axis=0)),
-    "two identical examples": each(lambda a: np.concatenate([a[1:2], a[1:]])),
-    "student's examples identical": of_student(lambda a: np.repeat(a[:1], len(a), axis=0)),
-    "each example constant": floats(_constant),
-    "opposite": of_teacher(np.negative),
-    "a batch of one": each(lambda a: a[:1]),
-}
-
-
-# Invariances
+from kdjax.testing._changes import Arrays, floats, of_student, of_teacher
 
 
 def shifted_logits(arrays: Arrays) -> Arrays:

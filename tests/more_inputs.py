@@ -1,16 +1,10 @@
-"""What losses are called with: makers of arrays from a generator and a batch size, named by what they make."""
+"""What losses are called with beside what kdjax.testing.inputs makes: arrays from a generator and a batch size."""
 
 import numpy as np
-from changes import Arrays
 
+from kdjax.testing.inputs import equal_embeddings, logits
 
-def logits(generator: np.random.Generator, batch: int) -> Arrays:
-    student, teacher = 3.0 * generator.standard_normal((2, batch, 5))
-    return student, teacher
-
-
-def labelled_logits(generator: np.random.Generator, batch: int) -> Arrays:
-    return *logits(generator, batch), generator.integers(0, 5, batch)
+Arrays = tuple[np.ndarray, ...]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -27,16 +21,6 @@ def stored_logits(generator: np.random.Generator, batch: int) -> Arrays:
     return student, np.take_along_axis(log_softmax(teacher), indices, axis=1), indices
 
 
-def equal_maps(generator: np.random.Generator, batch: int) -> Arrays:
-    student, teacher = generator.standard_normal((2, batch, 3, 2, 4))
-    return student, teacher
-
-
-def unequal_maps(generator: np.random.Generator, batch: int) -> Arrays:
-    """Sizes that do not divide, and the larger is the student's in height and the teacher's in width."""
-    return generator.standard_normal((batch, 5, 2, 3)), generator.standard_normal((batch, 3, 3, 4))
-
-
 def large_maps(generator: np.random.Generator, batch: int) -> Arrays:
     """Sizes to average down by several levels."""
     student, teacher = generator.standard_normal((2, batch, 5, 3, 4))
@@ -47,24 +31,6 @@ def layers(generator: np.random.Generator, batch: int) -> Arrays:
     """Bottom and top layer of each network: equal channels, unequal sizes, now the one larger and now the other."""
     sizes = (4, 3, 3), (2, 4, 2), (3, 5, 3), (3, 2, 2)
     return tuple(generator.standard_normal((batch, *size)) for size in sizes)
-
-
-def sequences(generator: np.random.Generator, batch: int) -> Arrays:
-    return generator.standard_normal((batch, 5, 3)), generator.standard_normal((batch, 5, 4))
-
-
-def embeddings(generator: np.random.Generator, batch: int) -> Arrays:
-    return generator.standard_normal((batch, 4)), generator.standard_normal((batch, 2, 3))
-
-
-def labelled_embeddings(generator: np.random.Generator, batch: int) -> Arrays:
-    """Classes of several examples, and one of a single example where the batch has 4 or more."""
-    return *embeddings(generator, batch), np.array([0, 1, 0, 2, 1, 0, 1, 1])[:batch]
-
-
-def equal_embeddings(generator: np.random.Generator, batch: int) -> Arrays:
-    student, teacher = generator.standard_normal((2, batch, 5))
-    return student, teacher
 
 
 def embeddings_and_queue(generator: np.random.Generator, batch: int) -> Arrays:
