@@ -19,6 +19,10 @@ NOT_LOSSES = {
         "test_losses_bank.py",
     ),
     "init_bank": ("makes the memory of `crd`", "test_losses_bank.py"),
+    "linear_weighted_sum": (
+        "sums any loss on logits over tokens, weighted, from hidden states and heads, and makes its gradient going forward",
+        "test_losses_linear_sums.py",
+    ),
     "negative_margin": (
         "computes the margin of `overhaul` from a normalisation's scale and bias",
         "test_losses_features.py",

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import NOT_LOSSES
 
 from kdjax import losses
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-NO_LOSSES = {"Bank", "init_bank", "draw_negatives", "negative_margin", "standardize_logits"}
+LOSSES = set(losses.__all__) - set(NOT_LOSSES)
 
 
 def quick_trial(script, out, *options):
@@ -36,7 +37,7 @@ def test_a_quick_trial_measures_every_kind_of_step(tmp_path, options):
 @pytest.mark.slow
 def test_a_quick_trial_measures_every_loss(tmp_path):
     result = quick_trial("losses.py", tmp_path / "losses.json")
-    assert {row["loss"].split(",")[0] for row in result["costs"]} == set(losses.__all__) - NO_LOSSES
+    assert {row["loss"].split(",")[0] for row in result["costs"]} == LOSSES
     for row in result["costs"] + result["at_64"]:
         low, middle, high = row["quartiles_ms"]
         assert 0 < low <= middle <= high
@@ -46,7 +47,18 @@ def test_a_quick_trial_measures_every_loss(tmp_path):
         assert row["process_mb"] is None or 0 < row["process_mb"] < row["limit_mb"]
     assert {row["case"] for row in result["memory"]} == {"rkd_angle, block=8", "neuron_selectivity", "crd"}
     assert len(result["ratios_at_64"]) == 3
-    assert all(target["met"] == (target["is"] <= target["limit"]) for target in result["targets"])
+    beside = result["beside_pytorch"]
+    assert {row["loss"] for row in beside} == LOSSES
+    for row in beside:
+        assert min(row["kdjax_ms"]) > 0
+        assert row["agree"] is not False, row
+        assert (row["pytorch_ms"] is None) == (row["agree"] is None) == (result["versions"]["torch"] is None)
+    for target in result["targets"]:
+        if target["is"] is None:
+            assert target["met"] is None
+        else:
+            is_met = target["is"] >= target["least"] if "least" in target else target["is"] <= target["limit"]
+            assert target["met"] == is_met
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ from kdjax.losses._similarity import kernel_congruence as kernel_congruence
 from kdjax.losses._similarity import similarity_preserving as similarity_preserving
 from kdjax.losses._stored import sampled_kl as sampled_kl
 from kdjax.losses._stored import top_k_kl as top_k_kl
+from kdjax.losses._token_sums import linear_weighted_sum as linear_weighted_sum
 
 __all__ = [
     "Bank",
@@ -83,6 +84,7 @@ __all__ = [
     "linear_jensen_shannon",
     "linear_reverse_kl",
     "linear_soft_target_kl",
+    "linear_weighted_sum",
     "logit_mse",
     "multi_level_batch",
     "multi_level_class",

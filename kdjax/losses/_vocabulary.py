@@ -119,11 +119,11 @@ def _backward(kind: Kind, chunk: int, kept: Any, cotangents: Any) -> tuple[Any, 
             scaled = slopes[number] * inverse
             if asked.hidden:
                 words = lax.dynamic_slice_in_dim(network.head, first, size, 1)
-                product = jnp.einsum("nv,dv->nd", _narrow(scaled, words), words, preferred_element_type=dtype)
+                product = jnp.einsum("nv,dv->nd", narrow(scaled, words), words, preferred_element_type=dtype)
                 hidden_slopes = _replaced(hidden_slopes, number, hidden_slopes[number] + product)
             if asked.head:
                 hidden = network.hidden
-                product = jnp.einsum("nd,nv->dv", hidden, _narrow(scaled, hidden), preferred_element_type=dtype)
+                product = jnp.einsum("nd,nv->dv", hidden, narrow(scaled, hidden), preferred_element_type=dtype)
                 product = product.astype(network.head.dtype)
                 slots = lax.dynamic_update_slice_in_dim(head_slopes[number], product, first, 1)
                 head_slopes = _replaced(head_slopes, number, slots)
@@ -192,7 +192,7 @@ def _logits(network: Network, inverse: Array, first: Any, size: int) -> Float[Ar
     return jnp.einsum("nd,dv->nv", network.hidden, words, preferred_element_type=dtype) * inverse
 
 
-def _narrow(slopes: Array, like: Array) -> Array:
+def narrow(slopes: Array, like: Array) -> Array:
     """As narrow as what they are multiplied by, where that has float32's range: such products are a GPU's fast ones."""
     return slopes.astype(like.dtype) if like.dtype == jnp.bfloat16 else slopes
 

@@ -105,7 +105,6 @@ def inputs(case: Case, elements: Callable[[Shape], Drawn], batch: int = BATCH) -
       elements: `wild`, `coarse` or another function from a shape to a strategy.
       batch: the number of examples.
     """
-
     # All of it is made here: a maker that draws by Python's own `random`, as some type checkers do, may not do so in a draw.
     of_seeds = []
     for seed in range(16):
