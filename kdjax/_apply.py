@@ -121,4 +121,4 @@ def _structure(tree: Tree) -> Any:
 
 
 def _name(apply: Any) -> str:
-    return getattr(apply, "__name__", repr(apply))
+    return getattr(apply, "__name__", None) or f"an object of type {type(apply).__name__}"

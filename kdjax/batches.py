@@ -89,7 +89,8 @@ def evaluation_indices(examples: int, batch_size: int) -> tuple[Int[Array, "step
 def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[str, Any]:
     """One batch: the rows of every array at `indices`, also of arrays in pytrees, such as a teacher's cached outputs.
 
-    An index beyond the end gives NaN in floating-point arrays rather than some other example.
+    While tracing nobody can tell whether an index is beyond the end: it gives NaN in floating-point arrays, in others the
+    largest number of an unsigned type or the smallest of a signed one; never another example.
 
     Args:
       arrays: by name, arrays [examples, ...] or pytrees of such.
@@ -98,12 +99,21 @@ def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[s
     Returns:
       By name, [*indices.shape, ...].
 
+    Raises:
+      ValueError: if an index, where it is known, is below 0 or beyond the end.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from kdjax.batches import take
       >>> take({"labels": jnp.array([7, 8, 9])}, jnp.array([2, 0]))["labels"].tolist()
       [9, 7]
     """
+    if not isinstance(indices, jax.core.Tracer) and getattr(indices, "is_fully_addressable", True) and np.size(indices):
+        examples = min((jnp.shape(array)[0] for array in jax.tree.leaves(dict(arrays))), default=0)
+        lowest, highest = np.min(indices), np.max(indices)
+        if lowest < 0 or highest >= examples:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"indices must lie between 0 and {examples - 1}, of {examples} examples; got {wrong}.")
     return jax.tree.map(lambda array: jnp.take(array, indices, axis=0), dict(arrays))
 
 

@@ -192,7 +192,12 @@ def test_a_data_set_on_the_device_gives_its_batches_under_jit():
     batch = jax.jit(data.take)(arrays, jnp.array([3, 1]))
     np.testing.assert_allclose(batch["inputs"], (IMAGES[[3, 1]] / 255 - 0.5) / 0.5, rtol=1e-6)
     assert batch["labels"].tolist() == [0, 1]
-    assert np.isnan(data.take(arrays, jnp.array([4]))["inputs"]).all()
+    # Beyond the end: no example, traced or not.
+    assert np.isnan(jax.jit(data.take)(arrays, jnp.array([4]))["inputs"]).all()
+    for wrong in (4, -1):
+        for indices in (np.array([0, wrong]), jnp.array([[wrong]])):
+            with pytest.raises(ValueError, match=f"indices must lie between 0 and 3, of 4 examples; got {wrong}"):
+                data.take(arrays, indices)
     nested = data.take({"teacher": {"logits": jnp.arange(4.0)}}, jnp.array([3, 1]))
     assert nested["teacher"]["logits"].tolist() == [3.0, 1.0]
 

@@ -159,6 +159,14 @@ def test_a_batch_that_does_not_divide_is_refused():
         split_batch(batch(6), 4)
 
 
+def test_no_devices_are_named():
+    with pytest.raises(ValueError, match="devices must hold one device or more; got none"):
+        data_mesh([])
+    for devices in (0, -1, 2.0):
+        with pytest.raises(ValueError, match=f"devices must be a whole number of 1 or more; got {devices}"):
+            split_batch.__wrapped__(batch(4), devices)
+
+
 @pytest.mark.parametrize("place", [lambda one: shard_batch(one, data_mesh()), lambda one: split_batch(one, 4)])
 def test_what_has_no_axis_of_examples_is_named(place):
     for value, shown in ((0.3, "'no axis'"), (np.float32(0.3), "'no axis'"), (np.zeros(5), "5")):

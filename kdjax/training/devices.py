@@ -34,8 +34,10 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
       model: on how many neighbouring devices a network's arrays may be split; the batch is split over the rest.
 
     Raises:
-      ValueError: if `model` does not divide the number of devices of each process.
+      ValueError: if there are no devices, or `model` does not divide the number of devices of each process.
     """
+    if devices is not None and not len(devices):
+        raise ValueError("devices must hold one device or more; got none.")
     found = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     here = len(found) // _processes_of(found)
     if model < 1 or here % model:
@@ -186,12 +188,13 @@ def split_batch(batch: Tree, devices: int) -> Tree:
     """[batch, …] to [devices, batch / devices, …], in order.
 
     Raises:
-      ValueError: if the batch does not divide by `devices`, or as `shard_batch` says.
+      ValueError: if `devices` is not a whole number above 0, the batch does not divide by it, or as `shard_batch` says.
 
     Example:
       >>> split_batch({"labels": np.arange(6)}, 2)["labels"].tolist()
       [[0, 1, 2], [3, 4, 5]]
     """
+    _checks.whole("devices", devices, 1)
     size = _batch_size(batch)
     if size % devices:
         raise ValueError(f"batch must divide by devices = {devices}; got {size} examples.")
