@@ -133,7 +133,7 @@ def printed(rows):
 
     report = Report()
     show(report, rows)
-    show_targets(report, targets(rows))
+    show_targets(report, targets(rows, None))
     return report.console.export_text()
 
 
@@ -148,8 +148,9 @@ def test_the_tables_are_those_of_the_numbers(capsys):
     assert ratios(rows, 64) == {"hint": 4.0, "cosine": 0.5}
     assert ratios(rows, 256) == {"rkd_angle": 9.0}  # the better of its two
     assert ratios(rows, 32) == {"crd": 0.5}  # the better of PyTorch's two
-    found = {target["what"]: (target["is"], target["met"]) for target in targets(rows)}
+    found = {target["what"]: (target["is"], target["met"]) for target in targets(rows, 0.3)}
     assert found == {
+        "share of the machine that others used meanwhile": (0.3, False),
         "rows in which the sides differ": (1, False),
         "PyTorch / kdjax, the least of all losses, batch 64": (0.5, False),
         "PyTorch / kdjax, median of all losses, batch 64": (2.25, False),
@@ -171,9 +172,19 @@ def test_without_pytorch_its_column_says_so():
 
     rows = [row("hint", 64, 2.0, None), row("rkd_angle, block=8", 256, 70.0, None), row("crd", 32, 10.0, None)]
     text = printed(rows)
-    assert text.count("not measured") == 3 + 7  # rows and targets
-    known = {target["what"]: target["met"] for target in targets(rows) if target["met"] is not None}
+    assert text.count("not measured") == 3 + 8  # rows and targets
+    known = {target["what"]: target["met"] for target in targets(rows, None) if target["met"] is not None}
     assert known == {"ms of rkd_angle, batch 256, in less than 67 MB": False}
+
+
+def test_what_others_use_is_what_the_sides_do_not():
+    from _losses_compared import _cpu_seconds, share_of_others
+
+    before, after = (100.0, 5000.0, 40.0), (110.0, 5016.0, 52.0)
+    assert share_of_others(before, after, 2) == pytest.approx(4 / 20)
+    assert share_of_others(None, after, 2) is None
+    now = _cpu_seconds({"kdjax": ({"cpu_seconds": lambda: 1e6}, [])})
+    assert now is None or (now[1] > 0 and now[2] > 1e6)
 
 
 def test_a_python_without_pytorch_gives_the_reason(tmp_path):

@@ -1,5 +1,12 @@
 """Measures: what an evaluation sums over a data set, and what a distillation bought, with intervals."""
 
+from kdjax.metrics._calibration import brier_score as brier_score
+from kdjax.metrics._calibration import calibration_error as calibration_error
+from kdjax.metrics._calibration import reliability as reliability
+from kdjax.metrics._costs import Cost as Cost
+from kdjax.metrics._costs import Latency as Latency
+from kdjax.metrics._costs import cost as cost
+from kdjax.metrics._costs import latency as latency
 from kdjax.metrics._measures import Measure as Measure
 from kdjax.metrics._measures import accuracy as accuracy
 from kdjax.metrics._measures import agreeing as agreeing
@@ -17,23 +24,32 @@ from kdjax.metrics._results import agreement as agreement
 from kdjax.metrics._results import mean_interval as mean_interval
 from kdjax.metrics._results import paired_difference as paired_difference
 from kdjax.metrics._results import parameter_count as parameter_count
+from kdjax.metrics._similarity import cka as cka
 
 __all__ = [
+    "Cost",
     "Interval",
+    "Latency",
     "Measure",
     "accuracy",
     "accuracy_transfer_rate",
     "agreeing",
     "agreement",
     "as_measure",
+    "brier_score",
+    "calibration_error",
+    "cka",
     "class_iou",
+    "cost",
     "finished",
     "label_accuracy",
+    "latency",
     "mean_interval",
     "mean_iou",
     "paired_difference",
     "parameter_count",
     "perplexity",
+    "reliability",
     "sums_of",
     "top_k_accuracy",
 ]

@@ -1,0 +1,117 @@
+"""What a network costs on the device at hand: operations, bytes, and the time of a call."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kdjax import _checks
+from kdjax._apply import run
+from kdjax._types import Apply, Weights
+
+
+class Cost(NamedTuple):
+    """What XLA counts in the compiled program of one call.
+
+    Attributes:
+      flops: floating-point operations, a multiplication and an addition being two.
+      bytes_moved: read and written by its operations; what stays in caches is counted too.
+      temporary_bytes: memory beside the weights, the inputs and the logits.
+      weight_bytes: of the params and the model_state.
+    """
+
+    flops: float
+    bytes_moved: float
+    temporary_bytes: int
+    weight_bytes: int
+
+
+class Latency(NamedTuple):
+    """How long a call takes, from having the inputs on the device to having the logits there.
+
+    Attributes:
+      batch: examples a call.
+      calls: how many were timed.
+      median_ms: milliseconds, of half of the calls less.
+      p05_ms: of 5 % of the calls less.
+      p95_ms: of 95 % of the calls less.
+      per_second: examples a second, by the median.
+    """
+
+    batch: int
+    calls: int
+    median_ms: float
+    p05_ms: float
+    p95_ms: float
+    per_second: float
+
+
+def cost(apply: Apply, weights: Weights, inputs: Any) -> Cost:
+    """Counts what one call of a network in inference costs; nothing of it is run.
+
+    Args:
+      apply: the network.
+      weights: its weights.
+      inputs: a batch of them, or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: as the network does; `run` says what an Apply is.
+
+    Example:
+      >>> apply = lambda params, model_state, inputs, *, train, rng=None: (inputs @ params, model_state)
+      >>> cost(apply, Weights(np.ones((8, 4), np.float32), {}), np.ones((2, 8), np.float32)).flops
+      128.0
+    """
+    compiled = _compiled(apply, weights, inputs)
+    counted = compiled.cost_analysis() or {}
+    memory: Any = compiled.memory_analysis()
+    return Cost(
+        float(counted.get("flops", np.nan)),
+        float(counted.get("bytes accessed", np.nan)),
+        int(memory.temp_size_in_bytes),
+        sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)),
+    )
+
+
+def latency(apply: Apply, weights: Weights, inputs: Any, *, calls: int = 100, warm_up: int = 10) -> Latency:
+    """Times calls of a network in inference, one after another, on the device at hand.
+
+    Compiling is not counted, nor are the first calls. Run nothing beside it; a machine that does other work has a 95th
+    percentile far from its median.
+
+    Args:
+      apply: the network.
+      weights: its weights.
+      inputs: a batch of them: of one example for the latency, of many for the throughput.
+      calls: how many are timed.
+      warm_up: how many go before them.
+
+    Raises:
+      ValueError: if `calls` is not a whole number above 0 or `warm_up` below 0, or as the network does.
+
+    Example:
+      >>> apply = lambda params, model_state, inputs, *, train, rng=None: (inputs @ params, model_state)
+      >>> found = latency(apply, Weights(np.ones((8, 4), np.float32), {}), np.ones((2, 8), np.float32), calls=5)
+      >>> found.batch, found.calls, 0 < found.p05_ms <= found.median_ms <= found.p95_ms
+      (2, 5, True)
+    """
+    _checks.whole("calls", calls, 1)
+    _checks.whole("warm_up", warm_up, 0)
+    call = _compiled(apply, weights, inputs)
+    weights, inputs = jax.block_until_ready(jax.device_put((weights, inputs)))
+    took = []
+    for _ in range(warm_up + calls):
+        start = time.perf_counter()
+        jax.block_until_ready(call(weights, inputs))
+        took.append(1e3 * (time.perf_counter() - start))
+    low, median, high = np.percentile(took[warm_up:], (5, 50, 95))
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    return Latency(batch, calls, float(median), float(low), float(high), batch / float(median) * 1e3)
+
+
+def _compiled(apply: Apply, weights: Weights, inputs: Any) -> jax.stages.Compiled:
+    def logits(weights: Weights, inputs: Any) -> Any:
+        return run(apply, *weights, inputs, train=False)[0].logits
+
+    return jax.jit(logits).lower(weights, inputs).compile()

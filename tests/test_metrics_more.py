@@ -1,0 +1,177 @@
+"""Calibration, similarity and cost: against scikit-learn, the papers' formulas, and programs whose cost is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from sklearn.metrics import brier_score_loss
+
+from kdjax import Outputs, Weights
+from kdjax.metrics import brier_score, calibration_error, cka, cost, finished, latency, reliability, sums_of
+from kdjax.testing import strategies
+
+MEASURES = {"error": calibration_error(5), "bins": reliability(5), "brier": brier_score()}
+
+
+def measured(logits, labels, mask=None, measures=MEASURES):
+    batch = {"labels": jnp.asarray(labels)} | ({} if mask is None else {"mask": jnp.asarray(mask)})
+    return finished(measures, sums_of(measures, Outputs(jnp.asarray(logits), {}), None, batch))
+
+
+def softmax(logits):
+    shares = np.exp(np.float64(logits) - np.max(logits, axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def slow_error(logits, labels, bins):
+    """Guo et al., eq. 3, bin by bin."""
+    probabilities = softmax(logits)
+    sure, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels
+    total = 0.0
+    for number in range(bins):
+        own = (sure > number / bins) & (sure <= (number + 1) / bins)
+        if own.any():
+            total += own.mean() * abs(right[own].mean() - sure[own].mean())
+    return total
+
+
+def test_calibration_error_is_the_papers_and_the_reliability_what_it_is_made_of():
+    draw = np.random.default_rng(0)
+    logits, labels = 2.0 * draw.normal(size=(500, 4)).astype(np.float32), draw.integers(0, 4, 500)
+    found = measured(logits, labels)
+    assert found["error"] == pytest.approx(slow_error(logits, labels, 5), abs=1e-6)
+    sure, right, share = np.nan_to_num(found["bins"]).T
+    assert np.sum(share * np.abs(sure - right)) == pytest.approx(found["error"], abs=1e-6)
+    assert share.sum() == pytest.approx(1.0)
+
+
+def test_brier_score_is_scikit_learns():
+    draw = np.random.default_rng(1)
+    logits, labels = 2.0 * draw.normal(size=(300, 4)).astype(np.float32), draw.integers(0, 4, 300)
+    wanted = brier_score_loss(labels, softmax(logits), labels=range(4), scale_by_half=False)
+    assert measured(logits, labels)["brier"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_batches_and_tokens_are_summed_and_what_does_not_count_is_left_out():
+    draw = np.random.default_rng(2)
+    logits, labels = draw.normal(size=(6, 7, 4)).astype(np.float32), draw.integers(0, 4, (6, 7))
+    mask = draw.random((6, 7)) < 0.7
+    whole = measured(logits[mask], labels[mask])
+    broken = np.where(mask[..., None], logits, np.nan)
+    parts = [
+        sums_of(MEASURES, Outputs(jnp.asarray(z), {}), None, {"labels": jnp.asarray(y), "mask": jnp.asarray(m)})
+        for z, y, m in zip(np.split(broken, 3), np.split(labels, 3), np.split(mask, 3), strict=True)
+    ]
+    found = finished(MEASURES, jax.tree.map(lambda *some: sum(some), *parts))
+    for name, value in whole.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
+@given(logits=strategies.logits(4, 3), labels=strategies.labels(4, 3))
+def test_they_stay_within_their_ends(logits, labels):
+    found = measured(logits, labels)
+    assert 0 <= found["error"] <= 1 + 1e-6
+    assert 0 <= found["brier"] <= 2 + 1e-6
+    assert found["bins"][:, 2].sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("logits", [[[np.nan, 0.0]], [[1.0, 0.0]]])
+def test_nan_and_a_label_that_is_no_class_are_seen(logits):
+    label = 0 if np.isnan(logits).any() else 5
+    found = measured(logits, [label])
+    assert np.isnan(found["error"])
+    assert np.isnan(found["brier"])
+
+
+def slow_cka(first, second):
+    """Kornblith et al., eq. 3 by its matrices."""
+    centring = np.eye(len(first)) - 1 / len(first)
+
+    def hsic(one, other):
+        return np.trace(one @ centring @ other @ centring)
+
+    return hsic(first, second) / np.sqrt(hsic(first, first) * hsic(second, second))
+
+
+def features(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_cka_is_the_papers():
+    first, second = features(0, 40, 6), features(1, 40, 2, 5)
+    second[:, 0, 0] += 2.0 * first[:, 0]
+    flat = second.reshape(40, -1)
+    assert cka(first, second) == pytest.approx(slow_cka(first @ first.T, flat @ flat.T), abs=1e-5)
+
+    def rbf(rows):
+        squares = ((rows[:, None] - rows[None]) ** 2).sum(axis=-1)
+        return np.exp(-squares / (2 * 0.25 * np.median(squares[np.triu_indices(40, 1)])))
+
+    assert cka(first, second, kernel="rbf") == pytest.approx(slow_cka(rbf(first), rbf(flat)), abs=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_cka_knows_no_rotation_scale_or_shift(kernel, debiased):
+    first = features(0, 30, 6)
+    turned = first @ np.linalg.qr(features(3, 6, 6))[0]
+    for scale in (1e-12, 3.0, 1e12):
+        assert cka(first, scale * (turned + 1.0), kernel=kernel, debiased=debiased) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_without_bias_features_of_nothing_in_common_have_none():
+    """12 examples of 200 dims: the plain form takes them for alike."""
+    pairs = [(features(2 * n, 12, 200), features(2 * n + 1, 12, 200)) for n in range(40)]
+    assert np.mean([cka(*pair) for pair in pairs]) > 0.8
+    values = [cka(*pair, debiased=True) for pair in pairs]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("first and second must have 4 examples or more; got 3", {"debiased": True}),
+        ("kernel must be one of linear, rbf; got 'cosine'", {"kernel": "cosine"}),
+        ("width must be a finite number greater than 0; got 0.0", {"width": 0.0}),
+        ("first and second must have the same batch size", {"second": features(0, 4, 2)}),
+    ],
+)
+def test_bad_input_of_cka_is_named(words, settings):
+    arrays = {"first": jnp.asarray(features(0, 3, 2)), "second": jnp.asarray(features(1, 3, 2))}
+    arguments = arrays | {k: jnp.asarray(v) if k == "second" else v for k, v in settings.items()}
+    with pytest.raises(ValueError, match=words):
+        cka.__wrapped__(**arguments)
+
+
+def test_bins_that_are_none_are_named():
+    for make in (calibration_error, reliability):
+        with pytest.raises(ValueError, match="bins must be a whole number of 1 or more; got 0"):
+            make.__wrapped__(0)
+
+
+def dense(params, model_state, inputs, *, train, rng=None):
+    return inputs @ params["kernel"], model_state
+
+
+WEIGHTS = Weights({"kernel": np.ones((64, 10), np.float32)}, {})
+
+
+def test_cost_is_what_the_products_are():
+    inputs = jax.ShapeDtypeStruct((32, 64), np.float32)
+    found = cost(dense, WEIGHTS, inputs)
+    assert found.flops == 2 * 32 * 64 * 10
+    assert found.weight_bytes == 64 * 10 * 4
+    assert found.bytes_moved >= 4 * (32 * 64 + 64 * 10 + 32 * 10)
+
+
+def test_latency_times_the_calls_it_says_and_a_larger_network_takes_longer():
+    large = Weights({"kernel": np.ones((1500, 1500), np.float32)}, {})
+    one = latency(dense, WEIGHTS, np.ones((1, 64), np.float32), calls=30)
+    many = latency(dense, large, np.ones((512, 1500), np.float32), calls=5, warm_up=2)
+    assert (one.batch, one.calls, many.batch, many.calls) == (1, 30, 512, 5)
+    assert one.p05_ms <= one.median_ms <= one.p95_ms
+    assert one.per_second == pytest.approx(1e3 / one.median_ms)
+    assert many.p05_ms > one.median_ms
+    with pytest.raises(ValueError, match="calls must be a whole number of 1 or more; got 0"):
+        latency(dense, WEIGHTS, np.ones((1, 64), np.float32), calls=0)
