@@ -1,4 +1,4 @@
-"""The memory of one case, in a process of its own: python benchmarks/_memory.py CASE, from the list in _losses.py.
+"""The memory of one case, in a process of its own: python benchmarks/_memory.py CASE, from the list in _losses_memory.py.
 
 Two figures, both over the inputs. XLA's: what the compiled program asks for, temporary space and results. The process's:
 how far resident memory rises in a call. Before it the program is compiled, the inputs are made, and the same work is done
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from _losses import MEMORY
+from _losses_memory import MEMORY
 
 STATUS, MARK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SMALL = 32

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -18,11 +19,16 @@ def here(side: str, *given: Any) -> dict[str, Callable[..., Any]]:
     return import_module(side).steps(*given)
 
 
-def apart(side: str, *given: Any, platform: str = "cpu") -> dict[str, Callable[..., Any]]:
-    """As `here`, in a new process, which ends with this one. `platform` is JAX's name of what the process computes on."""
+def apart(
+    side: str, *given: Any, platform: str = "cpu", python: str | Path = sys.executable
+) -> dict[str, Callable[..., Any]]:
+    """As `here`, in a new process, which ends with this one.
+
+    `platform` is JAX's name of what the process computes on; `python` may be another environment's.
+    """
     # Memory as it is needed, since other sides share the device.
     variables = os.environ | {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    child = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
+    child = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
     orders, answers = child.stdin, child.stdout
     assert orders is not None
     assert answers is not None

@@ -100,7 +100,7 @@ def test_heavy_packages_stay_in_their_rooms(path):
 
 
 def test_losses_know_only_arrays():
-    allowed = {"jax", "jaxtyping", "collections", "functools", "math", "typing", "kdjax", "numpy"}
+    allowed = {"jax", "jaxtyping", "collections", "functools", "inspect", "math", "typing", "kdjax", "numpy"}
     for path in (PACKAGE / "losses").glob("*.py"):
         assert {name.split(".")[0] for name in imported(path)} <= allowed, path
 

@@ -163,7 +163,27 @@ def test_no_array_of_all_logits():
     assert not has_all(program(64))
 
 
+def test_a_tuple_of_numbers_moves_too():
+    inputs = arrays(6)
+
+    def of(function):
+        return jax.grad(lambda t: function((t, 2.0)))(jnp.asarray(3.0))
+
+    ours = of(lambda t: linear_weighted_sum(losses.multi_level_instance, jnp.ones(6), *inputs, chunk=4, temperatures=t))
+    logits = inputs[0] @ inputs[1], inputs[2] @ inputs[3]
+    np.testing.assert_allclose(
+        ours, of(lambda t: losses.multi_level_instance(*logits, temperatures=t).sum()), rtol=1e-4
+    )
+
+
+def test_a_wrong_number_is_named_under_jit():
+    total = lambda *four: linear_weighted_sum(soft_target_kl, jnp.ones(6), *four, temperature=-1.0)  # noqa: E731
+    with pytest.raises(ValueError, match=r"temperature must be a finite number greater than 0; got -1\.0"):
+        jax.jit(jax.grad(total))(*arrays(6))
+
+
 BAD = {
+    "loss must give each token a number of its own; got dist": {"loss": losses.dist},
     "weights must have one number for each token, shape (6,); got shape (5,)": {"weights": jnp.ones(5)},
     "teacher_hidden and teacher_head must be given together": {"teacher_head": None},
     "chunk must be a whole number of 1 or more; got 0": {"chunk": 0},

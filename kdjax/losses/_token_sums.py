@@ -1,5 +1,6 @@
 """A weighted sum of a loss over many tokens, whose gradient is made going forward, some tokens at a time."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ def linear_weighted_sum(
       The sum. Its gradient can be taken backward once, not forward (`jax.jvp`), and not of itself.
 
     Raises:
-      ValueError: shapes do not fit, the arrays are of no such type, or chunk is not a whole number above 0.
+      ValueError: shapes do not fit, the arrays are of no such type, chunk is not a whole number above 0, or `loss` is one of
+        kdjax's that compare examples with each other.
 
     Example:
       >>> import jax
@@ -78,6 +80,10 @@ def linear_weighted_sum(
       Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, 2024, where the gradient is made going forward for
       the cross-entropy. https://arxiv.org/abs/2410.10989
     """
+    if _compares(loss):
+        raise ValueError(
+            f"loss must give each token a number of its own; got {loss.__name__}, which compares tokens with each other."
+        )
     networks = [_tokens.checked("student_hidden", student_hidden, "student_head", student_head, None)]
     shape = jnp.shape(student_hidden)[:-1]
     if (teacher_hidden is None) != (teacher_head is None):
@@ -92,9 +98,9 @@ def linear_weighted_sum(
     each: dict[str, Any] = {"weights": _tokens.as_given(jnp.asarray(weights), where, shape).reshape(-1)}
     if labels is not None:
         each["labels"] = _checks.labels("labels", labels, shape).reshape(-1)
-    own = {name: value for name, value in hyper_parameters.items() if shape and jnp.shape(value) == shape}
+    own = {name: value for name, value in hyper_parameters.items() if shape and getattr(value, "shape", None) == shape}
     each |= {_OF + name: jnp.asarray(value).reshape(-1) for name, value in own.items()}
-    numbers = {name: value for name, value in hyper_parameters.items() if name not in own and _is_number(value)}
+    numbers = {name: value for name, value in hyper_parameters.items() if name not in own and _has_arrays(value)}
     static = {name: value for name, value in hyper_parameters.items() if name not in own and name not in numbers}
     tokens = networks[0].hidden.shape[0]
     call = _Call(loss, tuple(sorted(static.items())), min(chunk or _TOKENS, max(tokens, 1)))
@@ -102,8 +108,15 @@ def linear_weighted_sum(
     return _sum(call, *everything)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or hasattr(value, "dtype")
+def _compares(loss: Callable[..., Array]) -> bool:
+    """Whether it is a loss of kdjax over the whole batch, such as `dist`, as its argument ``where`` tells."""
+    ours = getattr(loss, "__module__", "").startswith("kdjax.losses")
+    return ours and "where" in inspect.signature(inspect.unwrap(loss)).parameters
+
+
+def _has_arrays(value: Any) -> bool:
+    """Of anything else the loss itself can say, under `jax.jit` too, whether it is right."""
+    return any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
 
 
 @jax.tree_util.register_static
