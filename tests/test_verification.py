@@ -88,6 +88,13 @@ def test_a_law_that_fails_leaves_the_page_as_it_was(tmp_path, capsys):
     assert [*tmp_path.iterdir()] == [page]
 
 
+def test_a_stale_record_is_said_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verification, "measured", None)
+    record = written(record_of(code="0123"), tmp_path / "record.jsonl")
+    assert verification.main(["--out", str(tmp_path / "page.md"), "--properties", record], [CASE], ["logit_mse"]) == 1
+    assert "is of other code than now; run" in capsys.readouterr().err
+
+
 def row():
     """Measurements that hold."""
     good = Measured(1e-9, 1e-4)

@@ -124,11 +124,16 @@ def main(arguments=None, cases=CASES, exports=losses.__all__):
         "--properties", type=Path, required=True, help="the record of slow runs of test_losses_properties.py"
     )
     options = parser.parse_args(arguments)
+    record = read_record(options.properties) if options.properties.exists() else {}
+    # What is stale already is said before the measurement, not after it.
+    stale = [fault for case in cases if record for fault in _wrong_in_record(case, record)]
+    if stale:
+        print(*stale, f"Nothing was measured, and {options.out} is not written.", sep="\n", file=sys.stderr)
+        return 1
     rows = []
     for case in sorted(cases, key=lambda case: case.name):
         print(case.name, file=sys.stderr, flush=True)
         rows.append(measured(case))
-    record = read_record(options.properties) if options.properties.exists() else {}
     if not record:
         print(
             f"There is no record of slow property tests in {options.properties}; the tests' file says how to make one."

@@ -84,17 +84,21 @@ def linear_weighted_sum(
         raise ValueError(
             f"loss must give each token a number of its own; got {loss.__name__}, which compares tokens with each other."
         )
-    networks = [_tokens.checked("student_hidden", student_hidden, "student_head", student_head, None)]
     shape = jnp.shape(student_hidden)[:-1]
     if (teacher_hidden is None) != (teacher_head is None):
         raise ValueError("teacher_hidden and teacher_head must be given together; got one of them.")
-    if teacher_hidden is not None:
-        networks.append(_tokens.of_same_words(networks[0], student_hidden, teacher_hidden, teacher_head))
-    check_chunk(chunk)
-    _checks.where(where, shape)
+    counted: tuple[Network, ...]
+    if teacher_hidden is None:
+        check_chunk(chunk)
+        _checks.where(where, shape)
+        network = _tokens.checked("student_hidden", student_hidden, "student_head", student_head, None)
+        counted = _tokens.kept((network,), where, shape)
+    else:
+        arrays = student_hidden, student_head, teacher_hidden, teacher_head
+        *both, _, _ = _tokens.both(*arrays, 1.0, chunk, where, None)
+        counted = tuple(both)
     if jnp.shape(weights) != shape:
         raise ValueError(f"weights must have one number for each token, shape {shape}; got shape {jnp.shape(weights)}.")
-    counted = _tokens.kept(tuple(networks), where, shape)
     each: dict[str, Any] = {"weights": _tokens.as_given(jnp.asarray(weights), where, shape).reshape(-1)}
     if labels is not None:
         each["labels"] = _checks.labels("labels", labels, shape).reshape(-1)
@@ -102,7 +106,7 @@ def linear_weighted_sum(
     each |= {_OF + name: jnp.asarray(value).reshape(-1) for name, value in own.items()}
     numbers = {name: value for name, value in hyper_parameters.items() if name not in own and _has_arrays(value)}
     static = {name: value for name, value in hyper_parameters.items() if name not in own and name not in numbers}
-    tokens = networks[0].hidden.shape[0]
+    tokens = counted[0].hidden.shape[0]
     call = _Call(loss, tuple(sorted(static.items())), min(chunk or _TOKENS, max(tokens, 1)))
     everything: tuple[Any, ...] = alike((counted, each, jax.tree.map(jnp.asarray, numbers)))
     return _sum(call, *everything)

@@ -39,7 +39,13 @@ def both(
 ) -> tuple[Network, Network, Array, Array]:
     """The networks, T² for each token or all, and 1/T beside logits."""
     student = checked("student_hidden", student_hidden, "student_head", student_head, axis_name)
-    teacher = of_same_words(student, student_hidden, teacher_hidden, teacher_head, axis_name)
+    teacher = checked("teacher_hidden", teacher_hidden, "teacher_head", teacher_head, axis_name)
+    _checks.same_leading_axes("student_hidden", student_hidden, "teacher_hidden", teacher_hidden)
+    if student.head.shape[1] != teacher.head.shape[1]:
+        raise ValueError(
+            "student_head and teacher_head must have the same words, their last axis; got shapes "
+            f"{student.head.shape} and {teacher.head.shape}."
+        )
     check_chunk(chunk)
     shape = jnp.shape(student_hidden)[:-1]
     _checks.temperature("temperature", temperature, shape)
@@ -50,20 +56,6 @@ def both(
         each = jnp.broadcast_to(each.reshape(each.shape + (1,) * (len(shape) - each.ndim)), shape).reshape(-1)
     student, teacher = kept((student, teacher), where, shape)
     return student, teacher, each**2, 1.0 / each.reshape(-1, 1)
-
-
-def of_same_words(
-    student: Network, student_hidden: Any, teacher_hidden: Any, teacher_head: Any, axis_name: str | None = None
-) -> Network:
-    """The teacher, checked, and beside the student too."""
-    teacher = checked("teacher_hidden", teacher_hidden, "teacher_head", teacher_head, axis_name)
-    _checks.same_leading_axes("student_hidden", student_hidden, "teacher_hidden", teacher_hidden)
-    if student.head.shape[1] != teacher.head.shape[1]:
-        raise ValueError(
-            "student_head and teacher_head must have the same words, their last axis; got shapes "
-            f"{student.head.shape} and {teacher.head.shape}."
-        )
-    return teacher
 
 
 def kept(networks: tuple[Network, ...], where: Any, shape: tuple[int, ...]) -> tuple[Network, ...]:
