@@ -8,7 +8,7 @@ import references
 from cases import BY_NAME
 
 from kdjax import losses
-from kdjax.losses import _math, _relations
+from kdjax.losses import _angles, _math
 from kdjax.testing import inputs
 from kdjax.testing._calling import bound, jitted, made, value_and_gradients
 
@@ -57,8 +57,8 @@ def test_rounding_noise_in_a_gram_matrix_is_no_distance():
 
 def test_cosines_between_near_twins_do_not_pass_one():
     rows, steps = np.random.default_rng(0).standard_normal((2, 6, 97)).astype(np.float32)
-    gram = _math.gram(_math.centred(jnp.asarray(np.concatenate([rows, rows + 3e-3 * steps]))))
-    cosines = jax.vmap(lambda *anchor: _relations._cosines(gram, anchor))(*_relations._anchors(gram, None))
+    seen = _angles.seen(jnp.asarray(np.concatenate([rows, rows + 3e-3 * steps])), None)
+    cosines = jax.vmap(lambda *anchor: _angles._cosines(seen.gram, *anchor)[0])(*seen[1:])
     assert np.abs(cosines).max() == 1
 
 
