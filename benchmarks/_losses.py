@@ -126,6 +126,10 @@ def _unlike_logits(batch: int) -> tuple:
     return normal(STUDENT, batch, 100), normal(TEACHER, batch, 200)
 
 
+def _thrice_labelled(batch: int) -> tuple:
+    return *_logits(batch), normal(OTHERS, batch, 100), _labels(batch)
+
+
 def _own_labelled(batch: int) -> tuple:
     return _logits(batch)[0], _labels(batch)
 
@@ -154,6 +158,8 @@ COSTS = {
     "normalized_kd": Work(losses.normalized_kd, _with_labels(_logits), LOGITS),
     "weighted_soft_labels": Work(losses.weighted_soft_labels, _with_labels(_logits), LOGITS),
     "virtual_teacher": Work(losses.virtual_teacher, _own_labelled, LOGITS),
+    "uskd_target": Work(losses.uskd_target, _with_labels(_logits), LOGITS),
+    "uskd_non_target": Work(losses.uskd_non_target, _thrice_labelled, LOGITS),
     "multi_level_instance": Work(losses.multi_level_instance, _logits, LOGITS),
     "multi_level_batch": Work(losses.multi_level_batch, _logits, LOGITS),
     "multi_level_class": Work(losses.multi_level_class, _logits, LOGITS),

@@ -113,6 +113,20 @@ def virtual_teacher(student: Tensor, labels: Tensor, correct: float = 0.99, temp
     return soft_target_kl(student, teacher.log(), temperature)
 
 
+def uskd_target(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    squares = F.softmax(teacher, 1).gather(1, labels[:, None])[:, 0] ** 2
+    return ((1 + squares - squares.mean()) * F.cross_entropy(student, labels, reduction="none")).mean()
+
+
+def uskd_non_target(student: Tensor, teacher: Tensor, weak: Tensor, labels: Tensor) -> Tensor:
+    student, teacher, weak = (_without(logits, labels) for logits in (student, teacher, weak))
+    order = (F.softmax(teacher, 1) + F.softmax(weak, 1)).argsort(1, descending=True)
+    law = 1 / torch.arange(1, student.shape[1] + 1)
+    law[-1] = 0.0  # the labelled class
+    shares = torch.empty_like(student).scatter_(1, order, (law / law.sum()).expand_as(order))
+    return -(shares * F.log_softmax(student, 1)).sum(1).mean()
+
+
 def multi_level_instance(student: Tensor, teacher: Tensor) -> Tensor:
     temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
     return sum(soft_target_kl(student, teacher, temperature) for temperature in temperatures) / len(temperatures)

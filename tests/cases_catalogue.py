@@ -1,9 +1,16 @@
-"""A row for each loss in kdjax/losses/_divergences.py, _guided.py, _levels.py and _channels.py, and for sampled_kl."""
+"""A row for each loss in _divergences.py, _guided.py, _own_labels.py, _levels.py and _channels.py, and for sampled_kl."""
 
 import numpy as np
-from bad_calls import LABELLED_CALLS, LOGITS_CALLS, SAME_BATCH, SAME_SHAPE, TEMPERATURES, WHOLE_NUMBERS, wrong_rank
+from bad_calls import LABELLED_CALLS, LOGITS_CALLS, SAME_BATCH, TEMPERATURES, WHOLE_NUMBERS, wrong_rank
 from cases_logits import renamed_classes, shifted_student
-from more_inputs import drawn_logits, log_softmax, maps_of_classes, own_labelled_logits, unlike_logits
+from more_inputs import (
+    doubly_labelled_logits,
+    drawn_logits,
+    log_softmax,
+    maps_of_classes,
+    own_labelled_logits,
+    unlike_logits,
+)
 
 from kdjax import losses
 from kdjax.testing import BadCall, Case
@@ -27,9 +34,7 @@ def out_of(name, low, high, *values):
 
 ALPHA = out_of("alpha", "0.0", "1.0", -0.1, 1.1, float("nan"))
 OF_A_BATCH = (
-    *wrong_rank(r"2 axes, \[batch, classes\]", lambda a: a[0]),
-    *SAME_SHAPE,
-    *WHOLE_NUMBERS,
+    *LOGITS_CALLS,
     *TEMPERATURES,
     BadCall(r"where must be bools of shape \(6,\)", {"where": np.ones(5, bool)}),
 )
@@ -39,6 +44,18 @@ MAPS = (
     *WHOLE_NUMBERS,
     BadCall("student and teacher must have the same channels, their last axis", {}, of_student(lambda a: a[..., :2])),
 )
+
+
+def renamed_everywhere(arrays):
+    """Permutation: classes in another order, and the labels with them."""
+    *networks, labels = arrays
+    return *(z[:, ::-1] for z in networks), networks[0].shape[1] - 1 - labels
+
+
+def shifted_networks(arrays):
+    """Shift: a constant added to all logits of a network."""
+    *networks, labels = arrays
+    return *(z + 3.0 * number - 4.0 for number, z in enumerate(networks)), labels
 
 
 def renamed_own_classes(arrays):
@@ -187,6 +204,28 @@ ROWS = (
         ),
     ),
     Case(
+        losses.uskd_target,
+        labelled_logits,
+        couples_batch=True,
+        leading_axes=True,
+        invariances=(shifted_logits, renamed_classes),
+        zero_at_equality=False,  # a cross-entropy
+        bad_calls=LABELLED_CALLS,
+    ),
+    Case(
+        losses.uskd_non_target,
+        doubly_labelled_logits,
+        couples_batch=False,
+        leading_axes=True,
+        invariances=(shifted_networks, renamed_everywhere),
+        zero_at_equality=False,  # a cross-entropy
+        bad_calls=(
+            *LABELLED_CALLS,
+            BadCall("student and weak must have the same shape", {}, lambda a: (*a[:2], a[2][:, :4], a[3])),
+            BadCall("weak must hold floating-point numbers", {}, lambda a: (*a[:2], a[2].astype(np.int32), a[3])),
+        ),
+    ),
+    Case(
         losses.multi_level_instance,
         logits,
         couples_batch=False,
@@ -204,6 +243,7 @@ ROWS = (
         losses.multi_level_batch,
         logits,
         couples_batch=True,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 0.5}),
         invariances=(shifted_logits, permuted_last_axis),
@@ -213,6 +253,7 @@ ROWS = (
         losses.multi_level_class,
         logits,
         couples_batch=True,
+        leading_axes=True,
         keywords={"temperature": 2.5},
         other_keywords=({}, {"temperature": 0.5}),
         invariances=(shifted_logits, permuted_last_axis),

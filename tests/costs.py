@@ -30,6 +30,7 @@ SHAPES = {
     more_inputs.embeddings_and_queue: ((128,), (128,), (4096, 128)),
     more_inputs.stored_logits: (LOGITS, (10,), (10,)),
     more_inputs.own_labelled_logits: (LOGITS, LABEL),
+    more_inputs.doubly_labelled_logits: (LOGITS, LOGITS, LOGITS, LABEL),
     more_inputs.unlike_logits: (LOGITS, (200,)),
     more_inputs.drawn_logits: (LOGITS, (10,), (10,)),
     more_inputs.maps_of_classes: ((8, 8, 100), (4, 4, 100)),

@@ -60,6 +60,11 @@ def own_labelled_logits(generator: np.random.Generator, batch: int) -> Arrays:
     return 3.0 * generator.standard_normal((batch, 5)), generator.integers(0, 5, batch)
 
 
+def doubly_labelled_logits(generator: np.random.Generator, batch: int) -> Arrays:
+    """Of two networks and of a classifier on a middle layer, and class numbers."""
+    return *(3.0 * generator.standard_normal((3, batch, 5))), generator.integers(0, 5, batch)
+
+
 def unlike_logits(generator: np.random.Generator, batch: int) -> Arrays:
     """Of two networks that do not know the same classes."""
     return 3.0 * generator.standard_normal((batch, 5)), 3.0 * generator.standard_normal((batch, 4))

@@ -72,6 +72,23 @@ def virtual_teacher(student, labels, correct=0.99, temperature=20.0):
     return np.array(values)
 
 
+def uskd_target(student, teacher, labels):
+    squares = [softmax(t)[y] ** 2 for t, y in zip(teacher, labels, strict=True)]
+    everything = zip(student, labels, squares, strict=True)
+    return np.array([-(1 + own - np.mean(squares)) * math.log(softmax(s)[y]) for s, y, own in everything])
+
+
+def uskd_non_target(student, teacher, weak, labels):
+    values = []
+    for s, t, w, y in zip(student, teacher, weak, labels, strict=True):
+        others = [c for c in range(len(s)) if c != y]
+        shares, score = softmax(s[others]), softmax(t[others]) + softmax(w[others])
+        ranks = [1 + sum(score > own) for own in score]
+        law = np.array([1 / r for r in ranks])
+        values.append(-sum(law / law.sum() * np.log(shares)))
+    return np.array(values)
+
+
 def multi_level_instance(student, teacher, temperatures=(2.0, 3.0, 4.0, 5.0, 6.0)):
     return np.array(
         [

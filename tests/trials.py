@@ -114,6 +114,13 @@ TRIALS = {
     "multi_level_batch": Trial(on_logits(losses.multi_level_batch), steps=300),
     "multi_level_class": Trial(on_logits(losses.multi_level_class, temperature=1.0), steps=300),
     "virtual_teacher": Trial(on_outputs(losses.virtual_teacher, "student.logits", temperature=2.0)),
+    "uskd_target": Trial(on_outputs(losses.uskd_target, "student.logits", "detached.logits")),
+    "uskd_non_target": Trial(
+        on_outputs(losses.uskd_non_target, "student.logits", "detached.logits", "detached.weak"),
+        left=0.9,
+        why="Zipf's law has an entropy of its own",
+        beside={"weak": connectors.auxiliary("bottom")},
+    ),
     "sampled_kl": Trial(
         on_outputs(losses.sampled_kl, "student.logits", "batch.sampled_values", "batch.sampled_indices")
     ),

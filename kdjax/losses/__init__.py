@@ -44,6 +44,8 @@ from kdjax.losses._logits import logit_mse as logit_mse
 from kdjax.losses._logits import reverse_kl as reverse_kl
 from kdjax.losses._logits import soft_target_bce as soft_target_bce
 from kdjax.losses._logits import soft_target_kl as soft_target_kl
+from kdjax.losses._own_labels import uskd_non_target as uskd_non_target
+from kdjax.losses._own_labels import uskd_target as uskd_target
 from kdjax.losses._patterns import dist as dist
 from kdjax.losses._patterns import standardize_logits as standardize_logits
 from kdjax.losses._patterns import standardized_kd as standardized_kd
@@ -113,6 +115,8 @@ __all__ = [
     "target_class_kd",
     "top_k_kl",
     "total_variation",
+    "uskd_non_target",
+    "uskd_target",
     "variational_information",
     "virtual_teacher",
     "weighted_soft_labels",

@@ -1,7 +1,12 @@
 """Losses on maps whose channels mean something by themselves, [batch, height, width, channels]: classes, or detectors."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.lax import Precision
 from jaxtyping import Array, Float
 
@@ -52,11 +57,11 @@ def channel_wise(
     _checks.same_shape("student", student, "teacher", teacher)
     if student.shape[1] * student.shape[2] < 2:
         raise ValueError(f"student must have two positions or more; got shape {student.shape}.")
-    maps = [a.reshape(len(a), a.shape[1] * a.shape[2], a.shape[3]).swapaxes(1, 2) for a in (student, teacher)]
     _checks.temperature("temperature", temperature, student.shape[:1])
-    student, teacher, square = _distributions.softened(maps[0], maps[1], temperature)
-    log_student, log_teacher = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
-    return jnp.mean(square * _distributions.relative_entropy(log_teacher, log_student), axis=1)
+    temperature, divisor = _distributions.beside(temperature, student[:, 0, 0])
+    divisor = divisor[..., None] if np.ndim(divisor) else divisor
+    student, teacher = (maps.reshape(len(maps), -1, maps.shape[3]) / divisor for maps in (student, teacher))
+    return temperature**2 * jnp.mean(_divergence(teacher, student), axis=1)
 
 
 def inter_channel_correlation(
@@ -168,3 +173,24 @@ def _of_same_channels(student: Array, teacher: Array) -> tuple[Array, Array]:
 def _correlations(maps: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels channels"]:
     maps = _math.over_largest(maps, (1, 2, 3))
     return _math.unit(jnp.einsum("bhwi,bhwj->bij", maps, maps, precision=Precision.HIGHEST), (2,))
+
+
+@jax.custom_jvp
+def _divergence(
+    first: Float[Array, "batch positions channels"], second: Float[Array, "batch positions channels"]
+) -> Float[Array, "batch channels"]:
+    """KL(p‖q) of the softmaxes over positions. Its slope makes both anew: kept, they are as large as the maps."""
+    log_first, log_second = jax.nn.log_softmax(first, axis=1), jax.nn.log_softmax(second, axis=1)
+    return jnp.sum(jnp.exp(log_first) * (log_first - log_second), axis=1)
+
+
+@partial(_divergence.defjvp, symbolic_zeros=True)
+def _slope(given: tuple[Array, Array], moved: tuple[Any, Any]) -> tuple[Array, Array]:
+    log_first, log_second = (jax.nn.log_softmax(logits, axis=1) for logits in given)
+    shares, found = jnp.exp(log_first), _divergence(*given)
+    slope = jnp.zeros_like(found)
+    if not isinstance(moved[0], SymbolicZero):
+        slope += jnp.sum(shares * (log_first - log_second - found[:, None]) * moved[0], axis=1)
+    if not isinstance(moved[1], SymbolicZero):
+        slope += jnp.sum((jnp.exp(log_second) - shares) * moved[1], axis=1)
+    return found, slope

@@ -1,12 +1,16 @@
 """Divergences of two predictions beside the Kullback–Leibler ones of _logits.py."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Number
-from kdjax.losses import _distributions, _math
+from kdjax.losses import _distributions, _math, _order
 
 
 def total_variation(
@@ -165,7 +169,7 @@ def sorted_probabilities(
     Note:
       It is the cost of moving one prediction into the other where all classes are equally far apart and none is known to be
       another's partner. Two that differ in which class they name are equal to it: it wants a term with labels beside it.
-      Equal probabilities share no gradient: each keeps that of its own place.
+      Equal probabilities have the same gradient, the mean of their places'.
 
     Reference:
       Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs, 2024, section 3.
@@ -181,6 +185,23 @@ def sorted_probabilities(
             f"{teacher.shape}."
         )
     longest = max(student.shape[-1], teacher.shape[-1])
-    in_order = [-jnp.sort(-jax.nn.softmax(logits, axis=-1), axis=-1) for logits in (student, teacher)]
-    first, second = (jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, longest - p.shape[-1])]) for p in in_order)
-    return jnp.sum(jnp.abs(first - second), axis=-1)
+    shares = (jax.nn.softmax(logits, axis=-1) for logits in (student, teacher))
+    first, second = (jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, longest - p.shape[-1])]) for p in shares)
+    return _distance_in_order(first, second)
+
+
+@jax.custom_jvp
+def _distance_in_order(first: Float[Array, "*batch classes"], second: Float[Array, "*batch classes"]) -> Array:
+    """Σ |p₍ᵢ₎ − q₍ᵢ₎| of numbers ≥ 0, each row sorted."""
+    return jnp.sum(jnp.abs(_order.ascending(first) - _order.ascending(second)), axis=-1)
+
+
+@partial(_distance_in_order.defjvp, symbolic_zeros=True)
+def _slope_in_order(given: tuple[Array, Array], moved: tuple[Any, Any]) -> tuple[Array, Array]:
+    in_order = [_order.ascending(shares) for shares in given]
+    signs = jnp.sign(in_order[0] - in_order[1])
+    slope = jnp.zeros(signs.shape[:-1], signs.dtype)
+    for shares, own, sign, tangent in zip(given, in_order, (signs, -signs), moved, strict=True):
+        if not isinstance(tangent, SymbolicZero):
+            slope = slope + jnp.sum(_order.at_own_places(shares, own, sign) * tangent, axis=-1)
+    return _distance_in_order(*given), slope

@@ -136,5 +136,6 @@ def _flow(
 
 
 def _bends(steps: Float[Array, "batch time dim"]) -> Float[Array, "batch angles"]:
-    one_step, two_steps = steps[:, 1:-1] - steps[:, :-2], steps[:, 2:] - steps[:, :-2]
+    ahead = steps[:, 1:] - steps[:, :-1]
+    one_step, two_steps = ahead[:, :-1], ahead[:, :-1] + ahead[:, 1:]
     return jnp.sum(_math.unit(one_step, (2,)) * _math.unit(two_steps, (2,)), axis=2)

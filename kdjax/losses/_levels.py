@@ -60,12 +60,12 @@ def multi_level_instance(
 
 
 def multi_level_batch(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     temperature: Number = 4.0,
-    where: Bool[Array, " batch"] | None = None,
-) -> Float[Array, " batch"]:
+    where: Bool[Array, "..."] | None = None,
+) -> Float[Array, "*batch"]:
     r"""Squared difference of how alike the two networks predict each two examples.
 
     $$\frac{1}{B} \left\lVert P^s P^{s\top} - P^t P^{t\top} \right\rVert^2, \qquad P_i = \operatorname{softmax}(z_i / T)$$
@@ -73,14 +73,15 @@ def multi_level_batch(
     Args:
       student: logits, before any softmax.
       teacher: logits of the same examples and classes.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
-      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
+      where: which entries count, bools [...] or of its first axes alone; the others are as if they were not there, and
+        get 0. None: all do.
 
     Returns:
-      Each example's share, its row of the difference, ≥ 0; the mean over the batch is the formula.
+      Each example's or position's share, its row of the difference, ≥ 0; the mean over the batch is the formula.
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+      ValueError: the shapes differ or are not [..., classes], or T is not a finite number above 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,23 +91,23 @@ def multi_level_batch(
       [0.0, 0.0]
 
     Note:
-      It grows with the batch, as the paper's does.
+      It grows with the batch, as the paper's does. Of more axes than one all entries are one batch.
 
     Reference:
       Jin, Wang and Lin, Multi-Level Logit Distillation, 2023, section 3.3.
       https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html
     """
-    student, teacher = _shares(student, teacher, temperature, where)
-    return jnp.sum((_math.gram(student) - _math.gram(teacher)) ** 2, axis=1)
+    entries, (rows, taught, _) = student.shape[:-1], _shares(student, teacher, temperature, where)
+    return jnp.sum((_math.gram(rows) - _math.gram(taught)) ** 2, axis=1).reshape(entries)
 
 
 def multi_level_class(
-    student: Float[Array, "batch classes"],
-    teacher: Float[Array, "batch classes"],
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
     *,
     temperature: Number = 4.0,
-    where: Bool[Array, " batch"] | None = None,
-) -> Float[Array, " batch"]:
+    where: Bool[Array, "..."] | None = None,
+) -> Float[Array, "*batch"]:
     r"""Squared difference of how often the two networks confuse each two classes, over the batch.
 
     $$\frac{1}{C} \left\lVert \Delta \right\rVert^2, \qquad \Delta = P^{t\top} P^t - P^{s\top} P^s, \qquad
@@ -115,14 +116,15 @@ def multi_level_class(
     Args:
       student: logits, before any softmax.
       teacher: logits of the same examples and classes.
-      temperature: T > 0, one number or one for each example, [batch]; larger is softer. May be traced.
-      where: which examples count, bools [batch]; the others are as if they were not there, and get 0. None: all do.
+      temperature: T > 0, one number or one for each example, [...]; larger is softer. May be traced.
+      where: which entries count, bools [...] or of its first axes alone; the others are as if they were not there, and
+        get 0. None: all do.
 
     Returns:
       Each example's share (B/C) (pᵗ Δ pᵗ − pˢ Δ pˢ), which may be negative; the mean over the batch is the formula.
 
     Raises:
-      ValueError: the shapes differ or are not [batch, classes], or T is not a finite number above 0.
+      ValueError: the shapes differ or are not [..., classes], or T is not a finite number above 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -132,18 +134,18 @@ def multi_level_class(
       [0.0, 0.0]
 
     Note:
-      It grows with the square of the batch, as the paper's does.
+      It grows with the square of the batch, as the paper's does. Of more axes than one all entries are one batch.
 
     Reference:
       Jin, Wang and Lin, Multi-Level Logit Distillation, 2023, section 3.3.
       https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html
     """
-    student, teacher = _shares(student, teacher, temperature, where)
-    difference = _math.gram(teacher.T) - _math.gram(student.T)
+    entries, (rows, taught, counted) = student.shape[:-1], _shares(student, teacher, temperature, where)
+    difference = _math.gram(taught.T) - _math.gram(rows.T)
     of_teacher, of_student = (
-        jnp.einsum("bc,cd,bd->b", p, difference, p, precision=Precision.HIGHEST) for p in (teacher, student)
+        jnp.sum(jnp.einsum("bc,cd->bd", p, difference, precision=Precision.HIGHEST) * p, axis=1) for p in (taught, rows)
     )
-    return _math.count(student, where) / student.shape[1] * (of_teacher - of_student)
+    return (_math.count(rows, counted) / rows.shape[1] * (of_teacher - of_student)).reshape(entries)
 
 
 def _softened(
@@ -155,12 +157,13 @@ def _softened(
 
 def _shares(
     student: Array, teacher: Array, temperature: Number, where: Any
-) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
-    """The probabilities; of examples that do not count, 0."""
-    _checks.rank("student", student, 2, "[batch, classes]")
-    _checks.rank("teacher", teacher, 2, "[batch, classes]")
+) -> tuple[Float[Array, "entries classes"], Float[Array, "entries classes"], Any]:
+    """The probabilities as rows, of entries that do not count 0; and which rows count."""
     student, teacher, _ = _distributions.softened(student, teacher, temperature)
-    _checks.where(where, student.shape[:1])
-    student, teacher = (_math.kept(logits, where) for logits in (student, teacher))
-    first, second = jax.nn.softmax(student, axis=-1), jax.nn.softmax(teacher, axis=-1)
-    return _math.kept(first, where), _math.kept(second, where)
+    _checks.where(where, student.shape[:-1])
+    where = _math.spread(where, student.shape[:-1])
+    student, teacher = (
+        _math.kept(jax.nn.softmax(_math.kept(logits, where), axis=-1), where).reshape(-1, logits.shape[-1])
+        for logits in (student, teacher)
+    )
+    return student, teacher, None if where is None else where.reshape(-1)

@@ -195,8 +195,13 @@ def soft_target_bce(
     student, teacher = _distributions.logit_pair(student, teacher)
     _checks.temperature("temperature", temperature, student.shape[:-1])
     temperature, divisor = _distributions.beside(temperature, student)
-    log_student, log_teacher = (_yes_and_no(logits / divisor) for logits in (student, teacher))
-    return temperature**2 * jnp.sum(_distributions.relative_entropy(log_teacher, log_student), axis=-1)
+    student, teacher = student / divisor, teacher / divisor
+    logs = zip(_log_yes_and_no(teacher), _log_yes_and_no(student), strict=True)
+    parts = [
+        share * jnp.where(share == 0, 0.0, of_teacher - of_student)
+        for share, (of_teacher, of_student) in zip(_yes_and_no(teacher), logs, strict=True)
+    ]
+    return temperature**2 * jnp.sum(parts[0] + parts[1], axis=-1)
 
 
 def logit_mse(
@@ -237,9 +242,23 @@ def logit_mse(
     return jnp.mean((student - teacher) ** 2, axis=-1)
 
 
-def _yes_and_no(logits: Float[Array, "*batch labels"]) -> Float[Array, "*batch labels 2"]:
-    """[log σ(z), log(1 − σ(z))]."""
-    return jax.nn.log_sigmoid(jnp.stack([logits, -logits], axis=-1))
+def _yes_and_no(logits: Float[Array, "*batch labels"]) -> tuple[Array, Array]:
+    """σ(z) and 1 − σ(z), both to full precision from one exponential."""
+    small = jnp.exp(-jnp.abs(logits))
+    likely, unlikely = 1.0 / (1.0 + small), small / (1.0 + small)
+    return jnp.where(logits < 0, unlikely, likely), jnp.where(logits < 0, likely, unlikely)
+
+
+@jax.custom_jvp
+def _log_yes_and_no(logits: Float[Array, "*batch labels"]) -> tuple[Array, Array]:
+    rest = jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return jnp.minimum(logits, 0.0) - rest, jnp.minimum(-logits, 0.0) - rest
+
+
+@_log_yes_and_no.defjvp
+def _slopes(given: tuple[Array], moved: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    yes, no = _yes_and_no(*given)
+    return _log_yes_and_no(*given), (no * moved[0], -yes * moved[0])
 
 
 def _softened(

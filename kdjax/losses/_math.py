@@ -58,6 +58,15 @@ def kept(rows: Float[Array, "*shape"], where: Any) -> Float[Array, "*shape"]:
     return jnp.where(where.reshape(where.shape + (1,) * (rows.ndim - where.ndim)), rows, 0.0)
 
 
+def spread(where: Any, shape: tuple[int, ...]) -> Any:
+    """`where` for every entry of `shape`, of which it has the first axes: of an example that counts, all positions do."""
+    return (
+        where
+        if where is None
+        else jnp.broadcast_to(where.reshape(where.shape + (1,) * (len(shape) - where.ndim)), shape)
+    )
+
+
 def count(rows: Array, where: Any) -> Any:
     """How many rows there are, or hold in `where`: 1 at least."""
     return rows.shape[0] if where is None else jnp.maximum(jnp.sum(where), 1).astype(rows.dtype)

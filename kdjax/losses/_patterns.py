@@ -69,10 +69,7 @@ def dist(
     _checks.finite("gamma", gamma)
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     _checks.where(where, student.shape[:-1])
-    if where is not None:
-        # Of an example that does not count, no position does.
-        axes = where.shape + (1,) * (student.ndim - 1 - where.ndim)
-        where = jnp.broadcast_to(where.reshape(axes), student.shape[:-1])
+    where = _math.spread(where, student.shape[:-1])
     student, teacher = (jax.nn.softmax(_math.kept(logits, where), axis=-1) for logits in (student, teacher))
     among_classes = 0.5 * jnp.sum((_pattern(student, -1) - _pattern(teacher, -1)) ** 2, axis=-1)
     rows, taught = (shares.reshape(-1, shares.shape[-1]) for shares in (student, teacher))

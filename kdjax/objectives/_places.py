@@ -4,14 +4,18 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jax import lax
+
 from kdjax import _checks
 from kdjax._types import Batch, Outputs
+
+PLACES = '"student.NAME", "detached.NAME", "teacher.NAME" or "batch.NAME"'
 
 
 def is_place(value: Any) -> bool:
     """Whether it names whose array it is and which, as ``"student.stage2"`` does."""
     who, dot, name = value.partition(".") if isinstance(value, str) else ("", "", "")
-    return who in ("student", "teacher", "batch") and bool(dot and name)
+    return who in ("student", "detached", "teacher", "batch") and bool(dot and name)
 
 
 def read_place(reader: Callable, student: Outputs, teacher: Outputs | None, batch: Batch, place: str) -> Any:
@@ -24,7 +28,10 @@ def read_place(reader: Callable, student: Outputs, teacher: Outputs | None, batc
             f"{name_of(reader)} compares the student with a teacher, and this step has none: "
             'give make_train_step a teacher_apply, or the batch a "teacher".'
         )
-    return _checks.feature(who, student if who == "student" else teacher, name)
+    found = _checks.feature(
+        "teacher" if who == "teacher" else "student", teacher if who == "teacher" else student, name
+    )
+    return lax.stop_gradient(found) if who == "detached" else found
 
 
 def read_batch(batch: Batch, name: str) -> Any:

@@ -15,7 +15,7 @@ from kdjax import _checks
 from kdjax._types import Batch, Outputs
 from kdjax.objectives._counted import MASK
 from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
-from kdjax.objectives._places import is_place, name_of, read_batch, read_place, wants, wants_labels
+from kdjax.objectives._places import PLACES, is_place, name_of, read_batch, read_place, wants, wants_labels
 
 
 @partial(
@@ -112,7 +112,8 @@ def on_outputs(loss: Callable[..., Float[Array, " batch *positions"]], *places: 
     Args:
       loss: any function of arrays that returns [batch].
       *places: one for each array, in order, such as ``"student.stage2"``, ``"teacher.logits"`` or ``"batch.top_values"``:
-        who, and the name of a feature, ``logits``, or the batch's entry. An argument named ``labels`` needs no place.
+        who, and the name of a feature, ``logits``, or the batch's entry. ``"detached.stage2"`` is the student's too, with no
+        gradient through it: what a student teaches itself by. An argument named ``labels`` needs no place.
       **hyper_parameters: as in `on_logits`; or a place, for an array that the loss takes by name.
 
     Raises:
@@ -128,9 +129,7 @@ def on_outputs(loss: Callable[..., Float[Array, " batch *positions"]], *places: 
         raise ValueError('on_outputs needs the places of its arrays, such as "student.stage1"; got none.')
     for place in places:
         if not is_place(place):
-            raise ValueError(
-                f'A place must be "student.NAME", "teacher.NAME" or "batch.NAME"; got {place!r} for {name_of(loss)}.'
-            )
+            raise ValueError(f"A place must be {PLACES}; got {place!r} for {name_of(loss)}.")
     return _match(loss, places, hyper_parameters)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.objectives import schedules
 from kdjax.objectives._counted import LABELLED, MASK, Counted, both, keep, passing, read_counted, spread
-from kdjax.objectives._places import is_place, places_of, read_place
+from kdjax.objectives._places import PLACES, is_place, places_of, read_place
 from kdjax.objectives.schedules import Schedule, leaf_of
 
 RESERVED = ("loss", "accuracy")
@@ -192,7 +192,7 @@ def scaled(term: Term, *, by: str) -> Scaled:
       [1.0, 1.0]
     """
     if not is_place(by):
-        raise ValueError(f'by must be a place, "student.NAME", "teacher.NAME" or "batch.NAME"; got {by!r}.')
+        raise ValueError(f"by must be a place, {PLACES}; got {by!r}.")
     return Scaled(_as_tree(term), by)
 
 

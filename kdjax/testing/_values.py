@@ -134,10 +134,15 @@ def order_of_the_batch(case: Case) -> Measured:
 def coupling(case: Case) -> list[Measured]:
     """The influence of each example's input on the others' values: none where it is not said, some of each where it is."""
     arrays = made(case, seed=10)
-    jacobian = jax.jit(jax.jacrev(lambda student: bound(case)(student, *arrays[1:])))(arrays[0])
-    influence = np.abs(np.asarray(jacobian)).reshape(6, 6, -1).max(axis=2)  # of example j on the number of example i
+    moving = tuple(position for position in floating(arrays) if position not in case.shared)
+    jacobians = jax.jit(jax.jacrev(bound(case), argnums=moving))(*arrays)
+    # Of example j on the number of example i: by its student's array, and by any of its arrays.
+    influences = [np.abs(np.asarray(jacobian)).reshape(6, 6, -1).max(axis=2) for jacobian in jacobians]
+    of_student, influence = influences[0], np.max(influences, axis=0)
     coupled = abs(np.subtract.outer(range(6), range(6))) == 1 if case.ordered else ~np.eye(6, dtype=bool)
-    own = Measured(float((np.diagonal(influence) == 0).any()), 0.0, f"{said(10)}: an example's own input moves nothing")
+    own = Measured(
+        float((np.diagonal(of_student) == 0).any()), 0.0, f"{said(10)}: an example's own input moves nothing"
+    )
     if case.couples_batch:
         some = (influence[coupled] > 0).all()
         return [

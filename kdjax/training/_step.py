@@ -230,7 +230,7 @@ def _logits_are_built(objective: Objective, student: Outputs) -> bool:
     """Whether an accuracy costs nothing more: without a head among the features logits are what the network makes anyway."""
     gives_head = any(isinstance(feature, Shared) for feature in student.features.values())
     read = {place for term in objective.terms.values() for place in places_of(term) or ("student.logits",)}
-    return not gives_head or "student.logits" in read
+    return not gives_head or bool(read & {"student.logits", "detached.logits"})
 
 
 def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree, Tree]:
