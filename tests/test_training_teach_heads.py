@@ -7,23 +7,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from heads import (
+    EXAMPLES,
+    LINEAR,
+    OPTIMIZER,
+    PLAIN,
+    STUDENT,
+    TEACHER,
+    TIME,
+    WORDS,
+    batch,
+    fresh,
+    network,
+    of_logits,
+    programs,
+    same,
+    step,
+)
 
 from kdjax import (
     Outputs,
     Shared,
     Weights,
-    cross_entropy,
     init_state,
     make_eval_step,
     make_train_step,
-    on_logits,
     on_outputs,
     weighted_sum,
 )
 from kdjax._apply import outputs_of, run
 from kdjax.batches import take
 from kdjax.caching import StaleError, _wish, cache_teacher, features_of
-from kdjax.losses import linear_cross_entropy, linear_soft_target_kl, sampled_kl, soft_target_kl
+from kdjax.losses import sampled_kl, soft_target_kl
 from kdjax.metrics import agreeing
 from kdjax.training import (
     augmented,
@@ -37,62 +52,9 @@ from kdjax.training import (
     sweeps,
 )
 
-EXAMPLES, TIME, WORDS = 8, 3, 40
-OPTIMIZER = optax.sgd(0.5)
-
-
-def weights(seed, dim):
-    body, table = (jax.random.normal(jax.random.key(seed + part), (dim, WORDS)) for part in (0, 10))
-    return Weights({"table": table.T / 2, "head": body / 2}, {})
-
-
-def network(params, model_state, inputs, *, train, rng=None):
-    hidden = jnp.tanh(params["table"][inputs])
-    return Outputs(hidden @ params["head"], {"hidden": hidden, "head": Shared(params["head"])}), model_state
-
-
-# As many dims as examples: a head [8, 40] must not be taken for something of eight examples.
-STUDENT, TEACHER = weights(0, EXAMPLES), weights(1, 12)
-HEADS = ("student.hidden", "student.head", "teacher.hidden", "teacher.head")
-LINEAR = weighted_sum(
-    labels=(0.3, on_outputs(linear_cross_entropy, "student.hidden", "student.head", chunk=16)),
-    soft=(0.7, on_outputs(linear_soft_target_kl, *HEADS, temperature=2.0, chunk=16)),
-)
-PLAIN = weighted_sum(labels=(0.3, cross_entropy), soft=(0.7, on_logits(soft_target_kl, temperature=2.0)))
-
-
-def batch(examples=EXAMPLES, masked=True):
-    rng = np.random.default_rng(3)
-    arrays = {
-        "inputs": rng.integers(0, WORDS, (examples, TIME)).astype(np.int32),
-        "labels": rng.integers(0, WORDS, (examples, TIME)).astype(np.int32),
-    }
-    return arrays | ({"mask": rng.random((examples, TIME)) < 0.6} if masked else {})
-
-
-def fresh():
-    return init_state(STUDENT, OPTIMIZER, jax.random.key(0))
-
-
-def step(**settings):
-    return make_train_step(network, network, OPTIMIZER, **settings)
-
-
-def same(found, wanted):
-    (state, metrics), (other, others) = found, wanted
-    for one, its in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
-        np.testing.assert_allclose(one, its, rtol=1e-4, atol=1e-6)
-    for name in ("loss", "labels", "soft"):
-        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def wanted():
-    return jit_step(step())(fresh(), TEACHER, PLAIN, batch())
-
 
 @pytest.mark.parametrize("way", ["jit", "sharded", "pmap", "shard_map"])
-def test_a_step_on_heads_is_one_on_logits(way, wanted):
+def test_a_step_on_heads_is_one_on_logits(way):
     mesh = data_mesh()
     if way == "jit":
         found = jit_step(step())(fresh(), TEACHER, LINEAR, batch())
@@ -102,12 +64,7 @@ def test_a_step_on_heads_is_one_on_logits(way, wanted):
         found = pmap_step(step(axis_name="data"))(fresh(), TEACHER, LINEAR, split_batch(batch(), mesh.size))
     else:
         found = shard_map_step(step(axis_name="data"), mesh)(fresh(), TEACHER, LINEAR, batch())
-    same(found, wanted)
-
-
-def programs(objective, **settings):
-    run = shard_map_step(step(**settings), data_mesh()) if settings else jit_step(step())
-    return jax.jit(run).lower(fresh(), TEACHER, objective, batch()).compile().as_text()
+    same(found, of_logits())
 
 
 def test_neither_logits_are_built_nor_heads_gathered():
@@ -132,20 +89,20 @@ def test_two_students_teach_each_other_by_their_heads():
             np.testing.assert_allclose(one, its, rtol=1e-4, atol=1e-6)
 
 
-def test_a_sweep_reads_heads(wanted):
+def test_a_sweep_reads_heads():
     swept = jit_step(sweeps.make_sweep_step(step(), network))
     states, metrics = swept(sweeps.stack([fresh()] * 2), TEACHER, sweeps.stack([LINEAR] * 2), batch())
     for own in sweeps.unstack((states, metrics)):
-        same(own, wanted)
+        same(own, of_logits())
     kept = cache_teacher(network, TEACHER, batch()["inputs"], features=features_of(LINEAR), logits=False)
     states, metrics = swept(sweeps.stack([fresh()] * 2), TEACHER, sweeps.stack([LINEAR] * 2), batch() | kept)
-    same(sweeps.unstack((states, metrics))[0], wanted)
+    same(sweeps.unstack((states, metrics))[0], of_logits())
 
 
 # Kept outputs
 
 
-def test_hidden_states_alone_are_kept_and_the_head_comes_from_the_weights(wanted, tmp_path):
+def test_hidden_states_alone_are_kept_and_the_head_comes_from_the_weights(tmp_path):
     names = features_of(LINEAR)
     assert names == ["head", "hidden"]
     for path in (None, tmp_path / "kept"):
@@ -153,9 +110,9 @@ def test_hidden_states_alone_are_kept_and_the_head_comes_from_the_weights(wanted
         assert kept["teacher"].logits is None
         assert {name: one.shape for name, one in kept["teacher"].features.items()} == {"hidden": (EXAMPLES, TIME, 12)}
         cached = take(batch() | kept, np.arange(EXAMPLES))
-        same(jit_step(step())(fresh(), TEACHER, LINEAR, cached), wanted)
+        same(jit_step(step())(fresh(), TEACHER, LINEAR, cached), of_logits())
         split = shard_map_step(step(axis_name="data"), data_mesh())
-        same(split(fresh(), TEACHER, LINEAR, cached), wanted)
+        same(split(fresh(), TEACHER, LINEAR, cached), of_logits())
     with pytest.raises(ValueError, match=r"The teacher has no feature 'head'; it has \['hidden'\]"):
         jit_step(step())(fresh(), None, LINEAR, cached)
     with pytest.raises(ValueError, match="The teacher's logits are not in its cache, which kept features alone"):

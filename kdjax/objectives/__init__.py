@@ -1,6 +1,7 @@
 """What is minimised: terms read their arrays by name, `weighted_sum` gives them weights, schedules make numbers change."""
 
 from kdjax.objectives import schedules as schedules
+from kdjax.objectives._heads import on_heads as on_heads
 from kdjax.objectives._supervised import binary_cross_entropy as binary_cross_entropy
 from kdjax.objectives._supervised import cross_entropy as cross_entropy
 from kdjax.objectives._supervised import mixed_cross_entropy as mixed_cross_entropy
@@ -23,6 +24,7 @@ __all__ = [
     "cross_entropy",
     "mixed_cross_entropy",
     "on_feature",
+    "on_heads",
     "on_logits",
     "on_outputs",
     "scaled",

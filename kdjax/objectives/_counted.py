@@ -4,7 +4,8 @@ What does not count changes nothing: it is replaced on the way in and left out o
 through, neither forward nor back.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,8 +128,33 @@ def keep(tree: Tree, counted: Counted) -> Tree:
     return map_examples(kept, tree)
 
 
-def mean_of(values: Array, counted: Counted) -> Array:
+class Unmade(NamedTuple):
+    """A number for each entry, of which there will only be a sum with weights that are known before.
+
+    Attributes:
+      shape: of the entries.
+      weighted_sum: from weights of that shape to the sum.
+    """
+
+    shape: tuple[int, ...]
+    weighted_sum: Callable[[Array], Array]
+
+    @property
+    def ndim(self) -> int:
+        """How many axes the entries have."""
+        return len(self.shape)
+
+    def times(self, factor: Array) -> "Unmade":
+        """Each entry's number times a factor, one for all or each entry's own."""
+        return Unmade(self.shape, lambda weights: self.weighted_sum(weights * factor))
+
+
+def mean_of(values: Array | Unmade, counted: Counted) -> Array:
     """The mean over what counts; 0 where nothing does."""
+    if isinstance(values, Unmade):
+        counts = jnp.ones(values.shape, bool) if counted is None else counted
+        counts = jnp.broadcast_to(spread(counts, values.ndim), values.shape)
+        return values.weighted_sum(counts / jnp.maximum(jnp.sum(counts), 1).astype(jnp.float32))
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if counted is None:
         return jnp.mean(values)
@@ -137,7 +163,7 @@ def mean_of(values: Array, counted: Counted) -> Array:
     return total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
 
 
-def size_of(values: Array, counted: Counted) -> Array:
+def size_of(values: Array | Unmade, counted: Counted) -> Array:
     """Of how many numbers `mean_of` is the mean."""
     whole = (
         jnp.ones(values.shape, bool)

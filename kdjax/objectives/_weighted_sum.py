@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.objectives import schedules
-from kdjax.objectives._counted import LABELLED, MASK, Counted, both, keep, passing, read_counted, spread
+from kdjax.objectives._counted import LABELLED, MASK, Counted, Unmade, both, keep, passing, read_counted, spread
 from kdjax.objectives._places import PLACES, is_place, places_of, read_place
 from kdjax.objectives.schedules import Schedule, leaf_of
 
@@ -26,12 +26,13 @@ class Scores(NamedTuple):
     """What an objective says of a batch, by term.
 
     Attributes:
-      terms: one number for each example, or for each position, [batch, *positions].
+      terms: one number for each example, or for each position, [batch, *positions]; of `on_heads` only the promise of
+        their weighted sum.
       counted: which of them count, as bools over their leading axes; None where all do.
       weights: the term's weight.
     """
 
-    terms: dict[str, Float[Array, " batch *positions"]]
+    terms: dict[str, Float[Array, " batch *positions"] | Unmade]
     counted: dict[str, Counted]
     weights: dict[str, Array]
 
@@ -79,7 +80,7 @@ def counted_by(name: str, term: Any, student: Outputs, teacher: Outputs | None, 
     return both(own, term.counted(student, teacher, batch)) if hasattr(term, "counted") else own
 
 
-def _checked(name: str, value: Any, entries: tuple[int, ...], counted: Counted) -> Array:
+def _checked(name: str, value: Any, entries: tuple[int, ...], counted: Counted) -> Array | Unmade:
     """A term's value, if it is one number for each example or position, and can leave out what does not count."""
     if not hasattr(value, "shape"):
         raise ValueError(
@@ -97,8 +98,8 @@ def _checked(name: str, value: Any, entries: tuple[int, ...], counted: Counted) 
             f"The term {name!r} must return one number for each position where positions are left out, a shape that begins "
             f"with {counted.shape}; got shape {value.shape}, a mean over positions that count and others that do not."
         )
-    array: Array = value
-    return array
+    found: Array | Unmade = value
+    return found
 
 
 def weighted_sum(**terms: Any) -> Objective:
@@ -159,15 +160,16 @@ class Scaled:
         own = jnp.asarray(factor) != 0 if jnp.ndim(factor) else None
         return both(own, self.term.counted(student, teacher, batch)) if hasattr(self.term, "counted") else own
 
-    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array | Unmade:
         factor = jnp.asarray(read_place(scaled, student, teacher, batch, self.place))
-        value: Array = self.term(student, teacher, batch)
+        value: Any = self.term(student, teacher, batch)
         if factor.shape != value.shape[: factor.ndim]:
             raise ValueError(
                 f"{self.place} must be one number, or one per example or position, shape {value.shape}; got shape "
                 f"{factor.shape}."
             )
-        return spread(factor, value.ndim) * value if factor.ndim else factor * value
+        own = spread(factor, value.ndim) if factor.ndim else factor
+        return value.times(own) if isinstance(value, Unmade) else own * value
 
 
 def scaled(term: Term, *, by: str) -> Scaled:
