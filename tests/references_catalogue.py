@@ -83,9 +83,10 @@ def uskd_non_target(student, teacher, weak, labels):
     for s, t, w, y in zip(student, teacher, weak, labels, strict=True):
         others = [c for c in range(len(s)) if c != y]
         shares, score = softmax(s[others]), softmax(t[others]) + softmax(w[others])
-        ranks = [1 + sum(score > own) for own in score]
-        law = np.array([1 / r for r in ranks])
-        values.append(-sum(law / law.sum() * np.log(shares)))
+        law = 1 / np.arange(1, len(others) + 1)
+        # The ranks of what is equal are one after the other, and each has the mean of their weights.
+        weights = [law[sum(score > own) : sum(score >= own)].mean() for own in score]
+        values.append(-sum(weights / law.sum() * np.log(shares)))
     return np.array(values)
 
 
