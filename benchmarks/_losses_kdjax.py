@@ -14,6 +14,8 @@ from _memory import by_xla
 
 def steps(file: Path) -> dict[str, Callable[..., Any]]:
     """Beside the answers of both sides: `temporary_mb`, of a case's program by XLA."""
+    # The caller's own thread computes, as PyTorch's does: a call that is waited for need not wake another.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     cases = read(file, jnp.asarray)
     programs: dict[tuple[str, int], jax.stages.Compiled] = {}
 

@@ -52,6 +52,20 @@ def test_arrays_may_come_from_the_batch():
     assert jax.tree.leaves(term) == [2.0]
 
 
+def test_detached_is_the_student_without_gradient():
+    def product(first, second):
+        return jnp.sum(first * second, axis=-1)
+
+    def total(logits, place):
+        return on_outputs(product, "student.logits", place)(Outputs(logits, {}), None, {}).sum()
+
+    slope = jax.grad(total)
+    np.testing.assert_allclose(slope(STUDENT.logits, "detached.logits"), STUDENT.logits, rtol=1e-6)
+    np.testing.assert_allclose(slope(STUDENT.logits, "student.logits"), 2 * STUDENT.logits, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"The student has no feature 'stage3'; it has .*Did you mean 'stage"):
+        on_outputs(hint, "student.stage1", "detached.stage3")(STUDENT, None, {})
+
+
 def test_an_array_may_be_taken_by_name():
     student = Outputs(STUDENT.logits, {**STUDENT.features, "raw": jnp.linspace(-1.0, 1.0, 7)})
     term = on_outputs(variational_information, "student.embedding", "teacher.embedding", raw_variance="student.raw")
