@@ -22,10 +22,16 @@ def max_pool(inputs: Images) -> Pooled:
       >>> max_pool(jnp.arange(9.0).reshape(1, 3, 3, 1)).ravel().tolist()
       [4.0]
     """
-    height, width = inputs.shape[1] // 2 * 2, inputs.shape[2] // 2 * 2
-    inputs = inputs[:, :height, :width]
-    top = _larger(inputs[:, ::2, ::2], inputs[:, ::2, 1::2])
-    bottom = _larger(inputs[:, 1::2, ::2], inputs[:, 1::2, 1::2])
+    batch, height, width, channels = inputs.shape
+    end = (batch, height // 2 * 2, width // 2 * 2, channels)
+    inputs = lax.slice(inputs, (0, 0, 0, 0), end)
+
+    # With brackets, a batch of no fixed size would be gathered instead, by indices.
+    def every_second(row: int, column: int) -> Array:
+        return lax.slice(inputs, (0, row, column, 0), end, (1, 2, 2, 1))
+
+    top = _larger(every_second(0, 0), every_second(0, 1))
+    bottom = _larger(every_second(1, 0), every_second(1, 1))
     return _larger(top, bottom)
 
 
