@@ -6,14 +6,12 @@ Orbax weights, for kdjax itself, are `kdjax.checkpoints.save_weights`'.
 from kdjax.export._onnx import read_onnx as read_onnx
 from kdjax.export._onnx import to_int8 as to_int8
 from kdjax.export._onnx import to_onnx as to_onnx
-from kdjax.export._portable import for_any_platform as for_any_platform
 from kdjax.export._safetensors import from_safetensors as from_safetensors
 from kdjax.export._safetensors import to_safetensors as to_safetensors
 from kdjax.export._stablehlo import open_stablehlo as open_stablehlo
 from kdjax.export._stablehlo import to_stablehlo as to_stablehlo
 
 __all__ = [
-    "for_any_platform",
     "from_safetensors",
     "open_stablehlo",
     "read_onnx",

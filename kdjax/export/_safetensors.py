@@ -105,7 +105,11 @@ def from_safetensors(path: str | os.PathLike[str], like: Weights) -> tuple[Weigh
     for name, saved in record["leaves"].items():
         shape, dtype = tuple(saved["shape"]), jnp.dtype(saved["dtype"])
         found = raw.get(name)
-        if found is None or tuple(found["shape"]) != shape or len(found["data"]) != dtype.itemsize * int(np.prod(shape)):
+        if (
+            found is None
+            or tuple(found["shape"]) != shape
+            or len(found["data"]) != dtype.itemsize * int(np.prod(shape))
+        ):
             changed.append(name)
             continue
         arrays[name] = np.frombuffer(found["data"], dtype).reshape(shape)

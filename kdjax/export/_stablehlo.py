@@ -45,8 +45,8 @@ def to_stablehlo(
 
     Returns:
       The record: ``"inputs"`` and ``"logits"`` by shape and dtype, ``"class_names"``, ``"preprocess"`` (its name),
-      ``"parameters"``, ``"platforms"``, ``"bytes"``, ``"sha256"``, ``"largest_difference"`` (None where this machine has
-      none of the platforms), ``"versions"``.
+      ``"parameters"``, ``"jax"`` (its version), ``"platforms"``, ``"bytes"``, ``"sha256"``, and ``"largest_difference"``
+      (None where this machine has none of the platforms).
 
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
@@ -104,7 +104,9 @@ def open_stablehlo(path: str | os.PathLike[str]) -> tuple[Callable[[Tree], Array
     source, beside = Path(path), _record_of(Path(path))
     for file in (source, beside):
         if not file.is_file():
-            raise FileNotFoundError(f"path must be a program of to_stablehlo, with its record beside it; {file} is missing.")
+            raise FileNotFoundError(
+                f"path must be a program of to_stablehlo, with its record beside it; {file} is missing."
+            )
     data = source.read_bytes()
     try:
         record = json.loads(beside.read_text())

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +77,7 @@ def student(
         "class_names": _checked(class_names, logits),
         "preprocess": None if preprocess is None else _name(preprocess),
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
-        "versions": {package: version(package) for package in ("kdjax", "jax")},
+        "jax": jax.__version__,
     }
     return Student(logits_of, example, logits, shapes, record)
 
