@@ -41,7 +41,11 @@ def to_onnx(
 
     Args:
       path: of the new file, such as ``"student.onnx"``; folders missing above it are made.
-      apply, weights, example, preprocess, class_names: as in `to_stablehlo`.
+      apply: the network alone, run with ``train=False``.
+      weights: its own, without those of connectors; less than 2 GiB.
+      example: some raw inputs, an array or a tree of arrays [batch, …]: they give shapes and dtypes, and prove the file.
+      preprocess: from raw inputs to the network's; it becomes part of the file.
+      class_names: a word for each logit.
       tolerance: by how much of the largest |logit| ONNX Runtime's logits may differ from the network's.
 
     Returns:
@@ -79,11 +83,11 @@ def to_onnx(
     # Shapes between layers, some of them wrong: ONNX Runtime finds its own, and warns of these.
     del model.graph.value_info[:]
     try:
-        difference = _student.largest_difference(
-            _running(onnxruntime, model.SerializeToString()), student, tolerance, "ONNX Runtime"
-        )
-    except onnxruntime.capi.onnxruntime_pybind11_state.OrtException as error:
+        running = _running(onnxruntime, model.SerializeToString())
+        running(student.example)
+    except Exception as error:  # its errors have no class in common
         raise ValueError(f"apply must be of operations that ONNX Runtime runs: {error}") from error
+    difference = _student.largest_difference(running, student, tolerance, "ONNX Runtime")
     record = {"format": "onnx"} | student.record | {"largest_difference": difference}
     return _written(target, model, record)
 

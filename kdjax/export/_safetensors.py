@@ -54,7 +54,7 @@ def to_safetensors(
     for name, leaf in _trees.by_path(weights).items():
         if _trees.key_kind(leaf) is not None:
             raise ValueError(f"weights must be arrays of numbers; {name} is a key.")
-        arrays[name] = np.ascontiguousarray(np.asarray(leaf))
+        arrays[name] = np.asarray(leaf, order="C")
     if not arrays:
         raise ValueError("weights must have at least one array; got none.")
     leaves = {name: _trees.signature(array) | {"blake2b": _trees.digest(array)} for name, array in arrays.items()}

@@ -37,11 +37,13 @@ def to_stablehlo(
       path: of the new file, such as ``"student.stablehlo"``; folders missing above it are made.
       apply: the network alone, run with ``train=False``.
       weights: its own, without those of connectors.
-      example: some raw inputs, an array or a tree of arrays [batch, …]: they give shapes and dtypes, and prove the program.
+      example: some raw inputs, an array or a tree of arrays [batch, …], better several than one: they give shapes and dtypes,
+        and prove the program.
       preprocess: from raw inputs to the network's, such as `kdjax.data.unit_range`; it becomes part of the program.
       class_names: a word for each logit.
       platforms: what it is lowered for, among ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"``; none of them must be here.
-      tolerance: by how much of the largest |logit| the program's logits may differ from the network's.
+      tolerance: by how much of the largest |logit| the program's logits may differ from the network's; of one that computes
+        in bfloat16, which compilers round at places of their own, some 0.01.
 
     Returns:
       The record: ``"inputs"`` and ``"logits"`` by shape and dtype, ``"class_names"``, ``"preprocess"`` (its name),
@@ -53,6 +55,10 @@ def to_stablehlo(
       ImportError: if ``flatbuffers`` is missing.
       ValueError: if example, weights, class names or platforms do not fit, the network cannot be traced for a batch of any
         size, or the logits differ.
+
+    Note:
+      A network that asks for the batch's size as a number, as ``len(inputs)`` does, is exported as one that takes each
+      example alone, by `jax.vmap`.
 
     Example:
       >>> import tempfile

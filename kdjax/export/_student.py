@@ -52,7 +52,8 @@ def student(
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(example)}
     if len(sizes) != 1 or () in sizes or (0,) in sizes:
         raise ValueError(f"example must be a batch, arrays with one first axis of at least 1; got {_shapes(example)}.")
-    params, model_state = jax.tree.map(np.asarray, tuple(weights))
+    # By way of the host: what lies split over devices is one array in the program.
+    params, model_state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tuple(weights))
 
     def logits_of(inputs: Tree) -> jax.Array:
         ready = inputs if preprocess is None else preprocess(inputs)
@@ -67,10 +68,6 @@ def student(
         raise ValueError("weights must give finite logits for the example; got NaN or infinity.")
     (batch,) = export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), example)
-    try:
-        jax.eval_shape(logits_of, shapes)
-    except Exception as error:  # JAX has several errors for it
-        raise ValueError(f"apply must take a batch of any size, traced with its size unknown: {error}") from error
     record = {
         "inputs": {name: _any_batch(leaf) for name, leaf in named(example).items()},
         "logits": _any_batch(logits),
@@ -79,7 +76,7 @@ def student(
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
         "jax": jax.__version__,
     }
-    return Student(logits_of, example, logits, shapes, record)
+    return Student(_of_any_batch(logits_of, shapes), example, logits, shapes, record)
 
 
 def named(inputs: Tree) -> dict[str, Any]:
@@ -105,6 +102,27 @@ def largest_difference(found: Callable[[Tree], Any], student: Student, tolerance
 def digest(data: bytes) -> str:
     """What ``sha256sum`` prints, so that those without kdjax can check it too."""
     return sha256(data).hexdigest()
+
+
+def _of_any_batch(logits_of: Callable[[Tree], jax.Array], shapes: Tree) -> Callable[[Tree], jax.Array]:
+    """Itself; or, where it wants the batch's size as a number, as ``len(inputs)`` does, itself for each example alone.
+
+    Whether examples are independent, as the latter takes for granted, shows in the logits of a batch of several.
+    """
+
+    def of_each(inputs: Tree) -> jax.Array:
+        alone = jax.vmap(lambda one: logits_of(jax.tree.map(lambda leaf: leaf[None], one))[0])
+        return alone(inputs)
+
+    try:
+        jax.eval_shape(logits_of, shapes)
+    except Exception:  # JAX has several errors for it
+        try:
+            jax.eval_shape(of_each, shapes)
+        except Exception as error:
+            raise ValueError(f"apply must take a batch of any size, one example among them: {error}") from error
+        return of_each
+    return logits_of
 
 
 def _checked(class_names: Sequence[str] | None, logits: np.ndarray) -> list[str] | None:
