@@ -116,7 +116,7 @@ def test_bad_files_and_bad_calibration_are_named(tmp_path):
     for calibration in (INPUTS[:, :3], INPUTS.astype(np.float64), {"other": INPUTS}):
         with pytest.raises(ValueError, match="calibration must be batches of what"):
             to_int8(tmp_path / "int8.onnx", path, calibration)
-    with pytest.raises(FileNotFoundError, match="missing.onnx does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.onnx does not exist"):
         to_int8(tmp_path / "int8.onnx", tmp_path / "missing.onnx", INPUTS)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="path must be a file of to_onnx, whole"):

@@ -37,7 +37,7 @@ def to_stablehlo(
       path: of the new file, such as ``"student.stablehlo"``; folders missing above it are made.
       apply: the network alone, run with ``train=False``.
       weights: its own, without those of connectors.
-      example: some raw inputs, an array or a tree of arrays [batch, …], better several than one: they give shapes and dtypes,
+      example: some raw inputs, an array or a tree of arrays [batch, …], better several: they give shapes and dtypes,
         and prove the program.
       preprocess: from raw inputs to the network's, such as `kdjax.data.unit_range`; it becomes part of the program.
       class_names: a word for each logit.
