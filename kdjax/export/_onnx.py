@@ -5,9 +5,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -128,17 +130,11 @@ def to_int8(
     examples = len(next(iter(arrays.values())))
     starts = range(0, examples, batch_size)
     batches = [{name: array[at : at + batch_size] for name, array in arrays.items()} for at in starts]
-
-    class Reader(quantization.CalibrationDataReader):
-        left = iter(batches)
-
-        def get_next(self) -> Mapping[str, np.ndarray] | None:
-            return next(self.left, None)
-
+    reader = SimpleNamespace(get_next=partial(next, iter(batches), None))
     with TemporaryDirectory() as folder, _silent():
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         shape_inference.quant_pre_process(os.fspath(source), os.fspath(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(prepared, quantised, Reader(), per_channel=True)
+        quantization.quantize_static(prepared, quantised, reader, per_channel=True)
         model = onnx.load(quantised)
     del model.graph.value_info[:]
     ours, theirs = (
