@@ -116,6 +116,14 @@ def test_bad_files_and_bad_calibration_are_named(tmp_path):
     for calibration in (INPUTS[:, :3], INPUTS.astype(np.float64), {"other": INPUTS}):
         with pytest.raises(ValueError, match="calibration must be batches of what"):
             to_int8(tmp_path / "int8.onnx", path, calibration)
+    for calibration, message in ((INPUTS[:0], "must be a batch"), (np.nan * INPUTS, "must give finite logits")):
+        with pytest.raises(ValueError, match=f"calibration {message}"):
+            to_int8(tmp_path / "int8.onnx", path, calibration)
+    with pytest.raises(ValueError, match="batch_size"):
+        to_int8(tmp_path / "int8.onnx", path, INPUTS, batch_size=0)
+    to_int8(tmp_path / "eight.onnx", path, INPUTS)
+    with pytest.raises(ValueError, match=r"source must be a file of to_onnx; .*eight\.onnx is one of to_int8"):
+        to_int8(tmp_path / "int8.onnx", tmp_path / "eight.onnx", INPUTS)
     with pytest.raises(FileNotFoundError, match=r"missing\.onnx does not exist"):
         to_int8(tmp_path / "int8.onnx", tmp_path / "missing.onnx", INPUTS)
     path.write_bytes(path.read_bytes()[:50])

@@ -141,6 +141,10 @@ def test_what_stands_at_the_path_stays(tmp_path):
     with pytest.raises(FileExistsError, match="path must be free"):
         to_stablehlo(path, linear, WEIGHTS, PICTURES)
     assert path.read_text() == "mine"
+    (tmp_path / "other.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"path must be free .*other\.json exists"):
+        to_stablehlo(tmp_path / "other", linear, WEIGHTS, PICTURES)
+    assert not (tmp_path / "other").exists()
 
 
 def whole_numbers(inputs):
@@ -195,6 +199,11 @@ def test_logits_that_differ_are_refused_and_nothing_written(tmp_path, monkeypatc
         to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES)
     assert list(tmp_path.iterdir()) == []
     assert to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES, tolerance=0.01)["largest_difference"] > 0
+
+
+def test_a_program_takes_the_numbers_that_jax_has(tmp_path):
+    record = to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES.astype(np.float64), platforms=("cpu",))
+    assert record["inputs"]["inputs"]["dtype"] == "float32"
 
 
 def of_its_length(params, model_state, inputs, *, train, rng=None):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax import _checks
 from kdjax._files import as_json, write_bytes
 from kdjax._types import Apply, Tree, Weights
 from kdjax.export import _student
@@ -123,13 +124,24 @@ def to_int8(
     quantization = import_module("onnxruntime.quantization")
     shape_inference = import_module("onnxruntime.quantization.shape_inference")
     target, record = _student.free(path), read_onnx(source)
-    arrays = {name: np.asarray(leaf) for name, leaf in _student.named(calibration).items()}
-    found = {name: {"shape": [None, *array.shape[1:]], "dtype": str(array.dtype)} for name, array in arrays.items()}
-    if found != record["inputs"] or len({len(array) for array in arrays.values()}) != 1:
+    if record["format"] != "onnx":
+        raise ValueError(f"source must be a file of to_onnx; {source} is one of to_int8.")
+    _checks.whole("batch_size", batch_size, 1)
+    arrays = _student.named(_student.batch_of("calibration", calibration))
+    found = {name: _student.any_batch(array) for name, array in arrays.items()}
+    if found != record["inputs"]:
         raise ValueError(f"calibration must be batches of what {source} takes, {record['inputs']}; got {found}.")
     examples = len(next(iter(arrays.values())))
     starts = range(0, examples, batch_size)
     batches = [{name: array[at : at + batch_size] for name, array in arrays.items()} for at in starts]
+
+    def logits_of(data: bytes) -> np.ndarray:
+        running = _running(onnxruntime, data)
+        return np.concatenate([running(batch) for batch in batches])
+
+    theirs = logits_of(Path(source).read_bytes())
+    if not np.isfinite(theirs).all():
+        raise ValueError("calibration must give finite logits; got NaN or infinity.")
     reader = SimpleNamespace(get_next=partial(next, iter(batches), None))
     with TemporaryDirectory() as folder, _silent():
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
@@ -137,10 +149,7 @@ def to_int8(
         quantization.quantize_static(prepared, quantised, reader, per_channel=True)
         model = onnx.load(quantised)
     del model.graph.value_info[:]
-    ours, theirs = (
-        np.concatenate([of(batch) for batch in batches])
-        for of in (_running(onnxruntime, model.SerializeToString()), _running(onnxruntime, Path(source).read_bytes()))
-    )
+    ours = logits_of(model.SerializeToString())
     record |= {
         "format": "onnx int8",
         "calibrated_with": examples,

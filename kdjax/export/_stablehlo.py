@@ -51,7 +51,7 @@ def to_stablehlo(
       (None where this machine has none of the platforms).
 
     Raises:
-      FileExistsError: if something is at `path`; it stays as it was.
+      FileExistsError: if something is at `path` or at its record's; it stays as it was.
       ImportError: if ``flatbuffers`` is missing.
       ValueError: if example, weights, class names or platforms do not fit, the network cannot be traced for a batch of any
         size, or the logits differ.
@@ -72,7 +72,7 @@ def to_stablehlo(
       >>> record["inputs"], program.call(np.ones((7, 3), np.float32)).shape
       ({'inputs': {'shape': [None, 3], 'dtype': 'float32'}}, (7, 2))
     """
-    target = _student.free(path)
+    target, beside = _student.free(path), _student.free(_record_of(Path(path)))
     for platform in platforms:
         _checks.one_of("platforms", platform, ("cpu", "cuda", "rocm", "tpu"))
     if not platforms:
@@ -88,7 +88,7 @@ def to_stablehlo(
     record = {"format": "stablehlo"} | student.record | {"platforms": list(platforms), "bytes": len(data)}
     record |= {"sha256": _student.digest(data), "largest_difference": difference}
     # The record first: where the program is, what it is said to be is there too.
-    write_json(_record_of(target), record)
+    write_json(beside, record)
     write_bytes(target, data)
     return record
 

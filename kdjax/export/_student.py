@@ -48,10 +48,8 @@ def student(
     apply: Apply, weights: Weights, example: Tree, preprocess: Preprocess | None, class_names: Sequence[str] | None
 ) -> Student:
     """Runs the network once, and refuses what could not be exported or compared."""
-    example = jax.tree.map(np.asarray, example)
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(example)}
-    if len(sizes) != 1 or () in sizes or (0,) in sizes:
-        raise ValueError(f"example must be a batch, arrays with one first axis of at least 1; got {_shapes(example)}.")
+    # By way of JAX: where it has no 64 bits, the program has none either.
+    example = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf)), batch_of("example", example))
     # By way of the host: what lies split over devices is one array in the program.
     params, model_state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tuple(weights))
 
@@ -69,14 +67,23 @@ def student(
     (batch,) = export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), example)
     record = {
-        "inputs": {name: _any_batch(leaf) for name, leaf in named(example).items()},
-        "logits": _any_batch(logits),
+        "inputs": {name: any_batch(leaf) for name, leaf in named(example).items()},
+        "logits": any_batch(logits),
         "class_names": _checked(class_names, logits),
         "preprocess": None if preprocess is None else _name(preprocess),
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
         "jax": jax.__version__,
     }
     return Student(_of_any_batch(logits_of, shapes), example, logits, shapes, record)
+
+
+def batch_of(name: str, inputs: Tree) -> Tree:
+    """The inputs as NumPy's arrays, if they are a batch."""
+    inputs = jax.tree.map(np.asarray, inputs)
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        raise ValueError(f"{name} must be a batch, arrays with one first axis of at least 1; got {_shapes(inputs)}.")
+    return inputs
 
 
 def named(inputs: Tree) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def _checked(class_names: Sequence[str] | None, logits: np.ndarray) -> list[str]
     return names
 
 
-def _any_batch(leaf: Any) -> dict[str, Any]:
+def any_batch(leaf: Any) -> dict[str, Any]:
     return {"shape": [None, *np.shape(leaf)[1:]], "dtype": str(leaf.dtype)}
 
 
