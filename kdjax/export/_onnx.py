@@ -83,8 +83,7 @@ def to_onnx(
             )
     except Exception as error:  # it has several for what it cannot translate
         raise ValueError(f"apply must be of operations that jax2onnx translates: {error}") from error
-    # Shapes between layers, some of them wrong: ONNX Runtime finds its own, and warns of these.
-    del model.graph.value_info[:]
+    _tidy(model)
     try:
         running = _running(onnxruntime, model.SerializeToString())
         running(student.example)
@@ -145,10 +144,13 @@ def to_int8(
     reader = SimpleNamespace(get_next=partial(next, iter(batches), None))
     with TemporaryDirectory() as folder, _silent():
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
-        shape_inference.quant_pre_process(os.fspath(source), os.fspath(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(prepared, quantised, reader, per_channel=True)
+        try:
+            shape_inference.quant_pre_process(os.fspath(source), os.fspath(prepared), skip_symbolic_shape=True)
+            quantization.quantize_static(prepared, quantised, reader, per_channel=True)
+        except Exception as error:  # its errors have no class in common
+            raise ValueError(f"source must be of operations that ONNX Runtime quantises: {error!r}") from error
         model = onnx.load(quantised)
-    del model.graph.value_info[:]
+    _tidy(model)
     ours = logits_of(model.SerializeToString())
     record |= {
         "format": "onnx int8",
@@ -176,6 +178,18 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged file makes the protocol buffer's parser say
         raise ValueError(f"path must be a file of to_onnx, whole; {source} is none: {error!r}.") from error
     return record
+
+
+def _tidy(model: Any) -> None:
+    """Leaves out what the translator adds and others stumble over."""
+    # Shapes between layers, some of them wrong: ONNX Runtime finds its own, and warns of these.
+    del model.graph.value_info[:]
+    # A bias of one zero, where a dense layer has none: quantisation wants a bias for each channel, or none.
+    to_array = import_module("onnx.numpy_helper").to_array
+    single = {one.name for one in model.graph.initializer if not one.dims and not to_array(one)}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] in single:
+            del node.input[2]
 
 
 def _written(target: Path, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
