@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from kdjax import Weights
 from kdjax.data import unit_range
@@ -82,6 +83,26 @@ def test_inputs_may_be_a_tree_and_the_size_of_the_batch_asked_for(tmp_path):
     assert sorted(record["inputs"]) == ["far/right", "left"]
     found, _ = answers(tmp_path / "tree.onnx", {"left": INPUTS[:2], "far/right": INPUTS[:2]})
     np.testing.assert_allclose(found, 2 * INPUTS[:2] @ WEIGHTS.params, rtol=1e-5)
+
+
+class OfItsLength(nn.Module):
+    """As many write it, and as the README does."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2)(images))
+        return nn.Dense(5, use_bias=False)(x.reshape(len(x), -1))
+
+
+@needed
+def test_a_convolutional_network_may_ask_for_the_size_of_the_batch(tmp_path):
+    init, apply = from_linen(OfItsLength())
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
+    weights = init(jax.random.key(0), images)
+    to_onnx(tmp_path / "student.onnx", apply, weights, images)
+    found, _ = answers(tmp_path / "student.onnx", {"inputs": images[:2]})
+    np.testing.assert_allclose(found, apply(*weights, images[:2], train=False)[0].logits, rtol=0, atol=1e-5)
+    assert to_int8(tmp_path / "int8.onnx", tmp_path / "student.onnx", images)["largest_difference"] < 0.1
 
 
 @needed

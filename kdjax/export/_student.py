@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.extend.core import jaxpr_as_fun
 
 from kdjax import _trees
 from kdjax._apply import run
@@ -22,7 +23,7 @@ class Student(NamedTuple):
     """A network with its weights, as one function.
 
     Attributes:
-      logits_of: from a batch of raw inputs to logits; preprocessing is in it, the weights are constants of it.
+      logits_of: from raw inputs to logits, to be traced with `shapes`; preprocessing is in it, the weights are constants.
       example: the inputs that it was tried with, as NumPy's arrays.
       logits: what it returned for them, float32.
       shapes: of its inputs, for a batch of any size.
@@ -125,10 +126,11 @@ def _of_any_batch(logits_of: Callable[[Tree], jax.Array], shapes: Tree) -> Calla
         jax.eval_shape(logits_of, shapes)
     except Exception:  # JAX has several errors for it
         try:
-            jax.eval_shape(of_each, shapes)
+            # Now: translators put operations of their own in the place of JAX's, for which there is no vmap.
+            program = jaxpr_as_fun(jax.make_jaxpr(of_each)(shapes))
         except Exception as error:
             raise ValueError(f"apply must take a batch of any size, one example among them: {error}") from error
-        return of_each
+        return lambda inputs: program(*jax.tree.leaves(inputs))[0]
     return logits_of
 
 
