@@ -18,7 +18,7 @@ LAYERS = (
     {"connectors", "networks", "objectives", "testing"},
     {"checkpoints", "data", "metrics", "models"},
     {"training"},
-    {"caching"},
+    {"caching", "export"},
     {"runs"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -34,6 +34,10 @@ HEAVY = {
     "sklearn": {"data"},
     "matplotlib": {"runs"},
     "rich": {"runs"},
+    "safetensors": {"export"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "jax2onnx": {"export"},
 }
 NEVER = {"beartype", "torch", "tensorflow", "tyro"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from kdjax import _checks
 from kdjax._types import Outputs
 from kdjax.models._convolution import convolve
-from kdjax.models._layers import Dropout, max_pool
+from kdjax.models._layers import Dropout, max_pool, max_pool_at_inference
 
 
 def initializer(gain: float) -> Any:
@@ -40,13 +40,14 @@ class Stage(nn.Module):
     ) -> Float[Array, "batch height_out width_out channels_out"]:
         kernel = self.param("kernel", initializer(self.gain), (3, 3, inputs.shape[-1], self.width))
         x = convolve(inputs.astype(self.dtype), kernel.astype(self.dtype), self.padding)
+        pool = max_pool if train else max_pool_at_inference
         if self.batch_norm:
             norm = nn.BatchNorm(
                 use_running_average=not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype, name="norm"
             )
-            return nn.relu(max_pool(norm(x)))
+            return nn.relu(pool(norm(x)))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return nn.relu(max_pool(x) + bias.astype(self.dtype)[None, None, None, :])
+        return nn.relu(pool(x) + bias.astype(self.dtype)[None, None, None, :])
 
 
 class CNN(nn.Module):

@@ -43,7 +43,7 @@ def convolve(inputs: Images, kernel: Kernel, padding: str) -> Convolved:
         return _convolve(inputs, kernel, padding)
     # The kernel itself, always. But under `jax.shard_map`, where devices share a kernel and not the inputs, it now counts as
     # one a device, as its hand-written gradient is; the gradient of this line sums those.
-    kernel = jnp.where(False, lax.stop_gradient(inputs[0, 0, 0, 0]), kernel)
+    kernel = lax.select(False, jnp.full_like(kernel, lax.stop_gradient(inputs[0, 0, 0, 0])), kernel)
     return _with_gradient(inputs, kernel, padding)
 
 
