@@ -1,4 +1,4 @@
-"""What a report shows beyond the results: measured once at a run's end, by the networks of the first seed, and kept small."""
+"""What a report shows beyond the results: measured at a run's end by the networks of the first seed, and kept small."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ def collect(
 
 def pictures(inputs: Any) -> bool:
     """Whether they are one array of pictures with 1 or 3 channels."""
-    shape = getattr(inputs, "shape", ())
+    shape: tuple[int, ...] = getattr(inputs, "shape", ())
     return len(shape) == 4 and shape[-1] in (1, 3) and min(shape[1:3]) >= 4
 
 

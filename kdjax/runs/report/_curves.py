@@ -1,6 +1,6 @@
 """What happened over time: the test measures, each term of the objective, its weight, and its numbers such as T."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,13 @@ def learning(history: History, results: Mapping[str, Any], measure: Mapping[str,
         ("learning", "test", name, scale, f"test {name}{unit}"),
         ("loss", "train", "loss", 1.0, "training loss"),
     ):
-        lines = {
-            network: _over_epochs(seeds, lambda line, part=part, what=what: line[part].get(what), factor)
-            for network, seeds in history.items()
-        }
+        lines = {network: _over_epochs(seeds, part, what, factor) for network, seeds in history.items()}
         lines = {network: values for network, values in lines.items() if np.isfinite(values).any()}
         if not lines:
             continue
         figure, axes = panel()
         for network, values in lines.items():
-            style = {"color": COLOURS[network], "linestyle": DASHES[network], "marker": MARKERS[network]}
-            _band(axes, values, network, **style)
+            _band(axes, values, network, color=COLOURS[network], linestyle=DASHES[network], marker=MARKERS[network])
         if key == "learning" and "teacher" not in lines:
             given = results["seeds"][0]["teacher"].get(name)
             if given is not None:
@@ -41,7 +37,9 @@ def learning(history: History, results: Mapping[str, Any], measure: Mapping[str,
         axes.legend()
         seeds = max(len(values) for values in lines.values())
         last = ", ".join(
-            f"{network} {np.nanmean(values[:, -1]):{_digits(measure, key)}}" for network, values in lines.items()
+            f"{network} {np.nanmean(values[:, -1]):{_digits(measure, key)}}"
+            f"{'' if len(values) == seeds else f' ({_seeds(len(values))})'}"
+            for network, values in lines.items()
         )
         finding = f"After the last epoch, mean of {_seeds(seeds)}: {last}."
         found.append(Drawn(key, _sentence(f"{label} by epoch; {_bands(seeds)}"), finding, figure))
@@ -59,7 +57,7 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
     others = [key for key in keys if key not in {*weights, *named, "loss", "accuracy"}]
 
     def line_of(key: str) -> np.ndarray:
-        return _over_epochs(seeds, lambda line: line["train"].get(key))
+        return _over_epochs(seeds, "train", key)
 
     found = []
     drawn = (
@@ -96,16 +94,12 @@ def _moved(values: np.ndarray) -> str:
     return f"stays at {first}" if still else f"goes from {first} to {last}"
 
 
-def _over_epochs(
-    seeds: Sequence[Sequence[Mapping[str, Any]]],
-    number: Callable[[Mapping[str, Any]], Any],
-    scale: float = 1.0,
-) -> np.ndarray:
+def _over_epochs(seeds: Sequence[Sequence[Mapping[str, Any]]], part: str, key: str, scale: float = 1.0) -> np.ndarray:
     """[seeds, epochs]; NaN where nothing was measured."""
     found = np.full((len(seeds), max((len(lines) for lines in seeds), default=0)), np.nan)
     for row, lines in enumerate(seeds):
         for column, line in enumerate(lines):
-            value = number(line)
+            value = line[part].get(key)
             found[row, column] = scale * value if isinstance(value, int | float) else np.nan
     return found
 

@@ -54,7 +54,8 @@ def keep(run: "Shared", trainers: Mapping[str, Trainer], given: Weights | None) 
 def save(folder: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes both into one file, whole or not at all."""
     content = io.BytesIO()
-    np.savez_compressed(content, about=np.asarray(json.dumps(as_json({**about, "version": VERSION}))), **arrays)
+    entries: dict[str, Any] = {"about": np.asarray(json.dumps(as_json({**about, "version": VERSION}))), **arrays}
+    np.savez_compressed(content, **entries)
     write_bytes(folder / FILE, content.getvalue())
 
 

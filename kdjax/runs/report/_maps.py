@@ -122,8 +122,8 @@ def reliability(calibration: Mapping[str, Any]) -> Drawn:
     axes.grid(alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
     axes.legend(loc="lower right")
     title = (
-        f"Reliability, n = {int(calibration['teacher']['n']):,}, seed 0: ten bins, a point's area is the bin's share, bins of "
-        f"fewer than {FEW} are left out; on the dotted line probabilities mean what they say."
+        f"Reliability, n = {int(calibration['teacher']['n']):,}, seed 0: ten bins, a point's area is the bin's share, bins "
+        f"of fewer than {FEW} are left out; on the dotted line probabilities mean what they say."
     )
     return Drawn("reliability", title, f"On average {', '.join(said)}.", figure)
 

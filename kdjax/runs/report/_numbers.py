@@ -192,4 +192,5 @@ def provenance(results: Mapping[str, Any]) -> str:
 
 
 def _wide(head: str, lines: Iterable[str]) -> str:
-    return f'<div class="wide" tabindex="0"><table class="results"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+    table = f'<table class="results"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<div class="wide" tabindex="0">{table}</div>'

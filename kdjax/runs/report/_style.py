@@ -93,9 +93,8 @@ def as_svg(drawn: Drawn) -> str:
 
     written = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": drawn.name}):
-        drawn.figure.savefig(
-            written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        drawn.figure.savefig(written, format="svg", metadata=nothing)
     found = written.getvalue()
     found = found[found.index("<svg") :]
     found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)

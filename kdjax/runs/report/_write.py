@@ -136,7 +136,8 @@ def figures(
 
 def _of_examples(kept: _kept.Kept, names: Sequence[str]) -> dict[str, Sequence[Drawn]]:
     """Of one label an example: pictures with predictions, and soft targets."""
-    arrays, found = kept.arrays, {}
+    arrays = kept.arrays
+    found: dict[str, Sequence[Drawn]] = {}
     with_logits = "logits_teacher" in arrays
     if "pictures" in arrays and with_logits:
         first = [index for place, index in enumerate(kept["shown"]) if index == place]
@@ -194,4 +195,4 @@ def both_right(arrays: Mapping[str, np.ndarray]) -> str:
     }
     said = ", ".join(f"{what} {int(which.sum()):,}" for what, which in counts.items())
     same = int((arrays["first_teacher"] == arrays["first_distilled"])[counted].sum())
-    return f"<p>Of {total:,} labelled test entries (seed 0) teacher and distilled student say the same of {same:,}: {said}.</p>"
+    return f"<p>Of {total:,} test entries with a label teacher and distilled student say the same of {same:,}; {said} (seed 0).</p>"
