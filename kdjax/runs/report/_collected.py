@@ -72,6 +72,8 @@ def collect(
     }
     labels = test.get("labels")
     with_classes = are_classes(labels, jax.ShapeDtypeStruct((count, *logits[1:]), jnp.float32))
+    counted = _counted(test, ignore_label, np.shape(labels)) if with_classes else np.zeros(0, bool)
+    with_classes = with_classes and bool(counted.any())
     about["kind"] = "classes" if with_classes else _other_kind(labels, logits)
     arrays: dict[str, np.ndarray] = {}
     about["costs"] = {name: _costs(network, test["inputs"], batch) for name, network in networks.items()}
@@ -80,15 +82,17 @@ def collect(
         for name, network in networks.items():
             about["calibration"][name], said = _said(network, test, batch, ignore_label)
             arrays |= {f"{what}_{name}": array for what, array in said.items()}
-        arrays["labels"] = np.asarray(labels)
-        arrays["counted"] = _counted(test, ignore_label, arrays["labels"].shape)
+        arrays |= {"labels": np.asarray(labels), "counted": counted}
     elif about["kind"] == "number":
         arrays["labels"] = np.asarray(labels).reshape(count)
     shown = list(range(min(SHOWN, count)))
+    about["differing"] = []
     if with_classes and not positions:
-        differ = np.flatnonzero((arrays["first_teacher"] != arrays["first_distilled"]) & arrays["counted"])
+        shown = np.flatnonzero(counted)[:SHOWN].tolist()
+        differ = np.flatnonzero((arrays["first_teacher"] != arrays["first_distilled"]) & counted)
         about["differing"] = differ[:DIFFERING].tolist()
-        shown += [index for index in about["differing"] if index not in shown]
+    about["first"] = shown
+    shown = shown + [index for index in about["differing"] if index not in shown]
     about["shown"] = shown
     about["layers"], more = _layers.compare(networks, test["inputs"], shown, most=max(1, BYTES // size))
     arrays |= {name: array for name, array in more.items() if not name.startswith("logits_")}

@@ -20,7 +20,9 @@ TOKENS = 16  # positions of the table of tokens
 
 def first_pictures(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn:
     """The first training pictures under their labels."""
-    images, labels = arrays["train_pictures"], [names[label] for label in arrays["train_labels"]]
+    images, labels = arrays["train_pictures"], [
+        names[label] if 0 <= label < len(names) else "none" for label in arrays["train_labels"]
+    ]
     cells = "".join(
         f"<li>{inline(image, f'training picture, label {label}')}<span>{html.escape(label)}</span></li>"
         for image, label in zip(images, labels, strict=True)

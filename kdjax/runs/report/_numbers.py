@@ -105,7 +105,7 @@ def _seconds(results: Mapping[str, Any], name: str) -> str:
     return f"{own.mean():.1f}" if own.size else "given"
 
 
-def scaled(value: float | None, unit: str) -> str:
+def scaled(value: int | float | None, unit: str) -> str:
     """A number to three digits, with a thousand's prefix."""
     if value is None or not np.isfinite(value):
         return "not measured"

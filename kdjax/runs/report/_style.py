@@ -117,7 +117,7 @@ def as_png(drawn: Drawn) -> bytes:
     with warnings.catch_warnings():
         # A name in letters that matplotlib's own font lacks: the page has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        drawn.figure.savefig(written, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        drawn.figure.savefig(written, format="png", dpi=150, facecolor="white")
     return written.getvalue()
 
 
@@ -126,7 +126,7 @@ def picture(pixels: np.ndarray, *, colours: str | None = "gray") -> bytes:
     from matplotlib.image import imsave
 
     written = io.BytesIO()
-    imsave(written, scaled(pixels), format="png", cmap=colours, vmin=0, vmax=1, metadata={"Software": None})
+    imsave(written, scaled(pixels), format="png", cmap=colours, vmin=0, vmax=1)
     return written.getvalue()
 
 

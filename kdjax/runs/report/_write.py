@@ -140,8 +140,7 @@ def _of_examples(kept: _kept.Kept, names: Sequence[str]) -> dict[str, Sequence[D
     found: dict[str, Sequence[Drawn]] = {}
     with_logits = "logits_teacher" in arrays
     if "pictures" in arrays and with_logits:
-        first = [index for place, index in enumerate(kept["shown"]) if index == place]
-        groups = {"test-pictures": first, "differing-pictures": kept["differing"]}
+        groups = {"test-pictures": kept["first"], "differing-pictures": kept["differing"]}
         found["examples"] = [
             _examples.first_pictures(arrays, names),
             *(_examples.predictions(kept, arrays, names, which, name=name) for name, which in groups.items() if which),
@@ -195,4 +194,5 @@ def both_right(arrays: Mapping[str, np.ndarray]) -> str:
     }
     said = ", ".join(f"{what} {int(which.sum()):,}" for what, which in counts.items())
     same = int((arrays["first_teacher"] == arrays["first_distilled"])[counted].sum())
-    return f"<p>Of {total:,} test entries with a label teacher and distilled student say the same of {same:,}; {said} (seed 0).</p>"
+    whole = f"Of {total:,} test entries with a label teacher and distilled student say the same of {same:,}"
+    return f"<p>{whole}; {said} (seed 0).</p>"
