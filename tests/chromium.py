@@ -1,6 +1,7 @@
 """A headless Chromium for tests that look at pages: opened at a width, in light or dark, asked what it has measured."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,25 +29,18 @@ class Browser:
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        theirs_in, self.to = os.pipe()
-        self.back, theirs_out = os.pipe()
-
-        def at_three_and_four():
-            # Away from 3 and 4 first, since either may be one of them.
-            first, second = os.dup(theirs_in), os.dup(theirs_out)
-            spare = [os.dup(first), os.dup(second)]
-            os.dup2(spare[0], 3)
-            os.dup2(spare[1], 4)
-
+        ends = theirs_in, self.to, self.back, theirs_out = (*os.pipe(), *os.pipe())
+        # Chromium reads from 3 and writes to 4; the shell brings ours there, from beyond both.
+        given = [fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (theirs_in, theirs_out)]
+        command = ["bash", "-c", f'exec "$@" 3<&{given[0]} 4>&{given[1]}', "bash", FOUND, *FLAGS]
         self.process = subprocess.Popen(
-            [FOUND, *FLAGS, f"--user-data-dir={self.folder.name}", "about:blank"],
-            preexec_fn=at_three_and_four,
-            close_fds=False,
+            [*command, f"--user-data-dir={self.folder.name}", "about:blank"],
+            pass_fds=given,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for one in (*given, ends[0], ends[3]):
+            os.close(one)
         self.count, self.rest, self.session, self.said = 0, b"", None, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

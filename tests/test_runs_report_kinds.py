@@ -1,4 +1,4 @@
-"""What a report shows of tokens, pixels, numbers and other outputs, and what it leaves out; by networks that learn nothing."""
+"""What a report shows of tokens, pixels, numbers and others, and what it leaves out; by networks that learn nothing."""
 
 import json
 import re
@@ -138,7 +138,9 @@ def test_a_scheduled_temperature_is_kept_by_epoch(tmp_path):
     inputs = RNG.normal(size=(20, 3)).astype(np.float32)
     _, kept = written(tmp_path, summed, (3, 3), inputs, RNG.integers(0, 3, 20))
     # Two updates an epoch; that of the last one, of six steps from 4 to 2.
-    np.testing.assert_allclose(kept["numbers"]["soft temperature"], [4 - 2 / 6, 4 - 2 * 3 / 6, 4 - 2 * 5 / 6], rtol=1e-6)
+    np.testing.assert_allclose(
+        kept["numbers"]["soft temperature"], [4 - 2 / 6, 4 - 2 * 3 / 6, 4 - 2 * 5 / 6], rtol=1e-6
+    )
 
 
 def test_what_was_kept_is_bounded(tmp_path):
