@@ -86,6 +86,7 @@ def test_of_tokens_there_is_the_entropy_by_position_and_no_picture(tmp_path):
     assert f"n = {int((labels >= 0).sum()):,} tokens" in page
     assert "position" in page
     assert "none</td>" in page
+    assert "Where the numbers come from" not in page
     assert not {"Attention", "Soft targets", "Predictions", "Similarity of layers"} & set(headings(page))
     logits = kept.arrays["entropy_teacher"]
     assert ((logits >= 0) & (logits <= np.log2(7) + 1e-5)).all()

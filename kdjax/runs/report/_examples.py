@@ -20,9 +20,10 @@ TOKENS = 16  # positions of the table of tokens
 
 def first_pictures(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn:
     """The first training pictures under their labels."""
-    images, labels = arrays["train_pictures"], [
-        names[label] if 0 <= label < len(names) else "none" for label in arrays["train_labels"]
-    ]
+    images, labels = (
+        arrays["train_pictures"],
+        [names[label] if 0 <= label < len(names) else "none" for label in arrays["train_labels"]],
+    )
     cells = "".join(
         f"<li>{inline(image, f'training picture, label {label}')}<span>{html.escape(label)}</span></li>"
         for image, label in zip(images, labels, strict=True)
@@ -152,7 +153,11 @@ def tokens(arrays: Mapping[str, np.ndarray]) -> str:
             f'<tr><th scope="row">{place}</th><td class="number">{label if counted else "none"}</td>{"".join(cells)}</tr>'
         )
     head = f'<tr><th scope="col">position</th><th scope="col">label</th>{heads}</tr>'
-    return f'<div class="wide" tabindex="0"><table class="results">{head}{"".join(rows)}</table></div>'
+    title = (
+        "The first test example: the label's class number at each position, and first choices with their probability."
+    )
+    table = f'<table class="results">{head}{"".join(rows)}</table>'
+    return f'<p>{title}</p><div class="wide" tabindex="0">{table}</div>'
 
 
 def entropies(arrays: Mapping[str, np.ndarray]) -> Drawn:

@@ -90,9 +90,16 @@ def differences(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn
     axes.grid(axis="y", alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
     axes.legend(title="the distilled student is right more often", title_fontsize=9)
     low, high = int(gains["teacher"].argmin()), int(gains["alone"].argmax())
+    worst, best = gains["teacher"][low], gains["alone"][high]
     finding = (
-        f"Behind the teacher most for label {names[classes[low]]} ({gains['teacher'][low]:+.1f} points); of what teaching "
-        f"changed, label {names[classes[high]]} gained most ({gains['alone'][high]:+.1f} points)."
+        f"Behind the teacher most for label {names[classes[low]]} ({worst:+.1f} points)"
+        if worst < 0
+        else "For no label behind the teacher"
+    )
+    finding += (
+        f"; ahead of the student alone most for label {names[classes[high]]} ({best:+.1f} points)."
+        if best > 0
+        else "; for no label ahead of the student alone."
     )
     title = f"Where the distilled student differs, by class; n = {len(labels):,}, seed 0."
     return Drawn("differences", title, finding, figure)
@@ -100,7 +107,7 @@ def differences(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn
 
 def reliability(calibration: Mapping[str, Any]) -> Drawn:
     """How often the first choice is right against how probable it is said to be; a point's area is its bin's share."""
-    figure, axes = panel(4.3, 3.7)
+    figure, axes = panel(4.3, 4.1)
     axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=":")
     said = []
     for network in NAMES:
@@ -117,10 +124,10 @@ def reliability(calibration: Mapping[str, Any]) -> Drawn:
         axes.scatter(drawn[:, 0], drawn[:, 1], s=14 + 1.3 * drawn[:, 2], alpha=0.75, linewidth=0, **style)
         axes.plot([], [], linestyle=DASHES[network], markersize=5, label=label, **style)
         sure, right = (float(np.sum(table[:, column] * table[:, 2]) / np.sum(table[:, 2])) for column in (0, 1))
-        said.append(f"the {TITLES[network]} is sure to {sure:.1f} % and right in {right:.1f} %")
+        said.append(f"the {TITLES[network]} gives its first choice {sure:.1f} % and is right in {right:.1f} %")
     axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="probability of the first choice, %", ylabel="right, %")
     axes.grid(alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper left")
     title = (
         f"Reliability, n = {int(calibration['teacher']['n']):,}, seed 0: ten bins, a point's area is the bin's share, bins "
         f"of fewer than {FEW} are left out; on the dotted line probabilities mean what they say."

@@ -188,7 +188,7 @@ def provenance(results: Mapping[str, Any]) -> str:
         ("digests of the data", ", ".join(f"{name} {value}" for name, value in results.get("data", {}).items())),
     )
     told = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in pairs if value)
-    return f"<dl>{told}</dl>"
+    return f"<dl>{told}</dl>" if told else ""
 
 
 def _wide(head: str, lines: Iterable[str]) -> str:
