@@ -1,6 +1,6 @@
 """What happened over time: the test measures, each term of the objective, its weight, and its numbers such as T."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def learning(history: History, results: Mapping[str, Any], measure: Mapping[str,
                 axes.axhline(
                     factor * given, color=COLOURS["teacher"], linestyle=DASHES["teacher"], label="teacher, as given"
                 )
-        _axes(axes, label)
+        cut = _axes(axes, label, lines.values())
         axes.legend()
         seeds = max(len(values) for values in lines.values())
         last = ", ".join(
@@ -42,7 +42,7 @@ def learning(history: History, results: Mapping[str, Any], measure: Mapping[str,
             for network, values in lines.items()
         )
         finding = f"After the last epoch, mean of {_seeds(seeds)}: {last}."
-        found.append(Drawn(key, _sentence(f"{label} by epoch; {_bands(seeds)}"), finding, figure))
+        found.append(Drawn(key, _sentence(f"{label} by epoch; {_bands(seeds)}{cut}"), finding, figure))
     return found
 
 
@@ -78,13 +78,13 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
         for place, (name, values) in enumerate(lines.items()):
             colour, dash = SERIES[place % len(SERIES)]
             _band(axes, values, name, color=colour, linestyle=dash, marker="o")
-        _axes(axes, label)
+        cut = _axes(axes, label, lines.values())
         if min(np.nanmin(values) for values in lines.values()) >= 0:
             axes.set_ylim(bottom=0)
         axes.legend()
         each = ", ".join(f"{name} {_moved(values)}" for name, values in lines.items())
         finding = f"From the first to the last epoch: {each}."
-        found.append(Drawn(key, f"{title} of the distilled student by epoch; {_bands(len(seeds))}.", finding, figure))
+        found.append(Drawn(key, f"{title} of the distilled student by epoch; {_bands(len(seeds))}{cut}.", finding, figure))
     return found
 
 
@@ -118,13 +118,22 @@ def _band(axes: Any, values: np.ndarray, label: str, *, color: str, linestyle: A
         axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
 
 
-def _axes(axes: Any, label: str) -> None:
+def _axes(axes: Any, label: str, lines: Iterable[np.ndarray]) -> str:
+    """Epochs below and numbers at the side; of long runs the first tenth does not set the scale, which the words say."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.grid(alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
+    later = np.concatenate([values[:, values.shape[1] // 10 :].ravel() for values in lines])
+    low, high = float(np.nanmin(later)), float(np.nanmax(later))
+    bottom, top = axes.get_ylim()
+    if not low < high or high - low > 0.6 * (top - bottom):
+        return ""
+    margin = 0.05 * (high - low)
+    axes.set_ylim(max(bottom, low - margin), min(top, high + margin))
+    return "; what lies above or below in the first tenth of the epochs is cut off"
 
 
 def _digits(measure: Mapping[str, Any], key: str) -> str:
