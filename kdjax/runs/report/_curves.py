@@ -84,7 +84,9 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
         axes.legend()
         each = ", ".join(f"{name} {_moved(values)}" for name, values in lines.items())
         finding = f"From the first to the last epoch: {each}."
-        found.append(Drawn(key, f"{title} of the distilled student by epoch; {_bands(len(seeds))}{cut}.", finding, figure))
+        found.append(
+            Drawn(key, f"{title} of the distilled student by epoch; {_bands(len(seeds))}{cut}.", finding, figure)
+        )
     return found
 
 
