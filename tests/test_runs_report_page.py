@@ -56,12 +56,12 @@ def test_the_numbers_are_those_of_the_results(finished_run):
 
 def test_what_is_measured_again_agrees_with_the_evaluation(finished_run):
     out, _, page = finished_run
-    first, kept = json.loads((out / "results.json").read_text())["seeds"][0], _kept.load(out)
+    first, (kept, arrays) = json.loads((out / "results.json").read_text())["seeds"][0], _kept.load(out)
     for name in NAMES:
-        right = kept.arrays[f"first_{name}"] == DATA[1].labels
+        right = arrays[f"first_{name}"] == DATA[1].labels
         assert right.mean() == pytest.approx(first[name]["accuracy"], abs=1e-6)
         # In each bin of the largest probability: how sure on average, how often right.
-        sure = kept.arrays[f"sure_{name}"].astype(np.float64)
+        sure = arrays[f"sure_{name}"].astype(np.float64)
         place = np.ceil(sure * 15)
         error = sum(abs(right[place == b].sum() - sure[place == b].sum()) for b in range(1, 16)) / len(sure)
         assert float(cells(page, "ECE")[name]) == pytest.approx(100 * error, abs=0.01)
@@ -69,7 +69,7 @@ def test_what_is_measured_again_agrees_with_the_evaluation(finished_run):
             kept["costs"][name]["weight_bytes"]
             == 4 * json.loads((out / "results.json").read_text())["parameters"][name]
         )
-    same = (kept.arrays["first_alone"] == kept.arrays["first_teacher"]).mean()
+    same = (arrays["first_alone"] == arrays["first_teacher"]).mean()
     assert same == pytest.approx(first["alone"]["agreement"], abs=1e-6)
 
 

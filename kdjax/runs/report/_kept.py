@@ -24,12 +24,6 @@ FILE = "report-data.npz"
 VERSION = 1
 
 
-class Kept(dict[str, Any]):
-    """What was measured, by name, as `collect` says; its arrays are in ``arrays``."""
-
-    arrays: dict[str, np.ndarray]
-
-
 def keep(run: "Shared", trainers: Mapping[str, Trainer], given: Weights | None) -> None:
     """Measures by the first seed's saved networks, and writes the file, if the run's folder does not have it yet.
 
@@ -59,13 +53,12 @@ def save(folder: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     write_bytes(folder / FILE, content.getvalue())
 
 
-def load(folder: Path) -> Kept | None:
-    """What was measured; None where there is no such file, or one of another version or damaged."""
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What `collect` returned; None where there is no such file, or one of another version or damaged."""
     try:
         with np.load(folder / FILE, allow_pickle=False) as file:
             arrays = dict(file)
-        about = Kept(json.loads(str(arrays.pop("about"))))
+        about = json.loads(str(arrays.pop("about")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    about.arrays = arrays
-    return about if about.get("version") == VERSION else None
+    return (about, arrays) if about.get("version") == VERSION else None

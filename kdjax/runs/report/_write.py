@@ -20,6 +20,7 @@ from kdjax.runs.report._table import comparison_lines, measure_of
 if TYPE_CHECKING:
     from kdjax.runs._seeds import Shared
 
+Arrays = Mapping[str, np.ndarray]
 PAGE = "report.html"
 FIGURES = "report-figures"
 USUAL = (1.0, 2.0, 4.0, 10.0)  # temperatures at which soft targets are drawn, beside the run's own
@@ -49,14 +50,14 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds or parameters."
         )
-    kept = _kept.load(folder)
+    kept, arrays = _kept.load(folder) or (None, {})
     with styled():
-        drawn = figures(results, kept, histories(folder))
+        drawn = figures(results, kept, arrays, histories(folder))
         text = _page.page(
             results.get("experiment") or "comparison",
             comparison_lines(results),
             about(results, kept),
-            sections(results, kept, drawn),
+            sections(results, kept, arrays, drawn),
         )
         for group in drawn.values():
             for one in group:
@@ -88,10 +89,19 @@ def histories(folder: Path) -> _curves.History:
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for name in _maps.NAMES:
         files = sorted(folder.glob(f"seed-*/{name}/metrics.jsonl"), key=lambda file: int(file.parts[-3].split("-")[1]))
-        lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        lines = [_lines(file) for file in files]
         if any(lines):
             found[name] = lines
     return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(
+            f"{file} must hold a JSON object a line, as the run wrote it; it is damaged: {error}."
+        ) from error
 
 
 def about(results: Mapping[str, Any], kept: Mapping[str, Any] | None) -> str:
@@ -104,7 +114,7 @@ def about(results: Mapping[str, Any], kept: Mapping[str, Any] | None) -> str:
 
 
 def figures(
-    results: Mapping[str, Any], kept: _kept.Kept | None, history: _curves.History
+    results: Mapping[str, Any], kept: Mapping[str, Any] | None, arrays: Arrays, history: _curves.History
 ) -> dict[str, Sequence[Drawn]]:
     """All figures that fit the run, by section."""
     found: dict[str, Sequence[Drawn]] = {
@@ -113,14 +123,13 @@ def figures(
     }
     if kept is None:
         return found
-    arrays = kept.arrays
     names = kept["class_names"] or [str(number) for number in range(kept["classes"])]
     if kept["kind"] == "classes":
         if len(names) <= _maps.MATRIX:
             found["differences"] = [*_maps.confusions(arrays, names), _maps.differences(arrays, names)]
         found["calibration"] = [_maps.reliability(kept["calibration"])]
         if not kept["positions"]:
-            found |= _of_examples(kept, names)
+            found |= _of_examples(kept, arrays, names)
         elif len(kept["positions"]) == 2:
             found["examples"] = [_examples.label_maps(arrays, kept["classes"])]
         elif len(kept["positions"]) == 1:
@@ -134,9 +143,8 @@ def figures(
     return found
 
 
-def _of_examples(kept: _kept.Kept, names: Sequence[str]) -> dict[str, Sequence[Drawn]]:
+def _of_examples(kept: Mapping[str, Any], arrays: Arrays, names: Sequence[str]) -> dict[str, Sequence[Drawn]]:
     """Of one label an example: pictures with predictions, and soft targets."""
-    arrays = kept.arrays
     found: dict[str, Sequence[Drawn]] = {}
     with_logits = "logits_teacher" in arrays
     if "pictures" in arrays and with_logits:
@@ -155,15 +163,17 @@ def _of_examples(kept: _kept.Kept, names: Sequence[str]) -> dict[str, Sequence[D
     return found
 
 
-def sections(results: Mapping[str, Any], kept: _kept.Kept | None, drawn: Mapping[str, Sequence[Drawn]]) -> list[str]:
+def sections(
+    results: Mapping[str, Any], kept: Mapping[str, Any] | None, arrays: Arrays, drawn: Mapping[str, Sequence[Drawn]]
+) -> list[str]:
     """The page's sections in order; those with nothing in them are empty."""
 
     def own(name: str) -> Sequence[Drawn]:
         return drawn.get(name, ())
 
     by_class = kept is not None and kept["kind"] == "classes"
-    tokens = _examples.tokens(kept.arrays) if kept and by_class and len(kept["positions"]) == 1 else ""
-    beside = both_right(kept.arrays) if kept and by_class else ""
+    tokens = _examples.tokens(arrays) if kept and by_class and len(kept["positions"]) == 1 else ""
+    beside = both_right(arrays) if kept and by_class else ""
     return [
         _page.section("What was distilled", _numbers.distilled(results)),
         _page.section("Teacher, student alone, student distilled", _numbers.compared(results, kept)),
