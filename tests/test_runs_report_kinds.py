@@ -89,7 +89,7 @@ def test_of_tokens_there_is_the_entropy_by_position_and_no_picture(tmp_path):
     assert "Where the numbers come from" not in page
     assert not {"Attention", "Soft targets", "Predictions", "Similarity of layers"} & set(headings(page))
     logits = arrays["entropy_teacher"]
-    assert ((logits >= 0) & (logits <= np.log2(7) + 1e-5)).all()
+    assert ((logits >= 0) & (logits <= np.log2(7) + 1e-3)).all()
 
 
 def test_of_numbers_predictions_stand_against_labels(tmp_path):

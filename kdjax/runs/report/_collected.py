@@ -190,9 +190,9 @@ def _said(network: Network, test: Mapping[str, Any], batch: int, ignore_label: i
     whole = jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64), *sums)
     measured = {name: np.asarray(value).tolist() for name, value in finished(_MEASURES, whole).items()}
     said = jax.tree.map(lambda *each: np.concatenate(each), *rows)
-    said = {"first": said["first"].astype(np.int32)} | {
-        name: said[name].astype(np.float32) for name in ("sure", "entropy")
-    }
+    said["first"], said["entropy"] = said["first"].astype(np.int32), said["entropy"].astype(np.float16)
+    if said["first"].ndim != 2:
+        del said["entropy"]  # which is drawn by position
     return measured | {"n": float(whole["calibration_count"])}, said
 
 

@@ -92,8 +92,9 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
 
 def _moved(values: np.ndarray) -> str:
     first, last = (f"{np.nanmean(values[:, place]):.4g}" for place in (0, -1))
-    still = first == last and np.nanmax(values) - np.nanmin(values) <= 1e-6 * abs(np.nanmax(values))
-    return f"stays at {first}" if still else f"goes from {first} to {last}"
+    means = np.nanmean(values, axis=0)
+    still = np.ptp(means) <= 1e-6 * np.max(np.abs(means))
+    return f"is {first}" if len(means) == 1 else f"stays at {first}" if still else f"goes from {first} to {last}"
 
 
 def _over_epochs(seeds: Sequence[Sequence[Mapping[str, Any]]], part: str, key: str, scale: float = 1.0) -> np.ndarray:
@@ -126,7 +127,7 @@ def _axes(axes: Any, label: str, lines: Iterable[np.ndarray]) -> str:
 
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
     axes.grid(alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
     later = np.concatenate([values[:, values.shape[1] // 10 :].ravel() for values in lines])
     low, high = float(np.nanmin(later)), float(np.nanmax(later))

@@ -28,7 +28,7 @@ def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[D
         # The root shows the few beside the many.
         image = axes.imshow(np.sqrt(shares), cmap=MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         if len(names) <= CELLS:
-            _cells(axes, np.sqrt(shares), [[str(one) if one else "" for one in row] for row in counts.tolist()])
+            _cells(axes, np.sqrt(shares), [[_count(one) for one in row] for row in counts.tolist()])
         _named(axes, names, names)
         axes.set_xlabel(f"first choice of the {TITLES[network]}")
         axes.set_ylabel("label")
@@ -70,7 +70,7 @@ def differences(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn
     labels = arrays["labels"][counted]
     right = {name: arrays[f"first_{name}"][counted] == labels for name in NAMES}
     classes = [number for number in range(len(names)) if (labels == number).any()]
-    figure, axes = panel(4.3, 3.2)
+    figure, axes = panel(4.3, 3.7)
     places = np.arange(len(classes))
     gains = {}
     for shift, other in enumerate(("teacher", "alone")):
@@ -88,7 +88,9 @@ def differences(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn
     axes.set_xlabel("label")
     axes.set_ylabel("more often right, points")
     axes.grid(axis="y", alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
-    axes.legend(title="the distilled student is right more often", title_fontsize=9)
+    figure.legend(
+        loc="outside lower center", ncols=2, title="the distilled student is right more often", title_fontsize=9
+    )
     low, high = int(gains["teacher"].argmin()), int(gains["alone"].argmax())
     worst, best = gains["teacher"][low], gains["alone"][high]
     finding = (
@@ -127,7 +129,7 @@ def reliability(calibration: Mapping[str, Any]) -> Drawn:
         said.append(f"the {TITLES[network]} gives its first choice {sure:.1f} % and is right in {right:.1f} %")
     axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="probability of the first choice, %", ylabel="right, %")
     axes.grid(alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
-    figure.legend(loc="outside upper left")
+    figure.legend(loc="outside lower left")
     title = (
         f"Reliability, n = {int(calibration['teacher']['n']):,}, seed 0: ten bins, a point's area is the bin's share, bins "
         f"of fewer than {FEW} are left out; on the dotted line probabilities mean what they say."
@@ -189,9 +191,10 @@ def soft_targets(
         entropies.append(float(-np.sum(own * np.log2(np.where(own > 0, own, 1.0)))))
     for axes in panels[len(temperatures) :]:
         axes.axis("off")
-    figure.supxlabel("class", fontsize=10)
+    for axes in panels[-2:]:
+        axes.set_xlabel("class")
     figure.supylabel("probability, %", fontsize=10)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     each = ", ".join(f"{one:.2f} at T = {t:g}" for one, t in zip(entropies, temperatures, strict=True))
     finding = f"The softer, the more is said of the other classes: the teacher's entropy in bits is {each}."
     few = f"; the teacher's first {BARS} of {len(names)} classes" if len(names) > BARS else ""
@@ -211,6 +214,11 @@ def _cells(axes: Any, shade: np.ndarray, texts: Sequence[Sequence[str]]) -> None
         for column, text in enumerate(line):
             colour = "#000001" if shade[row, column] > 0.55 else "#ffffff"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8.5)
+
+
+def _count(number: int) -> str:
+    """For a cell: of many digits the thousands, of 0 nothing."""
+    return f"{number / 1000:.0f}k" if number >= 10_000 else str(number or "")
 
 
 def _named(axes: Any, columns: Sequence[str], rows: Sequence[str], *, turned: bool = False) -> None:
