@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import re
+import sys
 from pathlib import Path
 
 import compiler
@@ -111,6 +112,18 @@ def programs_of_one_module_at_a_time():
     """All compiled programs of all tests together are gigabytes, and every test after them is slower for it."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def comparisons_write_no_report(request):
+    """But where reports are tested: each takes seconds, as long as the comparison itself."""
+    module = sys.modules.get("kdjax.runs.compare")
+    if module is None or request.module.__name__.split(".")[-1].startswith("test_runs_report"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "report_at_end", lambda *run: "No report: this is a test.")
+        yield
 
 
 @pytest.fixture

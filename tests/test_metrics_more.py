@@ -8,7 +8,7 @@ from hypothesis import given
 from sklearn.metrics import brier_score_loss
 
 from kdjax import Outputs, Weights
-from kdjax.metrics import brier_score, calibration_error, cka, cost, finished, latency, reliability, sums_of
+from kdjax.metrics import _costs, brier_score, calibration_error, cka, cost, finished, latency, reliability, sums_of
 from kdjax.testing import strategies
 
 MEASURES = {"error": calibration_error(5), "bins": reliability(5), "brier": brier_score()}
@@ -175,3 +175,15 @@ def test_latency_times_the_calls_it_says_and_a_larger_network_takes_longer():
     assert many.p05_ms > one.median_ms
     with pytest.raises(ValueError, match="calls must be a whole number of 1 or more; got 0"):
         latency(dense, WEIGHTS, np.ones((1, 64), np.float32), calls=0)
+    with pytest.raises(ValueError, match="seconds must be"):
+        latency(dense, WEIGHTS, np.ones((1, 64), np.float32), seconds=0.0)
+
+
+def test_latency_begins_no_call_after_its_time_and_times_three_at_least(monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(_costs.time, "perf_counter", lambda: float(next(ticks)))  # a call takes one second
+    one = np.ones((1, 64), np.float32)
+    for seconds, calls in ((0.5, 3), (12.0, 3), (15.0, 6), (1000.0, 20), (None, 20)):
+        found = latency(dense, WEIGHTS, one, calls=20, seconds=seconds)
+        assert (found.calls, found.median_ms) == (calls, 1000.0), seconds
+    assert latency(dense, WEIGHTS, one, calls=1, warm_up=0, seconds=0.5).calls == 1

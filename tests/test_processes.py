@@ -114,6 +114,7 @@ def test_a_comparison_is_that_of_one_process(cache, tmp_path):
     assert "out is not empty" in first["taken"]
     assert "out cannot be the run's folder, as the first process found" in second["taken"]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["seeds"] == first["seeds"]
+    assert "latency, ms" in (tmp_path / "run" / "report.html").read_text()
     for seen in (first, second):
         for network in ("teacher", "alone", "distilled"):
             for measure in ("accuracy", "cross_entropy"):

@@ -74,7 +74,9 @@ def cost(apply: Apply, weights: Weights, inputs: Any) -> Cost:
     )
 
 
-def latency(apply: Apply, weights: Weights, inputs: Any, *, calls: int = 100, warm_up: int = 10) -> Latency:
+def latency(
+    apply: Apply, weights: Weights, inputs: Any, *, calls: int = 100, warm_up: int = 10, seconds: float | None = None
+) -> Latency:
     """Times calls of a network in inference, one after another, on the device at hand.
 
     Compiling is not counted, nor are the first calls. Run nothing beside it; a machine that does other work has a 95th
@@ -86,9 +88,12 @@ def latency(apply: Apply, weights: Weights, inputs: Any, *, calls: int = 100, wa
       inputs: a batch of them: of one example for the latency, of many for the throughput.
       calls: how many are timed.
       warm_up: how many go before them.
+      seconds: no call begins after so long, counted from the first; the last three at least are timed, and
+        ``calls`` of the result says of how many it is. None: all are made.
 
     Raises:
-      ValueError: if `calls` is not a whole number above 0 or `warm_up` below 0, or as the network does.
+      ValueError: if `calls` is not a whole number above 0, `warm_up` is below 0, or `seconds` is not a finite number above
+        0, or as the network does.
 
     Example:
       >>> apply = lambda params, model_state, inputs, *, train, rng=None: (inputs @ params, model_state)
@@ -98,16 +103,22 @@ def latency(apply: Apply, weights: Weights, inputs: Any, *, calls: int = 100, wa
     """
     _checks.whole("calls", calls, 1)
     _checks.whole("warm_up", warm_up, 0)
+    if seconds is not None:
+        _checks.positive("seconds", seconds)
     call = _compiled(apply, weights, inputs)
     weights, inputs = jax.block_until_ready(jax.device_put((weights, inputs)))
-    took = []
-    for _ in range(warm_up + calls):
+    took: list[float] = []
+    least = min(calls, 3)
+    while len(took) < warm_up + calls:
+        if seconds is not None and sum(took) > 1e3 * seconds and len(took) > least:
+            break
         start = time.perf_counter()
         jax.block_until_ready(call(weights, inputs))
         took.append(1e3 * (time.perf_counter() - start))
-    low, median, high = np.percentile(took[warm_up:], (5, 50, 95))
+    timed = took[min(warm_up, len(took) - least) :]
+    low, median, high = np.percentile(timed, (5, 50, 95))
     batch = jax.tree.leaves(inputs)[0].shape[0]
-    return Latency(batch, calls, float(median), float(low), float(high), batch / float(median) * 1e3)
+    return Latency(batch, len(timed), float(median), float(low), float(high), batch / float(median) * 1e3)
 
 
 def _compiled(apply: Apply, weights: Weights, inputs: Any) -> jax.stages.Compiled:

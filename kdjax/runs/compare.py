@@ -25,6 +25,7 @@ from kdjax.runs.recipes import (
     parameters,
 )
 from kdjax.runs.report import comparison
+from kdjax.runs.report._write import at_end as report_at_end
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,10 +55,11 @@ def compare(
     print_every: int = 1,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Trains all three over all seeds, prints the table, and writes everything into one folder.
+    """Trains all three over all seeds, prints the table, and writes everything, a report too, into one folder.
 
     Args:
-      out: the folder: states, weights, a line of metrics an epoch, ``config.json``, ``results.json``.
+      out: the folder: states, weights, a line of metrics an epoch, ``config.json``, ``results.json``, and ``report.html``,
+        of `kdjax.runs.write_report`. A report that cannot be written is said, and no error.
       data: the training and the test data, as of `kdjax.data.load`; or arrays by name, ``"inputs"``, ``"labels"``, and what
         else terms and measures read, such as ``"mask"``, each an array or a pytree of arrays [examples, …].
       teacher: how the teacher is trained.
@@ -139,5 +141,7 @@ def compare(
                 given = run.loaded(trainers["teacher"], Path(out) / "seed-0" / "teacher" / "weights")
         if _processes.is_first():
             records.write_json(folder / "results.json", results)
+        report = report_at_end(run, trainers, given)
     comparison(results, console)
+    console.print(report, soft_wrap=True, markup=False, highlight=False)
     return results

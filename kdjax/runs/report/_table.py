@@ -49,19 +49,19 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
     caption = f"mean ± 95 % interval (Student's t) over {count} seeds" if count > 1 else "one seed: no interval"
     table = Table(title=results.get("experiment"), caption=caption)
     table.add_column("network")
-    measure = _measure(results)
+    measure = measure_of(results)
     measured = f"test {measure['name']}{', %' if measure['percent'] else ''}"
     for heading in ("parameters", measured, "agrees with teacher, %", "seconds"):
         table.add_column(heading, justify="right")
     for network in _NETWORKS:
-        each = _over_seeds(results, network, "seconds")
+        each = over_seeds(results, network, "seconds")
         own = np.count_nonzero(each)
         seconds = np.sum(each) / max(own, 1)
-        agreement = "" if network == "teacher" else _percent(_over_seeds(results, network, "agreement"))
-        values = _over_seeds(results, network, measure["name"])
+        agreement = "" if network == "teacher" else percent(over_seeds(results, network, "agreement"))
+        values = over_seeds(results, network, measure["name"])
         # One teacher that served all seeds, from a file or of the first seed: of it no spread is known.
         values = values if own == len(values) else values[:1]
-        value = _percent(values) if measure["percent"] else _number(values)
+        value = percent(values) if measure["percent"] else number(values)
         time = f"{seconds:.1f}" if seconds else "given"
         table.add_row(network, f"{results['parameters'][network]:,}", value, agreement, time)
     return table
@@ -83,13 +83,13 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
       distilled − alone: +10.00 points with 1 seed, hence no interval: this shows nothing yet
       accuracy transfer rate: 50.00 % of the teacher's lead of 20.00 points over the student alone
     """
-    measure = _measure(results)
+    measure = measure_of(results)
     name, unit, scale = (
         measure["name"],
         "points" if measure["percent"] else measure["name"],
         100 if measure["percent"] else 1,
     )
-    teacher, alone, distilled = (scale * _over_seeds(results, network, name) for network in _NETWORKS)
+    teacher, alone, distilled = (scale * over_seeds(results, network, name) for network in _NETWORKS)
     lead = np.mean(teacher) - np.mean(alone)
     rate = 100 * accuracy_transfer_rate(float(np.mean(distilled)), float(np.mean(alone)), float(np.mean(teacher)))
     digits, shown = (2, ".2f") if measure["percent"] else (12, ".4g")
@@ -102,7 +102,19 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
     return [f"distilled − alone: {difference}", f"{name} transfer rate: {transfer}"]
 
 
-def _over_seeds(results: Mapping[str, Any], network: str, quantity: str) -> np.ndarray:
+def transferred(results: Mapping[str, Any]) -> str:
+    """The transfer rate of the mean values, in %; "none" where the teacher does not lead."""
+    measure = measure_of(results)
+    teacher, alone, distilled = (float(np.mean(over_seeds(results, name, measure["name"]))) for name in _NETWORKS)
+    lead = alone - teacher if measure["lower_is_better"] else teacher - alone
+    if np.isnan(lead):
+        return "not measured"
+    if round(100 * lead, 2) <= 0 if measure["percent"] else round(lead, 12) <= 0:
+        return "none"
+    return f"{100 * accuracy_transfer_rate(distilled, alone, teacher):.2f}"
+
+
+def over_seeds(results: Mapping[str, Any], network: str, quantity: str) -> np.ndarray:
     """One number a seed; NaN for what was not measured, since JSON has null there."""
     if not results["seeds"]:
         raise ValueError("results['seeds'] must hold at least one seed; got none.")
@@ -110,17 +122,20 @@ def _over_seeds(results: Mapping[str, Any], network: str, quantity: str) -> np.n
     return np.asarray([math.nan if value is None else value for value in found], np.float64)
 
 
-def _percent(fractions: np.ndarray) -> str:
+def percent(fractions: np.ndarray) -> str:
+    """Mean ± interval of fractions, in %."""
     if np.isnan(fractions).any():
         return "not measured"
     return f"{mean_interval(100 * fractions):.2f}"
 
 
-def _measure(results: Mapping[str, Any]) -> Mapping[str, Any]:
+def measure_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the table compares."""
     return results.get("measure", {"name": "accuracy", "percent": True, "lower_is_better": False})
 
 
-def _number(values: np.ndarray) -> str:
+def number(values: np.ndarray) -> str:
+    """Mean ± interval."""
     return "not measured" if np.isnan(values).any() else f"{mean_interval(values):.4g}"
 
 
