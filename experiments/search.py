@@ -37,7 +37,7 @@ from kdjax.data import Dataset, on_device, unit_range
 from kdjax.losses import soft_target_kl
 from kdjax.metrics import mean_interval, paired_difference
 from kdjax.networks import from_linen
-from kdjax.runs import digest, write_json
+from kdjax.runs import digest, write_results
 from kdjax.training import DivergedError, DivergenceWatch, make_epoch, make_evaluation, weights_of
 from kdjax.training.sweeps import make_sweep_step, stack, unstack
 
@@ -100,7 +100,7 @@ def main(settings: Search) -> None:
             for seed in range(settings.seeds, settings.seeds + settings.test_seeds)
         ])  # fmt: skip
         results["test"]["test_accuracy"] = tested.tolist()
-        write_json(file, results)
+        write_results(file, results)
     console.print(f"Validation accuracy in %; alone {mean_interval(100 * validated[:, 0]):.2f}")
     console.print(validation_table(settings, validated))
     console.print(f"Chosen by mean validation accuracy: T = {grid[best][0]}, α = {grid[best][1]}.")

@@ -10,6 +10,7 @@ from kdjax.runs.records import open_results as open_results
 from kdjax.runs.records import provenance as provenance
 from kdjax.runs.records import write_bytes as write_bytes
 from kdjax.runs.records import write_json as write_json
+from kdjax.runs.records import write_results as write_results
 
 __all__ = [
     "Recipe",
@@ -22,4 +23,5 @@ __all__ = [
     "provenance",
     "write_bytes",
     "write_json",
+    "write_results",
 ]
