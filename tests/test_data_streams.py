@@ -283,3 +283,21 @@ def test_numbers_that_make_no_stream_are_named(archive, settings, message):
         data.open_stream(train, **{"batch_size": BATCH, "seed": SEED} | settings),
     ):
         pass
+
+
+@pytest.mark.parametrize("label", [1.7, 1.0, -5, float("nan"), 2**31, 2**70, "1", None, True, np.float32(1), [0, -1]])
+def test_labels_that_are_no_class_numbers_are_named_and_never_cast(label):
+    examples = [{"inputs": np.zeros(2, np.float32), "labels": label}]
+    with (
+        pytest.raises(ValueError, match=r"labels must be whole class numbers from 0 to 2147483647; example 0 has "),
+        data.open_stream(examples, 1, seed=0) as batches,
+    ):
+        next(batches)
+
+
+@pytest.mark.parametrize("label", [3, np.uint8(255), np.int64(7), np.array([1, 2])])
+def test_labels_that_are_class_numbers_come_as_int32(label):
+    with data.open_stream([{"inputs": np.zeros(2, np.float32), "labels": label}], 1, seed=0) as batches:
+        found = next(batches)["labels"]
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found[0], label)

@@ -142,7 +142,7 @@ def test_other_data_are_refused_at_a_resumption(script, finished, no_training, m
         return replace(data, labels=data.labels[::-1].copy())
 
     monkeypatch.setattr(_settings, "load", other)
-    with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests was"):
+    with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests\['train'\] was '"):
         run(script, out=finished(script), resume=True)
 
 

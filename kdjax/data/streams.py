@@ -22,6 +22,7 @@ Place = Callable[[dict[str, np.ndarray]], Any]
 Plan = Callable[[int], dict[str, np.ndarray]]
 
 # What `epoch_indices` depends on beside its arguments: told to the workers, so that they draw the same order.
+INT32 = np.iinfo(np.int32)
 SETTINGS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
 
 
@@ -214,7 +215,10 @@ def _batch(examples: Indexable, chosen: Plan, part: tuple[int, int], number: int
     rows = {name: np.split(values, part[1])[part[0]] for name, values in chosen(number).items()}
     found = [examples[int(index)] for index in rows["indices"]]
     inputs = [np.asarray(each["inputs"] if "inputs" in each else each["image"]) for each in found]
-    labels = [each["labels"] if "labels" in each else each["label"] for each in found]
+    labels = [
+        _label(each["labels"] if "labels" in each else each["label"], int(index))
+        for each, index in zip(found, rows["indices"], strict=True)
+    ]
     for index, each in zip(rows["indices"], inputs, strict=True):
         if each.shape != inputs[0].shape or each.dtype != inputs[0].dtype:
             raise ValueError(
@@ -222,6 +226,17 @@ def _batch(examples: Indexable, chosen: Plan, part: tuple[int, int], number: int
                 f"{inputs[0].dtype}, and example {index} is {each.shape} {each.dtype}."
             )
     return {"inputs": np.stack(inputs), "labels": np.asarray(labels, np.int32), **rows}
+
+
+def _label(value: Any, index: int) -> np.ndarray:
+    """A label, or labels of one example, as int32; never another number than what was there."""
+    array = np.asarray(value)
+    known = array.dtype.kind in "iu" and (not array.size or (array.min() >= 0 and array.max() <= INT32.max))
+    if not known:
+        raise ValueError(
+            f"labels must be whole class numbers from 0 to {INT32.max}; example {index} has {value!r:.99}."
+        )
+    return array.astype(np.int32)
 
 
 def _placed(

@@ -99,13 +99,20 @@ def _same(path: Path, config: dict[str, Any]) -> None:
         before = read_object(path)
         changed = [key for key in config | before if key not in FREE and before.get(key) != config.get(key)]
         if changed:
-            changes = ", ".join(f"{key} was {before.get(key)!r} and is now {config.get(key)!r}" for key in changed)
+            changes = ", ".join(_change(key, before.get(key), config.get(key)) for key in changed)
             raise ValueError(f"--resume needs the settings that the run in {path.parent} began with; {changes}.")
         if type(before.get("seeds", 0)) is not int:
             raise ValueError(f"{path} must hold a whole number of seeds, as the run wrote it; got {before['seeds']!r}.")
         if config.get("seeds", 0) < before.get("seeds", 0):
             raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
     _files.write_json(path, config)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        differing = [key for key in now | before if before.get(key) != now.get(key)]
+        return ", ".join(_change(f"{name}[{key!r}]", before.get(key), now.get(key)) for key in differing)
+    return f"{name} was {before!r} and is now {now!r}"
 
 
 def read_object(path: Path) -> dict[str, Any]:
