@@ -255,5 +255,5 @@ def test_the_place_is_chosen_by_what_is_free(size, memory, disk, place):
 def test_free_memory_is_what_the_machine_says():
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free_memory() < total
-    with pytest.raises(ValueError, match="disk must be a number of bytes, 0 or greater; got -1"):
+    with pytest.raises(ValueError, match="disk must be a whole number of 0 or more; got -1"):
         choose_place(1, memory=1, disk=-1)

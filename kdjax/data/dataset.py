@@ -55,6 +55,9 @@ def make_dataset(
       ((5, 8, 8, 1), 'int32')
     """
     here = f"{name} ({split})"
+    # A word is a sequence, too: of its letters.
+    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
+        raise ValueError(f"{here}: class_names must be names, one a class; got {class_names!r:.99}.")
     names = tuple(class_names)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{here}: class_names must be different names, at least one; got {names!r}.")
