@@ -33,7 +33,7 @@ def archive(tmp_path):
 
 def expected(number):
     """Batch `number`, by the functions for data in memory."""
-    dataset = data.make_dataset(IMAGES, LABELS, class_names="abc", name="mine", split="train")
+    dataset = data.make_dataset(IMAGES, LABELS, class_names=tuple("abc"), name="mine", split="train")
     epoch, step = divmod(number, COUNT // BATCH)
     indices = data.epoch_indices(COUNT, BATCH, seed=SEED, epoch=epoch)[step]
     return data.take(data.on_device(dataset, data.unit_range), indices) | {"indices": indices}

@@ -103,8 +103,8 @@ def on_feature(
       >>> on_feature(attention_transfer, "stage2", teacher="stage3").places
       ('student.stage2', 'teacher.stage3')
     """
-    for argument, feature in (("name", name), ("teacher", teacher)):
-        _checks.instance(argument, feature, str | None if argument == "teacher" else str, "a feature's name")
+    for argument, feature in (("name", name), ("teacher", name if teacher is None else teacher)):
+        _checks.instance(argument, feature, str, "a feature's name")
     return _match(loss, (f"student.{name}", f"teacher.{name if teacher is None else teacher}"), hyper_parameters)
 
 
