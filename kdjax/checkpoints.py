@@ -197,7 +197,7 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
         for number, reason in damaged.items():
             warnings.warn(f"{reason} Going back from step {number} to step {step}.", RuntimeWarning, stacklevel=2)
             if _processes.is_first():
-                _set_aside(source.with_name(str(number)))
+                set_aside(source.with_name(str(number)))
         if damaged:
             _processes.wait()
             run.reload()
@@ -290,7 +290,7 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(f"The folder {folder} must be writable, and is not: {error}") from error
 
 
-def _set_aside(folder: Path) -> None:
+def set_aside(folder: Path) -> None:
     """Renames rather than removes: what cannot be read today may be read on another day."""
     names = {child.name for child in folder.parent.iterdir()}
     name = f"damaged-{folder.name}"

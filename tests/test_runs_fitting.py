@@ -12,9 +12,10 @@ import tiny
 from rich.console import Console
 
 from kdjax import cross_entropy, on_logits, weighted_sum
+from kdjax.checkpoints import load_weights
 from kdjax.losses import soft_target_kl
 from kdjax.runs import Recipe, fitting
-from kdjax.runs.fitting import fit
+from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.recipes import prepare
 from kdjax.training import DivergedError
 
@@ -54,6 +55,24 @@ def test_an_explosion_stops_and_says_all_there_is_to_know(tmp_path, monkeypatch)
     assert "in epoch 3 of 4: at step 3 " in said
     assert "(9 of the run)" in said
     assert said.endswith(f"The last good state is that after epoch 2, in {tmp_path / 'b' / 'state'}.")
+
+
+def test_weights_that_are_damaged_are_written_again_and_whole_ones_stay(tmp_path):
+    weights = NETWORK[0](jax.random.key(0), DATA["inputs"][:1])
+    path = tmp_path / "weights"
+    for _ in range(2):
+        keep_weights(path, weights, {"seed": 3})
+    assert [one.name for one in tmp_path.iterdir()] == ["weights"]
+    for file in [one for one in (path / "arrays").rglob("*") if one.is_file()]:
+        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    with pytest.warns(RuntimeWarning, match=r"weights .*Its weights are written again\."):
+        keep_weights(path, weights, {"seed": 3})
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["damaged-weights", "weights"]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, weights, load_weights(path, weights))))
+    with pytest.raises(
+        ValueError, match="like must have the architecture"
+    ):  # of another network: not to be overwritten
+        keep_weights(path, weights._replace(params={}), {})
 
 
 def test_the_temperature_is_in_the_message():

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 from kdjax import _processes
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
-from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
 from kdjax.metrics import as_measure
 from kdjax.networks.precision import computed_in
 from kdjax.objectives import cross_entropy
 from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside
 from kdjax.runs._measured import has_classes
-from kdjax.runs.fitting import fit
+from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.recipes import (
     Diverged,
     Recipe,
@@ -231,9 +230,7 @@ class Shared:
             if said := self.labels_outside("train", trainer):
                 raise DivergedError(f"{error} Of the training data, {said}.") from error
             raise
-        if not (folder / "weights").exists():
-            about = self.about(trainer) | {"seed": seed, "test": history[-1]["test"]}
-            save_weights(folder / "weights", weights, description=about)
+        keep_weights(folder / "weights", weights, self.about(trainer) | {"seed": seed, "test": history[-1]["test"]})
         return weights, history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
 
     def said(

@@ -1,6 +1,7 @@
 """One network trained from its first epoch to its last, saved on the way, and gone on with where it was stopped."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,15 @@ from kdjax import _processes
 from kdjax._files import append_json_line
 from kdjax._types import TrainState, Tree, Weights
 from kdjax.batches import epoch_indices
-from kdjax.checkpoints import open_run, restore_state, save_state
+from kdjax.checkpoints import (
+    DamagedError,
+    load_weights,
+    open_run,
+    restore_state,
+    save_state,
+    save_weights,
+    set_aside,
+)
 from kdjax.runs import progress
 from kdjax.runs.recipes import Trainer, described
 from kdjax.training import DivergedError, DivergenceWatch, init_state, weights_of
@@ -137,6 +146,24 @@ def diverged_message(
         f"{label}{f' ({recipe.name})' if recipe.name else ''}: training has diverged in epoch {epoch + 1} of "
         f"{recipe.epochs}: {error} ({step} of the run); {with_rate}objective {objective}. The last good state {left}."
     )
+
+
+def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None:
+    """Saves a finished network; what is there already stays if it is whole, and is set aside and written anew if not."""
+    damaged = None
+    if path.exists():
+        try:
+            load_weights(path, weights)
+        except (DamagedError, FileNotFoundError) as error:
+            damaged = error
+    # All must come to the same answer: each of them saves.
+    if _processes.anywhere(damaged is not None):
+        warnings.warn(f"{damaged or path} Its weights are written again.", RuntimeWarning, stacklevel=2)
+        if _processes.is_first():
+            set_aside(path)
+        _processes.wait()
+    if not path.exists():
+        save_weights(path, weights, description=about)
 
 
 _all_finite = jax.jit(all_finite)
