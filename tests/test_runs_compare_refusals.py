@@ -99,6 +99,31 @@ def squashed(params, model_state, inputs, *, train, rng=None):
     return outputs._replace(logits=jax.numpy.tanh(outputs.logits)), model_state
 
 
+def of_many(numbers):
+    """A term with more numbers than its text shows."""
+
+    def weighted(numbers, student, teacher, batch):
+        return cross_entropy(student, teacher, batch) * numbers[batch["labels"]]
+
+    return weighted_sum(labels=(1.0, jax.tree_util.Partial(weighted, numbers)))
+
+
+def test_other_numbers_in_a_large_array_are_refused_at_a_resumption(tmp_path, monkeypatch):
+    def stop(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_seeds, "fit", stop)
+    ones, out = jax.numpy.ones(2_000), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, alone=recipe("alone", of_many(ones)))
+    with pytest.raises(KeyboardInterrupt):
+        run(out, resume=True, alone=recipe("alone", of_many(ones)))
+    with pytest.raises(
+        ValueError, match=r"--resume needs the settings.* programs\[\"alone's numbers\"\] was '\w+' and is now '\w+'\.$"
+    ):
+        run(out, resume=True, alone=recipe("alone", of_many(ones.at[1_000].set(2))))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -188,7 +188,7 @@ def _archive(path: Path, name: str) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             files = [require_inside(file, path, name) for file in sorted(path.glob("*.npy"))]
-            return {file.stem: _array(file.stat().st_size, partial(file.open, "rb")) for file in files}
+            return {file.stem: _array(file.stat().st_size, partial(Path.open, file, "rb")) for file in files}
         with zipfile.ZipFile(path) as archive:
             most = path.stat().st_size
             return {
@@ -211,7 +211,7 @@ def _size(member: zipfile.ZipInfo, most: int) -> int:
     return member.file_size
 
 
-def _array(size: int, open_stream: Callable[[], IO[bytes]]) -> np.ndarray:
+def _array(size: int, open_stream: Callable[[], Any]) -> np.ndarray:
     """An array out of an .npy file of `size` bytes, which must be what its header promises."""
     with open_stream() as stream:
         shape, _, dtype = read_header(stream)

@@ -138,6 +138,8 @@ def compare(
     about |= {"measures": sorted(measures or {}), "one_teacher": one_teacher, "ignore_label": ignore_label}
     about |= {} if diverged == "stop" else {"diverged": diverged}
     about["programs"] = {name: digest_of_training(name, trainers, run.data.train, run.data.classes) for name in PHASES}
+    # What is said of an objective in words leaves out most of a large array.
+    about["programs"] |= {f"{name}'s numbers": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
     about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
     about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))

@@ -134,9 +134,9 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
         def chosen(own: Any, old: Any) -> Any:
             return jnp.where(good, own, old)
 
-        kept = jax.tree.map(chosen, new[1:4], state[1:4])
+        params, model_state, opt_state = jax.tree.map(chosen, new[1:4], state[1:4])
         told = {name: jnp.where(good, value, 0.0) for name, value in metrics.items()}
-        return TrainState(new.step, *kept, new.rng), told | {"skipped": 1.0 - good}
+        return TrainState(new.step, params, model_state, opt_state, new.rng), told | {"skipped": 1.0 - good}
 
     return guarded
 
