@@ -64,12 +64,12 @@ class Report:
 
     def picture(self, figure: "Figure", path: Path) -> None:
         save_figure(figure, path, dots_per_inch=110)
-        self.console.print(f"Drawn in {path}")
+        self.console.print(f"Drawn in {path}", markup=False)
 
     def write(self, **results: Any) -> None:
         if self.out is not None:
             write_json(self.out, self.found | results)
-            self.console.print(f"Written to {self.out}")
+            self.console.print(f"Written to {self.out}", markup=False)
 
 
 def gpu() -> str:

@@ -23,7 +23,7 @@ from kdjax import (
 from kdjax.batches import epoch_indices, take
 from kdjax.caching import cache_teacher
 from kdjax.losses import soft_target_kl
-from kdjax.training import make_epoch, weights_of
+from kdjax.training import DivergenceWatch, make_epoch, weights_of
 from kdjax.training.phases import Phase, enter, make_planned_step, objectives_of, plan, stretches
 
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
@@ -82,8 +82,10 @@ class Setting:
         epoch = make_epoch(step)
 
         def learn(state, arrays, seed, teacher=None, told=lambda state: state):
+            diverging = DivergenceWatch()
             for number in range(epochs):
-                state, _ = epoch(state, teacher, objective, arrays, self.order(seed, number))
+                state, means = epoch(state, teacher, objective, arrays, self.order(seed, number), watch=diverging)
+                diverging.finish(means)
                 state = told(state)
             return state
 
@@ -150,10 +152,12 @@ def in_phases(setting: Setting, beside: dict[str, Any], features: tuple[str, ...
         arrays = setting.taught(setting.teacher[1], teachers[0], *features)
         weights = with_connectors(setting, beside, setting.fresh(setting.student, seed, 0), arrays, seed)
         state = enter(phases, 0, init_state(weights, phases[0].optimizer, jax.random.key(seed)))
+        diverging = DivergenceWatch()
         for number in range(setting.epochs):
             for index, rows in stretches(phases, number * setting.updates, setting.order(seed, number)):
                 state = state if index == state.phase else enter(phases, index, state)
-                state, _ = epoch(state, None, objectives_of(phases), arrays, rows)
+                state, means = epoch(state, None, objectives_of(phases), arrays, rows, watch=diverging)
+                diverging.finish(means)
         return weights_of(state)
 
     return run

@@ -13,6 +13,7 @@ from experiments._networks import make_model
 from kdjax.data import Dataset, load
 from kdjax.networks import from_linen
 from kdjax.runs import compare, digest, open_folder, open_results, provenance
+from kdjax.runs.recipes import Diverged
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"
@@ -89,6 +90,9 @@ class Settings(Run):
     """split each batch over one device, or over all"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """what the networks compute in; weights and losses are float32"""
+    diverged: Diverged = "stop"
+    """what is done where training diverges; skip: updates that are not finite are left out; lower_rate: the epoch is begun
+    anew with a tenth of the learning rate, three times at most"""
     print_every: int = 1
     """print a line each so many epochs; 0: only after the last"""
 
@@ -125,6 +129,7 @@ def run(name: str, settings: Settings, data: Sequence[Any], *, part: str | None 
             cache=settings.cache,
             devices="all" if settings.devices == "all" else 1,
             dtype=settings.dtype,
+            diverged=settings.diverged,
             config=settings.recorded(),
             title=name if part is None else f"{name}-{part}",
             print_every=settings.print_every,

@@ -233,7 +233,7 @@ def main(settings: CommonMistakes) -> None:
                 entry(seed, name, measured, seed, name)
             taught.cache_clear()
     show(results["seeds"], trials, console)
-    console.print(f"Results: {file}", soft_wrap=True)
+    console.print(f"Results: {file}", soft_wrap=True, markup=False)
 
 
 def trainer(

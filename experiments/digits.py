@@ -64,7 +64,15 @@ def main(settings: Digits) -> None:
         def optimizer(updates):
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
-        return Recipe(network(model, data), objective, optimizer, epochs, settings.batch_size, name=model)
+        return Recipe(
+            network(model, data),
+            objective,
+            optimizer,
+            epochs,
+            settings.batch_size,
+            name=model,
+            learning_rate=settings.learning_rate,
+        )
 
     run(
         "digits",

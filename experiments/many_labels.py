@@ -62,7 +62,13 @@ def main(settings: ManyLabels) -> None:
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
         return Recipe(
-            from_linen(Whole(10, width)), objective, optimizer, epochs, settings.batch_size, name=f"CNN {width}"
+            from_linen(Whole(10, width)),
+            objective,
+            optimizer,
+            epochs,
+            settings.batch_size,
+            name=f"CNN {width}",
+            learning_rate=settings.learning_rate,
         )
 
     run(

@@ -56,7 +56,13 @@ def main(settings: ModelCompression) -> None:
     def recipe(model, objective):
         optimizer = optax.adam(settings.learning_rate)
         return Recipe(
-            network(model, data), objective, lambda updates: optimizer, settings.epochs, settings.batch_size, name=model
+            network(model, data),
+            objective,
+            lambda updates: optimizer,
+            settings.epochs,
+            settings.batch_size,
+            name=model,
+            learning_rate=settings.learning_rate,
         )
 
     run(

@@ -74,7 +74,13 @@ def main(settings: Pixels) -> None:
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
         return Recipe(
-            from_linen(UNet(11, width)), objective, optimizer, epochs, settings.batch_size, name=f"U-Net {width}"
+            from_linen(UNet(11, width)),
+            objective,
+            optimizer,
+            epochs,
+            settings.batch_size,
+            name=f"U-Net {width}",
+            learning_rate=settings.learning_rate,
         )
 
     teacher, alone = recipe(16, labels, settings.teacher_epochs), recipe(8, labels, settings.epochs)

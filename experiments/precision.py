@@ -64,7 +64,7 @@ def main(settings: Precision) -> None:
         means = (f"{mean_interval(values):.2f}" for values in (single, half))
         shown.add_row(name, *means, f"{paired_difference(half, single):+.2f}")
     console.print(shown)
-    console.print(f"Results: {file}", soft_wrap=True)
+    console.print(f"Results: {file}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from kdjax.data import Dataset, on_device, unit_range
 from kdjax.losses import soft_target_kl
 from kdjax.metrics import mean_interval, paired_difference
 from kdjax.networks import from_linen
-from kdjax.runs import digest, write_json
-from kdjax.training import make_epoch, make_evaluation, weights_of
+from kdjax.runs import digest, write_results
+from kdjax.training import DivergedError, DivergenceWatch, make_epoch, make_evaluation, weights_of
 from kdjax.training.sweeps import make_sweep_step, stack, unstack
 
 ALONE = (4.0, 1.0)  # α = 1: labels only, whatever T
@@ -100,7 +100,7 @@ def main(settings: Search) -> None:
             for seed in range(settings.seeds, settings.seeds + settings.test_seeds)
         ])  # fmt: skip
         results["test"]["test_accuracy"] = tested.tolist()
-        write_json(file, results)
+        write_results(file, results)
     console.print(f"Validation accuracy in %; alone {mean_interval(100 * validated[:, 0]):.2f}")
     console.print(validation_table(settings, validated))
     console.print(f"Chosen by mean validation accuracy: T = {grid[best][0]}, α = {grid[best][1]}.")
@@ -170,9 +170,17 @@ def fitted(
     settings: Search, epoch: Callable[..., Any], state: Any, goal: Any, arrays: Arrays, epochs: int, seed: int
 ) -> Any:
     """The state after training, of one network or of many with their objectives."""
+    diverging = DivergenceWatch()
     for number in range(epochs):
         order = epoch_indices(len(arrays["labels"]), settings.batch_size, seed=seed, epoch=number)
-        state, _ = epoch(state, None, goal, arrays, order)
+        try:
+            state, means = epoch(state, None, goal, arrays, order, watch=diverging)
+            diverging.finish(means)
+        except DivergedError as error:
+            raise DivergedError(
+                f"seed {seed}: training has diverged in epoch {number + 1} of {epochs}: {error}; learning rate "
+                f"{settings.learning_rate:g}, objective {goal}. Seeds before it are in the results."
+            ) from error
     return state
 
 

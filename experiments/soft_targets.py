@@ -60,7 +60,15 @@ def main(settings: SoftTargets) -> Path:
             rate = settings.learning_rate
             return optax.adam(optax.cosine_decay_schedule(rate, updates) if settings.decay else rate)
 
-        return Recipe(network(model, data), objective, optimizer, settings.epochs, batch_size, name=model)
+        return Recipe(
+            network(model, data),
+            objective,
+            optimizer,
+            settings.epochs,
+            batch_size,
+            name=model,
+            learning_rate=settings.learning_rate,
+        )
 
     out = run(
         "soft_targets",

@@ -32,7 +32,7 @@ from kdjax import Weights
 from kdjax.data import on_device, unit_range
 from kdjax.metrics import Interval, mean_interval, paired_difference
 from kdjax.networks import from_linen
-from kdjax.training import make_evaluation
+from kdjax.training import DivergedError, make_evaluation
 
 TEACHERS = 3  # a seed
 STRATEGIES = PLAIN | FEATURES | ADAPTIVE
@@ -103,12 +103,12 @@ def main(settings: Strategies) -> None:
         return [train_teacher(seed, number) for number in range(TEACHERS)], time.monotonic() - started
 
     def measured(seed: int, name: str, learn: Callable[..., Weights] | None) -> dict[str, float]:
-        trained, seconds = teachers(seed)
+        trained, seconds = diverging_named(settings, seed, "teacher", teachers, seed)
         started = time.monotonic()
         if learn is None:
             accuracy = 100 * of_teacher(trained[0], test)["accuracy"]
         else:
-            accuracy = 100 * of_student(learn(seed, trained), test)["accuracy"]
+            accuracy = 100 * of_student(diverging_named(settings, seed, name, learn, seed, trained), test)["accuracy"]
             seconds = time.monotonic() - started
         console.print(f"seed {seed}  {name}  {accuracy:.2f} %  {seconds:.1f} s", highlight=False)
         return {"accuracy": accuracy, "seconds": seconds}
@@ -119,7 +119,18 @@ def main(settings: Strategies) -> None:
                 entry(seed, name, measured, seed, name, learn)
             teachers.cache_clear()
     show(results["seeds"], console)
-    console.print(f"Results: {file}", soft_wrap=True)
+    console.print(f"Results: {file}", soft_wrap=True, markup=False)
+
+
+def diverging_named(settings: Strategies, seed: int, name: str, train: Callable[..., Any], *given: Any) -> Any:
+    """``train(*given)``; where it diverges, the error says whose training that was."""
+    try:
+        return train(*given)
+    except DivergedError as error:
+        raise DivergedError(
+            f"seed {seed}, {name}: training has diverged: {error}; learning rate {settings.learning_rate:g}, temperature "
+            f"{settings.temperature:g}, alpha {settings.alpha:g}. What was trained before it is in the results."
+        ) from error
 
 
 def show(records: list[dict[str, Any]], console: Console) -> None:

@@ -76,7 +76,13 @@ def main(settings: Tokens) -> None:
 
         network = from_linen(LanguageModel(width, layers, heads=4))
         return Recipe(
-            network, objective, optimizer, epochs, settings.batch_size, name=f"transformer {layers} × {width}"
+            network,
+            objective,
+            optimizer,
+            epochs,
+            settings.batch_size,
+            name=f"transformer {layers} × {width}",
+            learning_rate=settings.learning_rate,
         )
 
     teacher, alone = recipe(160, 3, labels, settings.teacher_epochs), recipe(80, 2, labels, settings.epochs)

@@ -67,7 +67,13 @@ def main(settings: Transformers) -> None:
             return optax.adam(optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, updates // 10, updates))
 
         return Recipe(
-            from_linen(network), objective, optimizer, epochs, settings.batch_size, name=type(network).__name__
+            from_linen(network),
+            objective,
+            optimizer,
+            epochs,
+            settings.batch_size,
+            name=type(network).__name__,
+            learning_rate=settings.learning_rate,
         )
 
     def transformer(width):

@@ -5,7 +5,7 @@ cost nothing afterwards. A traced number has no value to check and passes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -172,6 +172,48 @@ def whole(name: str, value: Any, least: int) -> None:
     """A whole number of Python's or NumPy's own; True is none."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise OutOfRangeError(name, f"must be a whole number of {least} or more; got {value!r}.")
+
+
+def function(name: str, value: Any, form: str) -> None:
+    """A function; an array or a network's weights in its place are told apart before they are called."""
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, {form}; got {_of_type(value)}.")
+
+
+def optimizer(name: str, value: Any) -> None:
+    """An optax transformation."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise ValueError(f"{name} must be an optax transformation, such as optax.adam(1e-3); got {_of_type(value)}.")
+
+
+def instance(name: str, value: Any, kind: type, form: str) -> None:
+    """Of one of kdjax's or JAX's own types, said as `form`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {form}; got {_of_type(value)}.")
+
+
+def batch(value: Any) -> None:
+    """Arrays by name, the inputs among them."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"batch must be arrays by name, {{'inputs': …}}; got {_of_type(value)}.")
+    if "inputs" not in value:
+        raise ValueError(f'batch must have "inputs"; got {sorted(map(str, value))}.')
+
+
+def arrays_by_name(name: str, value: Any) -> None:
+    """A mapping, whose arrays all have an axis of examples."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be arrays by name, {{'inputs': …}}; got {_of_type(value)}.")
+    for entry, tree in value.items():
+        for leaf in jax.tree.leaves(tree):
+            if not np.ndim(leaf):
+                raise ValueError(f"{name}[{entry!r}] must have an axis of examples; got {_described(leaf)}.")
+
+
+def _of_type(value: Any) -> str:
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)
+    return _described(value) if hasattr(value, "shape") and hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:

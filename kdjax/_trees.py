@@ -150,7 +150,7 @@ def check(argument: str, pattern: str) -> None:
     """Refuses what is no regular expression, as early as it is known."""
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(f"{argument} must be regular expressions; {pattern!r} is none: {error}.") from error
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import AnyArray
 
 # Away from the key of the step itself, ``fold_in(rng, step)``.
@@ -36,7 +37,7 @@ def epoch_indices(
       int32 [steps, batch_size]: row s holds the indices of batch s.
 
     Raises:
-      ValueError: if batch_size is less than 1 or more than examples.
+      ValueError: if batch_size is less than 1 or more than examples, or a number is not whole.
 
     Example:
       >>> from kdjax.batches import epoch_indices
@@ -46,6 +47,11 @@ def epoch_indices(
       >>> bool((indices == epoch_indices(10, 3, seed=0, epoch=5)).all())
       True
     """
+    _checks.whole("examples", examples, 1)
+    _checks.whole("batch_size", batch_size, 0)
+    for name, number in (("seed", seed), ("epoch", epoch)):
+        if isinstance(number, int | np.integer | float | str | None):
+            _checks.whole(name, number, 0 if name == "epoch" else -(2**31))
     if not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size must lie between 1 and the {examples} examples there are; got {batch_size}.")
     return _epoch_indices(examples, batch_size, seed, epoch)
@@ -78,8 +84,8 @@ def evaluation_indices(examples: int, batch_size: int) -> tuple[Int[Array, "step
       >>> indices.tolist(), mask.tolist()
       ([[0, 1, 2], [3, 4, 0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
-    if examples < 1 or batch_size < 1:
-        raise ValueError(f"examples and batch_size must be at least 1; got {examples} and {batch_size}.")
+    _checks.whole("examples", examples, 1)
+    _checks.whole("batch_size", batch_size, 1)
     steps = -(-examples // batch_size)
     position = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size)
     real = position < examples
@@ -100,7 +106,7 @@ def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[s
       By name, [*indices.shape, ...].
 
     Raises:
-      ValueError: if an index, where it is known, is below 0 or beyond the end.
+      ValueError: if an index, where it is known, is below 0 or beyond the end, or `indices` are no whole numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,6 +114,11 @@ def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[s
       >>> take({"labels": jnp.array([7, 8, 9])}, jnp.array([2, 0]))["labels"].tolist()
       [9, 7]
     """
+    _checks.arrays_by_name("arrays", arrays)
+    kind = getattr(indices, "dtype", None)
+    if kind is None or not jnp.issubdtype(kind, jnp.integer):
+        found = f"dtype {kind}" if kind is not None else f"a {type(indices).__name__}"
+        raise ValueError(f"indices must be an array of whole numbers; got {found}.")
     if not isinstance(indices, jax.core.Tracer) and getattr(indices, "is_fully_addressable", True) and np.size(indices):
         examples = min((jnp.shape(array)[0] for array in jax.tree.leaves(dict(arrays))), default=0)
         lowest, highest = np.min(indices), np.max(indices)

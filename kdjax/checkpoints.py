@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax import _processes, _trees
+from kdjax import _checks, _processes, _trees
 from kdjax._files import as_json
 from kdjax._types import Tree, Weights
 
@@ -125,8 +125,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
       >>> int(restored.step), record
       (7, {'epoch': 1})
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1; got {keep!r}.")
+    _checks.whole("keep", keep, 1)
     root = Path(folder).absolute()
     _check_writable(root)
     for child in root.iterdir() if _processes.is_first() else ():
@@ -167,7 +166,8 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
 
     Args:
       run: from `open_run`.
-      like: a state of the wanted structure, shapes, dtypes and devices, such as the one training would start from.
+      like: a state of the wanted structure, shapes, dtypes and devices, such as the one training would start from; or a
+        function of the step that gives one, where states of different steps differ, as those of phases do.
 
     Returns:
       The state, each leaf on the devices of its counterpart in `like`, and the record; None if no state was ever saved.
@@ -193,11 +193,11 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
         if _processes.anywhere(step in damaged):
             damaged.setdefault(step, DamagedError(f"The checkpoint {source} cannot be read by another process."))
             continue
-        state = _rebuilt(arrays, record["leaves"], like, source)
+        state = _rebuilt(arrays, record["leaves"], like(step) if callable(like) else like, source)
         for number, reason in damaged.items():
             warnings.warn(f"{reason} Going back from step {number} to step {step}.", RuntimeWarning, stacklevel=2)
             if _processes.is_first():
-                _set_aside(source.with_name(str(number)))
+                set_aside(source.with_name(str(number)))
         if damaged:
             _processes.wait()
             run.reload()
@@ -290,7 +290,7 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(f"The folder {folder} must be writable, and is not: {error}") from error
 
 
-def _set_aside(folder: Path) -> None:
+def set_aside(folder: Path) -> None:
     """Renames rather than removes: what cannot be read today may be read on another day."""
     names = {child.name for child in folder.parent.iterdir()}
     name = f"damaged-{folder.name}"

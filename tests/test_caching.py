@@ -1,5 +1,6 @@
 """A teacher's cached outputs: the same numbers as the teacher's own, and never those of another."""
 
+import json
 from pathlib import Path
 
 import dense
@@ -22,7 +23,7 @@ from kdjax import (
     weighted_sum,
 )
 from kdjax.batches import epoch_indices, take
-from kdjax.caching import StaleError, cache_teacher, choose_place, features_of, free_memory
+from kdjax.caching import StaleError, _folder, cache_teacher, choose_place, features_of, free_memory
 from kdjax.losses import attention_transfer, fsp, rkd_distance, top_k_kl
 from kdjax.networks import from_linen
 from kdjax.objectives import scaled
@@ -128,9 +129,31 @@ def test_damage_is_seen(tmp_path):
     (path / "logits.bin").write_bytes(data[:-4])
     with pytest.raises(StaleError, match="has 1596 bytes, and 1600 are wanted"):
         cache_teacher(APPLY, TEACHER, INPUTS, path=path)
-    (path / "record.json").write_text("{")
-    with pytest.raises(FileExistsError, match="holds something else"):
-        cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    for damaged in ("{", "[]", "null", "[" * 100_000, "1" * 10_000):
+        (path / "record.json").write_text(damaged)
+        with pytest.raises(StaleError, match=r"cache/record\.json is damaged\. Remove the folder"):
+            cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+
+
+def test_every_changed_byte_of_a_record_is_called_damage_and_never_another_teacher(tmp_path):
+    path = tmp_path / "cache"
+    cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    whole = (path / "record.json").read_bytes()
+    identity = {key: value for key, value in json.loads(whole).items() if key not in ("digests", "record")}
+    told = []
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        (path / "record.json").write_bytes(changed)
+        try:
+            kept = _folder._checked_record(path, identity)
+        except StaleError as error:
+            told.append(str(error))
+        else:  # white space, or the name of the digest of the record itself
+            assert {key: kept[key] for key in identity} == identity
+            assert kept["digests"] == json.loads(whole)["digests"]
+    assert len(told) > 0.8 * len(whole)
+    assert all("record.json is damaged" in one for one in told)
 
 
 def test_nothing_half_written_stays(tmp_path):
@@ -232,5 +255,5 @@ def test_the_place_is_chosen_by_what_is_free(size, memory, disk, place):
 def test_free_memory_is_what_the_machine_says():
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < free_memory() < total
-    with pytest.raises(ValueError, match="disk must be a number of bytes, 0 or greater; got -1"):
+    with pytest.raises(ValueError, match="disk must be a whole number of 0 or more; got -1"):
         choose_place(1, memory=1, disk=-1)

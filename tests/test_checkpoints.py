@@ -91,7 +91,7 @@ def test_only_the_last_steps_stay(tmp_path):
         for number in range(5):
             save_state(run, number, some_state())
     assert sorted(child.name for child in tmp_path.iterdir() if child.name.isdigit()) == ["2", "3", "4"]
-    with pytest.raises(ValueError, match="keep must be at least 1; got 0"), open_run(tmp_path, keep=0):
+    with pytest.raises(ValueError, match="keep must be a whole number of 1 or more; got 0"), open_run(tmp_path, keep=0):
         pass
 
 

@@ -237,3 +237,40 @@ def test_real_photographs(tmp_path, cifar10_pictures):
     for index in (3, 18):
         file = tmp_path / "cifar10/train" / train.class_names[index // 2] / f"000{index % 2 + 1}.jpg"
         np.testing.assert_array_equal(train.inputs[index], np.asarray(PIL.Image.open(file)))
+
+
+def test_what_is_no_picture_is_handed_to_no_other_program(folder, monkeypatch):
+    """Pillow takes PostScript for a picture whatever its name, and gives it to Ghostscript, which runs it."""
+    path = folder / "train/dog/2.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\nshowpage\n%%EOF\n")
+    monkeypatch.setattr("subprocess.check_call", lambda *arguments, **keywords: pytest.fail("a program was started"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("Ghostscript was called"))
+    with pytest.raises(ValueError, match=r"2\.png cannot be read as a picture; .*cannot identify"):
+        data.load(f"folder:{folder}", "train")
+    PIL.Image.new("RGB", (6, 4)).save(path, format="GIF")
+    with pytest.raises(ValueError, match=r"2\.png cannot be read as a picture; .*cannot identify"):
+        data.load(f"folder:{folder}", "train")
+
+
+def test_links_out_of_the_folder_and_circles_are_refused(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "deep").mkdir(parents=True)
+    draw(outside / "deep" / "9.png")
+    dog = folder / "train" / "dog"
+    count = len(data.load(f"folder:{folder}", "train").labels)
+    for target, link in ((outside, dog / "more"), (outside / "deep" / "9.png", dog / "9.png")):
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match=rf"{link.name} is a symbolic link that leads out of {folder}, and is not"):
+            data.load(f"folder:{folder}", "train")
+        link.unlink()
+    for target in (folder, folder / "train", dog, Path("circle")):
+        (dog / "circle").symlink_to(target)
+        with pytest.raises(ValueError, match=r"leads in a circle|files must end in"):
+            data.open_examples(f"folder:{folder}", "train")
+        (dog / "circle").unlink()
+    (dog / "twin.png").symlink_to(dog / "2.png")
+    assert len(data.load(f"folder:{folder}", "train").labels) == count + 1
+    (folder / "test").rename(outside / "test")
+    (folder / "test").symlink_to(outside / "test")
+    with pytest.raises(ValueError, match="test is a symbolic link that leads out of"):
+        data.load(f"folder:{folder}", "test")

@@ -33,7 +33,7 @@ def archive(tmp_path):
 
 def expected(number):
     """Batch `number`, by the functions for data in memory."""
-    dataset = data.make_dataset(IMAGES, LABELS, class_names="abc", name="mine", split="train")
+    dataset = data.make_dataset(IMAGES, LABELS, class_names=tuple("abc"), name="mine", split="train")
     epoch, step = divmod(number, COUNT // BATCH)
     indices = data.epoch_indices(COUNT, BATCH, seed=SEED, epoch=epoch)[step]
     return data.take(data.on_device(dataset, data.unit_range), indices) | {"indices": indices}
@@ -268,10 +268,10 @@ def test_no_worker_outlives_an_error(archive, act, error, message):
     [
         ({"batch_size": 24}, "batch_size must lie between 1 and the 23 examples there are; got 24"),
         ({"batch_size": 0}, "batch_size must lie between 1 and the 23 examples there are; got 0"),
-        ({"start": -1}, "start must be at least 0, .* got -1, None, 0 and 2"),
-        ({"start": 3, "stop": 2}, "stop at least start, .* got 3, 2, 0 and 2"),
-        ({"workers": -1}, "got 0, None, -1 and 2"),
-        ({"ahead": 0}, "got 0, None, 0 and 0"),
+        ({"start": -1}, "start must be a whole number of 0 or more; got -1"),
+        ({"start": 3, "stop": 2}, "stop must be at least start; got start 3 and stop 2"),
+        ({"workers": -1}, "workers must be a whole number of 0 or more; got -1"),
+        ({"ahead": 0}, "ahead must be a whole number of 1 or more; got 0"),
         ({"part": (0, 2)}, r"n dividing batch_size 5; got \(0, 2\)"),
         ({"part": (1, 1)}, r"i in 0\.\.n - 1 .* got \(1, 1\)"),
     ],
@@ -283,3 +283,21 @@ def test_numbers_that_make_no_stream_are_named(archive, settings, message):
         data.open_stream(train, **{"batch_size": BATCH, "seed": SEED} | settings),
     ):
         pass
+
+
+@pytest.mark.parametrize("label", [1.7, 1.0, -5, float("nan"), 2**31, 2**70, "1", None, True, np.float32(1), [0, -1]])
+def test_labels_that_are_no_class_numbers_are_named_and_never_cast(label):
+    examples = [{"inputs": np.zeros(2, np.float32), "labels": label}]
+    with (
+        pytest.raises(ValueError, match=r"labels must be whole class numbers from 0 to 2147483647; example 0 has "),
+        data.open_stream(examples, 1, seed=0) as batches,
+    ):
+        next(batches)
+
+
+@pytest.mark.parametrize("label", [3, np.uint8(255), np.int64(7), np.array([1, 2])])
+def test_labels_that_are_class_numbers_come_as_int32(label):
+    with data.open_stream([{"inputs": np.zeros(2, np.float32), "labels": label}], 1, seed=0) as batches:
+        found = next(batches)["labels"]
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found[0], label)

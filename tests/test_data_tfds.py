@@ -1,6 +1,8 @@
 """Any TFDS data set that lies prepared, read without TensorFlow."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,4 +86,32 @@ def test_a_record_format_that_needs_tensorflow_is_named(tmp_path):
     description = tmp_path / "colours" / "1.2.0" / "dataset_info.json"
     description.write_text(description.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match="as tfrecord, which only TensorFlow reads; prepare it again with file_format"):
+        data.load("tfds:colours", "train", data_dir=tmp_path)
+
+
+def test_a_prepared_copy_of_a_stranger_imports_no_module(tmp_path, monkeypatch):
+    """TFDS imports what features.json names."""
+    prepare(tmp_path, {"image": tfds.features.Image(shape=(None, None, 3)), "label": NAMES}, pictures((4, 3), (4, 3)))
+    (file,) = tmp_path.glob("*/*/features.json")
+    whole = file.read_text()
+    own = "tensorflow_datasets.core.features.image_feature.Image"
+    (tmp_path / "evil_of_kdjax.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    hidden = json.dumps({"jsonFeature": {"json": json.dumps({"feature": {"type": "evil_of_kdjax.Image"}})}})
+    for content in (
+        whole.replace(own, "evil_of_kdjax.Image"),
+        whole.replace("pythonClassName", "python_class_name").replace(own, "evil_of_kdjax.Image"),
+        json.dumps({"type": "evil_of_kdjax.Image", "content": {}}),
+        hidden,
+    ):
+        assert "evil_of_kdjax" in content
+        file.write_text(content)
+        for name in ("colours", "colours:1.2.0", "colours:1.*.*"):
+            with pytest.raises(
+                ValueError, match=r"features\.json names the class 'evil_of_kdjax\.Image', whose module"
+            ):
+                data.load(f"tfds:{name}", "train", data_dir=tmp_path)
+    assert "evil_of_kdjax" not in sys.modules
+    file.write_text("{" + whole)
+    with pytest.raises(ValueError, match=r"the prepared copy in .*1\.2\.0 is damaged"):
         data.load("tfds:colours", "train", data_dir=tmp_path)

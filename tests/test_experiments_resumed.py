@@ -94,6 +94,13 @@ def test_a_stopped_run_goes_on_to_the_same_results(script, finished, tmp_path, m
     assert {"command", "config", "data", "versions", "hardware", "commit"} <= results(out).keys()
 
 
+def test_a_folder_may_be_called_anything(script, tmp_path, capsys):
+    """Rich would take the name for markup, at the very end of the run."""
+    run(script, out=tmp_path / "run[/b]", seeds=1)
+    assert results(tmp_path / "run[/b]")["seeds"]
+    assert script == "search" or f"Results: {tmp_path}/run[/b]" in capsys.readouterr().out
+
+
 def test_a_finished_run_trains_nothing_and_grows_by_seeds(script, finished, tmp_path, no_training, monkeypatch):
     import shutil
 
@@ -135,7 +142,7 @@ def test_other_data_are_refused_at_a_resumption(script, finished, no_training, m
         return replace(data, labels=data.labels[::-1].copy())
 
     monkeypatch.setattr(_settings, "load", other)
-    with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests was"):
+    with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests\['train'\] was '"):
         run(script, out=finished(script), resume=True)
 
 

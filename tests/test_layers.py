@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "kdjax"
 # From the ground up; a package may import those of the layers below its own, and nothing else of kdjax.
 LAYERS = (
     {"_types"},
-    {"_apply", "_checks", "_files", "_processes", "batches"},
-    {"_trees"},
+    {"_apply", "_checks", "_files", "_processes"},
+    {"_trees", "batches"},
     {"losses"},
     {"connectors", "networks", "objectives", "testing"},
     {"checkpoints", "data", "metrics", "models"},

@@ -190,7 +190,7 @@ def test_a_loss_that_labels_make_nan_is_explained(tmp_path):
     smoothed = weighted_sum(labels=(1.0, smoothed_cross_entropy(0.1)))
     data = [one | {"labels": one["labels"] + 3} for one in known()]
     own = {name: dataclasses.replace(one, objective=smoothed) for name, one in RECIPES.items()}
-    with pytest.raises(FloatingPointError, match=r"has diverged\. Of the training data, .* there are also 5, 6, 7\."):
+    with pytest.raises(FloatingPointError, match=r"has diverged.* Of the training data, .* there are also 5, 6, 7\."):
         compare(tmp_path / "run", seeds=1, data=data, measures={"top": top_k_accuracy(2)}, **own)
 
 

@@ -66,12 +66,10 @@ def test_a_folder_in_use_is_never_written_into(finished, tmp_path, no_training):
     before = sorted(path.name for path in finished.rglob("*"))
     with pytest.raises(FileExistsError, match=r"out is not empty.*--resume"):
         run(finished, seeds=2)
-    with pytest.raises(
-        ValueError, match=r"--resume needs the settings.*alone_recipe was .*'epochs': 2.* and is now .*3"
-    ):
+    with pytest.raises(ValueError, match=r"--resume needs the settings.*alone_recipe\['epochs'\] was 2 and is now 3\."):
         run(finished, seeds=2, resume=True, alone=recipe("alone", epochs=3))
     other = replace(DATA[0], labels=DATA[0].labels[::-1].copy())
-    with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests was"):
+    with pytest.raises(ValueError, match=r"--resume needs the settings.*data_digests\['train'\] was '\w+' and is now"):
         run(finished, seeds=2, resume=True, data=[other, DATA[1]])
     with pytest.raises(ValueError, match="needs at least the 2 seeds of before; got 1"):
         run(finished, seeds=1, resume=True)
@@ -99,6 +97,31 @@ def with_other(phase, **changes):
 def squashed(params, model_state, inputs, *, train, rng=None):
     outputs, model_state = NETWORKS[6][1](params, model_state, inputs, train=train, rng=rng)
     return outputs._replace(logits=jax.numpy.tanh(outputs.logits)), model_state
+
+
+def of_many(numbers):
+    """A term with more numbers than its text shows."""
+
+    def weighted(numbers, student, teacher, batch):
+        return cross_entropy(student, teacher, batch) * numbers[batch["labels"]]
+
+    return weighted_sum(labels=(1.0, jax.tree_util.Partial(weighted, numbers)))
+
+
+def test_other_numbers_in_a_large_array_are_refused_at_a_resumption(tmp_path, monkeypatch):
+    def stop(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_seeds, "fit", stop)
+    ones, out = jax.numpy.ones(2_000), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, alone=recipe("alone", of_many(ones)))
+    with pytest.raises(KeyboardInterrupt):
+        run(out, resume=True, alone=recipe("alone", of_many(ones)))
+    with pytest.raises(
+        ValueError, match=r"--resume needs the settings.* programs\[\"alone's numbers\"\] was '\w+' and is now '\w+'\.$"
+    ):
+        run(out, resume=True, alone=recipe("alone", of_many(ones.at[1_000].set(2))))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +216,15 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_is_begun_and_a_damaged_
     for resume in (False, True):
         with open_folder(tmp_path, {"epochs": 1}, resume=resume) as folder:
             assert json.loads((folder / "config.json").read_text()) == {"epochs": 1}
+    left = [tmp_path / "seed-0" / ".outputs.0a1b2c3d.tmp" / "logits.bin", tmp_path / "seed-0" / ".x.json.0a1b2c3d.tmp"]
+    mine = [tmp_path / "seed-0" / ".mine", tmp_path / "seed-0" / "x.0a1b2c3d.tmp"]
+    for path in (*left, *mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with open_folder(tmp_path, {"epochs": 1}, resume=True):
+        assert sorted(tmp_path.rglob("*")) == sorted(
+            [tmp_path / ".lock", tmp_path / "config.json", mine[0].parent, *mine]
+        )
     for damaged, what in ((b"{", "damaged"), (b"\xff", "damaged"), (b"[]", "a list")):
         (tmp_path / "config.json").write_bytes(damaged)
         with (

@@ -9,6 +9,8 @@ import pytest
 
 from kdjax import _files
 from kdjax._files import append_json_line, as_json, write_bytes, write_json
+from kdjax.runs import open_results, write_results
+from kdjax.runs.folders import _same
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,53 @@ def test_lines_are_added_at_the_end(tmp_path):
         append_json_line(path, record)
     lines = path.read_text().splitlines()
     assert [strict(line) for line in lines] == [{"epoch": e, "loss": None, "name": "naïve\nline"} for e in range(3)]
+
+
+def flipped(path, whole):
+    """The file with one bit changed, in each byte in turn."""
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        yield place
+
+
+def test_every_changed_byte_of_results_is_told_with_the_file_or_changes_nothing(tmp_path):
+    path = tmp_path / "results.json"
+    results, entry = open_results(path, {"commit": "a"})
+    entry(0, "alone", lambda: {"accuracy": 0.9625, "loss": float("nan")})
+    entry(1, "alone", lambda: [0.1, 1e-300])
+    write_results(path, results | {"way": "vmap"})
+    whole, told = path.read_bytes(), []
+    for _ in flipped(path, whole):
+        try:
+            again, _ = open_results(path, {"commit": "a"})
+        except ValueError as error:
+            told.append(str(error))
+        else:
+            assert again["seeds"] == [{"alone": {"accuracy": 0.9625, "loss": None}}, {"alone": [0.1, 1e-300]}]
+            assert again.get("way") == "vmap"
+    assert len(told) > 0.6 * len(whole)
+    assert all(str(path) in one for one in told)
+    for damaged in ("[" * 100_000, "{}", '{"seeds": 3}'):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"results\.json must hold"):
+            open_results(path, {})
+
+
+def test_every_changed_byte_of_a_configuration_is_told_with_the_file_or_changes_nothing(tmp_path):
+    path, config = tmp_path / "config.json", {"epochs": 12, "seeds": 2, "rate": 0.5, "data_digests": {"train": "0a1b"}}
+    write_json(path, config)
+    whole, told = path.read_bytes(), []
+    for _ in flipped(path, whole):
+        try:
+            _same(path, config)
+        except ValueError as error:
+            told.append(str(error))
+        else:
+            assert path.read_bytes() == whole
+    assert len(told) > 0.6 * len(whole)
+    assert all(str(tmp_path) in one or "seeds of before" in one for one in told)
+    path.write_text('{"seeds": "many"}')
+    with pytest.raises(ValueError, match=r"config\.json must hold a whole number of seeds.*got 'many'"):
+        _same(path, {"seeds": 3})

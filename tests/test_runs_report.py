@@ -104,3 +104,15 @@ def test_importing_the_modules_imports_no_matplotlib_and_no_rich():
         "import sys, kdjax.runs.report, kdjax.runs.pictures; sys.exit(bool({'matplotlib', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+def test_a_users_own_names_are_no_markup():
+    """What was trained for hours is not lost to a bracket in a name."""
+    seed = {"teacher": {"own [/b]": 0.9}, "alone": {"own [/b]": 0.7}, "distilled": {"own [/b]": 0.8}}
+    measure = {"name": "own [/b]", "percent": False, "lower_is_better": False}
+    results = {"seeds": [seed], "parameters": dict.fromkeys(seed, 1), "measure": measure, "experiment": "[/i] run[/b]"}
+    text = io.StringIO()
+    comparison(results, Console(file=text, width=200))
+    assert "[/i] run[/b]" in text.getvalue()
+    assert "test own [/b]" in text.getvalue()
+    assert "own [/b] transfer rate" in text.getvalue()

@@ -123,7 +123,7 @@ def test_evaluation_without_labels_tells_agreement_alone(evaluated):
         ({"inputs": DATA["inputs"]}, 'batch must have "labels" or "teacher", to measure against; got .*inputs'),
         ([], "arrays must give one batch at least; got none"),
         ([batch(4) | {"mask": np.zeros(4)}], "arrays must have one example at least whose mask is not 0; got none"),
-        (jax.tree.map(lambda array: array[:0], DATA), "examples and batch_size must be at least 1; got 0 and 500"),
+        (jax.tree.map(lambda array: array[:0], DATA), "examples must be a whole number of 1 or more; got 0"),
         (DATA | {"labels": DATA["labels"][:-1]}, "arrays must have one row for each example, all as many"),
     ],
 )

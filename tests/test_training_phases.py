@@ -133,12 +133,29 @@ def test_a_run_that_is_resumed_ends_in_the_same_bits(tmp_path, stop):
     with open_run(tmp_path) as folder:
         save_state(folder, stop, broken)
     with open_run(tmp_path) as folder:
-        restored, _ = restore_state(folder, state_like(phases, folder.latest_step(), start(phases, seed=3)))
+        restored, _ = restore_state(folder, lambda step: state_like(phases, step, start(phases, seed=3)))
     assert restored.phase == broken.phase == (1 if stop == 6 else 0)
     assert bits(restored.state.params) == bits(broken.state.params) != bits(whole.state.params)
     resumed, _, _ = run(two_stages(), state=restored)
     assert bits(resumed.state._replace(rng=())) == bits(whole.state._replace(rng=()))
     assert int(resumed.state.step) == 9
+
+
+def test_damage_just_after_a_phase_began_falls_back_to_the_phase_before(tmp_path):
+    phases, _ = two_stages()
+    states = {stop: run(two_stages(), until=stop)[0] for stop in (4, 5)}
+    assert [state.phase for state in states.values()] == [0, 1]
+    with open_run(tmp_path) as folder:
+        for stop, state in states.items():
+            save_state(folder, stop, state)
+    path = next(path for path in sorted((tmp_path / "5" / "record").rglob("*")) if path.is_file())
+    path.write_bytes(bytes(byte ^ 255 for byte in path.read_bytes()))
+    with open_run(tmp_path) as folder, pytest.warns(RuntimeWarning, match="Going back from step 5 to step 4"):
+        restored, _ = restore_state(folder, lambda step: state_like(phases, step, start(phases, seed=3)))
+    assert restored.phase == 0
+    resumed, _, _ = run(two_stages(), state=restored)
+    whole, _, _ = run(two_stages())
+    assert bits(resumed.state._replace(rng=())) == bits(whole.state._replace(rng=()))
 
 
 def test_a_loop_by_epochs_that_do_not_end_with_the_phases_ends_in_the_same_bits():

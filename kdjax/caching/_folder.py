@@ -76,7 +76,8 @@ def in_folder(
         for array in written.values():
             array.flush()
         digests = {name: digest_of_rows(array) for name, array in written.items()}
-        _files.write_json(unfinished / _RECORD, {**identity, "digests": digests})
+        record = {**identity, "digests": digests}
+        _files.write_json(unfinished / _RECORD, record | {"record": _digest_of(record)})
     return opened(folder, "r")
 
 
@@ -88,6 +89,10 @@ def digest_of_rows(arrays: Tree) -> str:
         for start in range(0, len(array), _ROWS):
             digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
     return digest.hexdigest()
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -109,10 +114,19 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 
 
 def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    file = folder / _RECORD
+    if not file.is_file():
+        raise FileExistsError(f"path must be free, or hold a teacher's cache; {folder} holds something else.")
     try:
-        kept: dict[str, Any] = json.loads((folder / _RECORD).read_text())
-    except (OSError, ValueError):
-        raise FileExistsError(f"path must be free, or hold a teacher's cache; {folder} holds something else.") from None
+        kept = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        kept = None
+    own = kept.pop("record", None) if isinstance(kept, dict) else None
+    # None: of an older version. A change anywhere in the record is no other teacher.
+    if not isinstance(kept, dict) or own not in (None, _digest_of(kept)) or not isinstance(kept.get("digests"), dict):
+        raise StaleError(
+            f"path must hold what was written; {file} is damaged. Remove the folder, or give another path."
+        )
     # Another JAX writes the same program in other words.
     same_jax = kept.get("jax") == identity["jax"]
     changed = [

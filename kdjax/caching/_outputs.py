@@ -177,8 +177,7 @@ def choose_place(size: int, *, memory: int, disk: int) -> str:
       ['memory', 'disk', 'disk', 'off']
     """
     for name, value in (("size", size), ("memory", memory), ("disk", disk)):
-        if value < 0:
-            raise ValueError(f"{name} must be a number of bytes, 0 or greater; got {value!r}.")
+        _checks.whole(name, value, 0)
     if 4 * size <= memory:
         return "memory"
     return "disk" if 2 * size <= disk else "off"

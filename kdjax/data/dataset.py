@@ -55,6 +55,9 @@ def make_dataset(
       ((5, 8, 8, 1), 'int32')
     """
     here = f"{name} ({split})"
+    # A word is a sequence, too: of its letters.
+    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
+        raise ValueError(f"{here}: class_names must be names, one a class; got {class_names!r:.99}.")
     names = tuple(class_names)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{here}: class_names must be different names, at least one; got {names!r}.")
@@ -68,14 +71,15 @@ def numbered_classes(here: str, labels: Iterable[np.ndarray]) -> tuple[str, ...]
     if any(not np.issubdtype(each.dtype, np.integer) or each.size == 0 for each in whole):
         found = ", ".join(f"shape {each.shape} and dtype {each.dtype}" for each in whole)
         raise ValueError(f"{here}: labels must be whole numbers, at least one in each split; got {found}.")
-    numbers = {int(number) for number in np.unique(np.concatenate([each.ravel() for each in whole]))}
-    # One stray byte would otherwise make a network of 256 classes.
-    if gaps := sorted(set(range(max(numbers) + 1)) - numbers):
+    numbers = sorted({number for each in whole for number in np.unique(each).tolist() if number >= 0})
+    # One stray byte would otherwise make a network of 256 classes, and one stray number a list of as many names.
+    gap = next((place for place, number in enumerate(numbers) if number != place), None)
+    if gap is not None:
         raise ValueError(
-            f"{here}: labels must be numbered without gaps, since they name the classes; the greatest is {max(numbers)} "
-            f"and no example has {gaps[0]}. An npz file may name its classes in class_names."
+            f"{here}: labels must be numbered without gaps, since they name the classes; the greatest is {numbers[-1]} "
+            f"and no example has {gap}. An npz file may name its classes in class_names."
         )
-    return tuple(str(number) for number in range(max(numbers) + 1))
+    return tuple(map(str, numbers))
 
 
 def require_split(source: str, split: str, available: Sequence[str]) -> None:

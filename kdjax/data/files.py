@@ -1,10 +1,14 @@
 """Data sets in files of one's own: the four files of MNIST's format in a folder, or one .npz archive."""
 
 import gzip
+import math
+import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +16,8 @@ from kdjax.data.dataset import Dataset, make_dataset, numbered_classes, require_
 
 GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 8
+MOST_EXPANDED = 1032  # bytes that deflate makes of one, at most
+PIECE = 1 << 20
 PARTS = {"train": "train", "test": "t10k"}
 
 
@@ -27,33 +33,51 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
 
     Raises:
       ValueError: if the magic number, the number of axes or the file's length is wrong, or the compressed stream is broken.
+        The length is looked at before anything is made of it.
 
     Reference:
       http://yann.lecun.com/exdb/mnist/ (the format, at the foot of the page)
     """
-    content = path.read_bytes()
-    if content[:2] == GZIP_MAGIC:
+    header, magic, size = 4 + 4 * axes, bytes((0, 0, UNSIGNED_BYTE, axes)), path.stat().st_size
+    with path.open("rb") as file:
+        zipped = file.read(2) == GZIP_MAGIC
+        file.seek(0)
         try:
-            content = gzip.decompress(content)
+            stream = gzip.GzipFile(fileobj=file) if zipped else file
+            begun = stream.read(header)
+            if begun[:4] != magic:
+                raise ValueError(
+                    f"{path} is no IDX file of unsigned bytes with {axes} axes: it must begin with {magic.hex(' ')}, "
+                    f"and begins with {begun[:4].hex(' ') or 'nothing'}."
+                )
+            if len(begun) < header:
+                raise ValueError(
+                    f"{path} is truncated: its header needs {header} bytes, and the file holds {len(begun)}."
+                )
+            shape = tuple(int(one) for one in np.frombuffer(begun, ">u4", axes, offset=4))
+            wanted = header + math.prod(shape)
+            # What no file of this size can hold is not asked for, and of what holds more no more is read.
+            most = MOST_EXPANDED * size if zipped else size
+            content = _up_to(wanted - header + 1, stream) if wanted <= most else b""
         except (EOFError, OSError, zlib.error) as broken:
             raise ValueError(f"{path} is truncated or damaged: its gzip stream cannot be read ({broken}).") from broken
-    header = 4 + 4 * axes
-    magic = bytes((0, 0, UNSIGNED_BYTE, axes))
-    if content[:4] != magic:
-        raise ValueError(
-            f"{path} is no IDX file of unsigned bytes with {axes} axes: it must begin with {magic.hex(' ')}, "
-            f"and begins with {content[:4].hex(' ') or 'nothing'}."
-        )
-    if len(content) < header:
-        raise ValueError(f"{path} is truncated: its header needs {header} bytes, and the file holds {len(content)}.")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", axes, offset=4))
-    wanted = header + int(np.prod(shape, dtype=object))
-    if len(content) != wanted:
-        fault = "is truncated" if len(content) < wanted else "has trailing bytes"
-        raise ValueError(
-            f"{path} {fault}: its header promises shape {shape}, {wanted} bytes in all, and it holds {len(content)}."
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    promise = f"its header promises shape {shape}, {wanted} bytes in all, and it"
+    if wanted > most:
+        raise ValueError(f"{path} is truncated: {promise} holds {f'{most} at most' if zipped else size}.")
+    if len(content) != wanted - header:
+        fault = "is truncated" if len(content) < wanted - header else "has trailing bytes"
+        held = "more" if zipped and len(content) > wanted - header else str(header + len(content) if zipped else size)
+        raise ValueError(f"{path} {fault}: {promise} holds {held}.")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _up_to(count: int, stream: Any) -> bytes:
+    """At most so many bytes; room is made for what comes, not for what was promised."""
+    parts = []
+    while count > 0 and (part := stream.read(min(count, PIECE))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def read_idx_folder(folder: Path, split: str, name: str) -> Dataset:
@@ -78,7 +102,7 @@ def read_idx_folder(folder: Path, split: str, name: str) -> Dataset:
     missing = [wanted[key] for key, path in found.items() if path is None]
     if missing:
         raise FileNotFoundError(f"source {name!r}: {folder} lacks {', '.join(missing)} (each may end in .gz).")
-    paths = {key: path for key, path in found.items() if path is not None}
+    paths = {key: require_inside(path, folder, name) for key, path in found.items() if path is not None}
     labels = {part: read_idx(paths[part, "labels"], 1) for part in PARTS}
     images = {part: read_idx(paths[part, "images"], 3) for part in PARTS}
     return _chosen(images, labels, numbered_classes(name, labels.values()), name, split)
@@ -102,7 +126,7 @@ def read_npz(path: Path, split: str, name: str) -> Dataset:
     """
     if not path.exists():
         raise FileNotFoundError(f"source {name!r}: {path} does not exist.")
-    arrays = _archive(path)
+    arrays = _archive(path, name)
     labels, class_names = read_archive_names(path, name, list(arrays), arrays)
     require_split(name, split, list(labels))
     return _chosen({part: arrays[f"x_{part}"] for part in labels}, labels, class_names, name, split)
@@ -131,16 +155,75 @@ def read_archive_names(
     return labels, tuple(str(each) for each in names)
 
 
-def _archive(path: Path) -> dict[str, np.ndarray]:
+def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, whether it is in Fortran's order, and the dtype, of an .npy file from its beginning; no number is read.
+
+    Raises:
+      ValueError: if it is none, or holds Python objects.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read(stream)
+    except (RecursionError, MemoryError) as odd:  # of Python's parser: the header is an expression
+        raise ValueError("its header is no description of an array.") from odd
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never unpickled.")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its header gives the shape {shape}.")
+    return shape, fortran, dtype
+
+
+def require_inside(path: Path, folder: Path, name: str) -> Path:
+    """The path, if it is no symbolic link that leads out of the data's folder."""
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(
+            f"source {name!r}: {path} is a symbolic link that leads out of {folder}, and is not followed; put the data "
+            "themselves there, or name the folder in which they are."
+        )
+    return path
+
+
+def _archive(path: Path, name: str) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
-            return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
-        # Opened here, for np.load leaves a broken file open. Its arrays are read to the end, where zip keeps the checksum.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as opened:
-            return {key: opened[key] for key in opened.files}
-    # A plain .npy file gives an array, which is no context manager: AttributeError or TypeError by Python's version.
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as broken:
+            files = [require_inside(file, path, name) for file in sorted(path.glob("*.npy"))]
+            return {file.stem: _array(file.stat().st_size, partial(Path.open, file, "rb")) for file in files}
+        with zipfile.ZipFile(path) as archive:
+            most = path.stat().st_size
+            return {
+                member.filename.removesuffix(".npy"): _array(_size(member, most), partial(archive.open, member))
+                for member in archive.infolist()
+                if member.filename.endswith(".npy")
+            }
+    # RuntimeError: an encrypted member. NotImplementedError: a compression that Python does not know.
+    except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as broken:
         raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {broken}") from broken
+
+
+def _size(member: zipfile.ZipInfo, most: int) -> int:
+    """How many bytes a member has when it is unpacked, if its archive of `most` bytes can hold them."""
+    expanded = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MOST_EXPANDED}.get(member.compress_type)
+    if expanded is None:
+        raise ValueError(f"{member.filename} is compressed in another way than numpy.savez_compressed does it.")
+    if member.file_size > expanded * min(member.compress_size, most):
+        raise ValueError(f"{member.filename} promises {member.file_size} bytes, more than the archive can hold.")
+    return member.file_size
+
+
+def _array(size: int, open_stream: Callable[[], Any]) -> np.ndarray:
+    """An array out of an .npy file of `size` bytes, which must be what its header promises."""
+    with open_stream() as stream:
+        shape, _, dtype = read_header(stream)
+        promised = math.prod(shape) * dtype.itemsize
+        if promised != size - stream.tell():
+            raise ValueError(
+                f"a header promises shape {shape} of {dtype}, {promised} bytes, and {size - stream.tell()} follow it."
+            )
+    # Read to the end, where zip keeps the checksum.
+    with open_stream() as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
 
 
 def _chosen(

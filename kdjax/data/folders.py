@@ -11,9 +11,11 @@ import numpy as np
 
 from kdjax.data.dataset import Dataset, make_dataset, require_split
 from kdjax.data.examples import Examples
+from kdjax.data.files import require_inside
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow would find others by content, and hand PostScript to Ghostscript
 BOOKKEEPING = {"thumbs.db", "desktop.ini"}  # hidden files, of Windows
 GREY, COLOUR = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}  # Pillow's modes of 8 bits a channel
 THREADS = 8  # decoders release Python's lock
@@ -45,7 +47,7 @@ def open_folder(folder: Path, split: str, name: str, *, size: Size | None, chann
 
     Classes are the folders in ``train``, ``test`` and ``validation`` (or ``val``), sorted by name and the same in all of
     them. Pictures may lie in folders of their own inside a class and are sorted by path. What begins with a dot is
-    skipped. Of several frames the first counts.
+    skipped. Of several frames the first counts. Symbolic links are followed as long as they stay in `folder`.
 
     Size and channels are those of the first picture of the first split, unless they are given: what differs is refused.
 
@@ -59,8 +61,9 @@ def open_folder(folder: Path, split: str, name: str, *, size: Size | None, chann
 
     Raises:
       FileNotFoundError: if there is no such folder.
-      ValueError: if there is no such split, classes differ between splits, a class is empty, or a file is no picture by
-        its ending. When a picture is read: if it is damaged, odd in size or kind, transparent, or of more than 8 bits.
+      ValueError: if there is no such split, classes differ between splits, a class is empty, a file is no picture by its
+        ending, or a link leads out of `folder` or in a circle. When a picture is read: if it is damaged, odd in size or
+        kind, transparent, or of more than 8 bits.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"source {name!r}: the folder {folder} does not exist.")
@@ -73,10 +76,10 @@ def open_folder(folder: Path, split: str, name: str, *, size: Size | None, chann
         )
     require_split(name, split, list(present))
     classes = _classes({part: _class_folders(path, name) for part, path in present.items()}, name)
-    files = [[str(file) for file in _pictures(present[split] / each, name)] for each in classes]
+    files = [[str(file) for file in _pictures(present[split] / each, folder, name)] for each in classes]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(each) for each in files])
     # The first picture of the first split rules them all, so that the splits agree although only one is read.
-    reference = next(iter(_pictures(next(iter(present.values())) / classes[0], name)))
+    reference = next(iter(_pictures(next(iter(present.values())) / classes[0], folder, name)))
     shape = _shape(str(reference), size, channels)
     read = partial(
         _read, [file for each in files for file in each], labels, shape, size is not None, channels, reference
@@ -113,8 +116,8 @@ def _classes(found: dict[str, set[str]], name: str) -> tuple[str, ...]:
     return tuple(sorted(every))
 
 
-def _pictures(folder: Path, name: str) -> list[Path]:
-    files = sorted(_visible_files(folder))
+def _pictures(folder: Path, root: Path, name: str) -> list[Path]:
+    files = sorted(_visible_files(require_inside(folder.parent, root, name) / folder.name, root, name))
     if odd := [file for file in files if file.suffix.lower() not in ENDINGS]:
         raise ValueError(
             f"source {name!r}: files must end in {', '.join(ENDINGS)}; {odd[0]} does not, one of {len(odd)} in {folder}."
@@ -124,12 +127,20 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     return files
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and file.lower() not in BOOKKEEPING:
-                yield Path(parent, file)
+def _visible_files(folder: Path, root: Path, name: str, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, links among them as long as they stay in the data's folder and make no circle."""
+    here = os.path.realpath(require_inside(folder, root, name))
+    if here in above:
+        raise ValueError(f"source {name!r}: {folder} is a symbolic link that leads in a circle.")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = folder / entry.name
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
+                yield from _visible_files(path, root, name, (*above, here))
+            elif entry.name.lower() not in BOOKKEEPING:
+                yield require_inside(path, root, name) if entry.is_symlink() else path
 
 
 def _shape(file: str, size: Size | None, channels: int | None) -> tuple[int, int, int]:
@@ -168,7 +179,7 @@ def _decoded(file: str, channels: int | None) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened)  # reads the pixels too
             picture.load()
     except Exception as broken:  # whatever Pillow's decoders raise, SyntaxError among it

@@ -1,5 +1,6 @@
 """Arrays that stay in their files, .npz or .npy, and are read row by row."""
 
+import math
 import struct
 import zipfile
 from functools import lru_cache, partial
@@ -10,7 +11,7 @@ import numpy as np
 
 from kdjax.data.dataset import checked_labels, require_split
 from kdjax.data.examples import Examples
-from kdjax.data.files import read_archive_names
+from kdjax.data.files import read_archive_names, read_header, require_inside
 
 LOCAL_HEADER = 30  # bytes before a zip member's name; their last four are the lengths of the name and of an extra field
 
@@ -38,11 +39,11 @@ def open_archive(path: Path, split: str, name: str) -> Examples:
         raise FileNotFoundError(f"source {name!r}: {path} does not exist.")
     mapped.cache_clear()  # the file may be another than the one that was opened under this name before
     try:
-        arrays = _in_folder(path) if path.is_dir() else _in_zip(path)
+        arrays = _in_folder(path, name) if path.is_dir() else _in_zip(path)
         for array in arrays.values():
             mapped(array)  # finds files that are shorter than they say
         read = {key: np.array(mapped(array)) for key, array in arrays.items() if not key.startswith("x_")}
-    except (ValueError, OSError, EOFError, struct.error, zipfile.BadZipFile) as broken:
+    except (ValueError, OverflowError, OSError, EOFError, struct.error, zipfile.BadZipFile) as broken:
         raise ValueError(f"{path} cannot be read row by row: {broken}") from broken
     labels, class_names = read_archive_names(path, name, list(arrays), read)
     require_split(name, split, list(labels))
@@ -73,11 +74,11 @@ def _row(inputs: Mapped, labels: np.ndarray, index: int) -> tuple[np.ndarray, in
     return (row[..., None] if row.ndim == 2 else row), int(labels[index])
 
 
-def _in_folder(folder: Path) -> dict[str, Mapped]:
+def _in_folder(folder: Path, name: str) -> dict[str, Mapped]:
     found = {}
     for path in sorted(folder.glob("*.npy")):
         with path.open("rb") as stream:
-            found[path.stem] = _header(path, stream)
+            found[path.stem] = _header(require_inside(path, folder, name), stream)
     return found
 
 
@@ -95,9 +96,8 @@ def _in_zip(path: Path) -> dict[str, Mapped]:
 
 
 def _header(path: Path, stream: Any) -> Mapped:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are never unpickled.")
+    shape, fortran, dtype = read_header(stream)
+    promised, left = math.prod(shape) * dtype.itemsize, path.stat().st_size - stream.tell()
+    if promised > left:
+        raise ValueError(f"a header promises shape {shape} of {dtype}, {promised} bytes, and the file has {left} left.")
     return Mapped(str(path.absolute()), stream.tell(), shape, dtype.str, "F" if fortran else "C")

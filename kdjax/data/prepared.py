@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,7 @@ def _builder(dataset: str, data_dir: Path | None, prepared_dir: Path | None) -> 
         ) from unreadable
     try:
         for place in places:
+            _refuse_foreign_classes(place / dataset.split("/")[0].split(":")[0], name)
             with contextlib.suppress(tfds.core.DatasetNotFoundError):
                 return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=os.fspath(place))
         if importlib.util.find_spec("tensorflow") is not None:
@@ -148,3 +150,32 @@ def _builder(dataset: str, data_dir: Path | None, prepared_dir: Path | None) -> 
         "TensorFlow, which is not installed. Install tensorflow, or prepare it elsewhere as array_record "
         "and name that folder as data_dir."
     )
+
+
+def _refuse_foreign_classes(folder: Path, name: str) -> None:
+    """TFDS imports, and so runs, whatever module a prepared copy names: only its own may be named."""
+    for pattern in ("features.json", "*/features.json", "*/*/features.json"):
+        for file in folder.glob(pattern):
+            try:
+                named = _classes_in(json.loads(file.read_bytes()))
+                foreign = sorted(one for one in named if not one.startswith("tensorflow_datasets."))
+            except (ValueError, RecursionError) as broken:
+                raise damaged(name, file.parent, broken) from broken
+            if foreign:
+                raise ValueError(
+                    f"source {name!r}: {file} names the class {foreign[0]!r}, whose module TFDS would import and run; only "
+                    "TFDS's own feature classes are read."
+                )
+
+
+def _classes_in(value: Any) -> set[str]:
+    """The Python classes that a feature's description names, also in JSON that it holds as text."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            return _classes_in(json.loads(value))
+    if isinstance(value, list):
+        return set().union(*map(_classes_in, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {str(value[key]) for key in ("pythonClassName", "python_class_name", "type") if "." in str(value.get(key))}
+    return own.union(*map(_classes_in, value.values()))

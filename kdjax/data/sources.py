@@ -1,5 +1,6 @@
 """Data sets chosen by a string, as on a command line: `load` reads one whole, `open_examples` one example at a time."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +171,11 @@ def _requested(
     size: int | tuple[int, int] | None,
     channels: int | None,
 ) -> tuple[str, Request]:
+    if not isinstance(source, str):
+        raise ValueError(f"source must be a string, such as 'mnist' or 'npz:FILE'; got {source!r:.99}.")
+    for name, folder in (("data_dir", data_dir), ("prepared_dir", prepared_dir)):
+        if not isinstance(folder, str | os.PathLike | None):
+            raise ValueError(f"{name} must be a folder's path, or None; got {folder!r:.99}.")
     kind, colon, argument = source.partition(":")
     _checks.one_of("source", kind, list(SOURCES))
     _checks.one_of("split", split, SPLITS)
@@ -181,7 +187,7 @@ def _requested(
         raise FileNotFoundError(f"data_dir must be a folder; {str(data_dir)!r} is none.")
     if kind != "folder" and (size, channels) != (None, None):
         raise ValueError(f"size and channels are settings of the source folder:DIR; got them with {source!r}.")
-    if channels not in (None, 1, 3):
+    if channels is not None and (type(channels) is not int or channels not in (1, 3)):
         raise ValueError(f"channels must be 1 for grey or 3 for RGB; got {channels!r}.")
     pair = size if size is None or isinstance(size, tuple | list) else (size, size)
     if pair is not None and (len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair)):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from kdjax import _checks
 from kdjax.batches import epoch_indices
 from kdjax.data.examples import Indexable
 
@@ -22,6 +23,7 @@ Place = Callable[[dict[str, np.ndarray]], Any]
 Plan = Callable[[int], dict[str, np.ndarray]]
 
 # What `epoch_indices` depends on beside its arguments: told to the workers, so that they draw the same order.
+INT32 = np.iinfo(np.int32)
 SETTINGS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
 
 
@@ -85,6 +87,8 @@ def open_stream(
       True
     """
     count = len(examples)
+    _checks.whole("batch_size", batch_size, 0)
+    _checks.whole("seed", seed, -(2**31))
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size must lie between 1 and the {count} examples there are; got {batch_size}.")
     chosen = partial(_training_rows, count, batch_size, seed)
@@ -123,8 +127,8 @@ def open_evaluation(
     Raises:
       ValueError, RuntimeError, ImportError: as `open_stream`.
     """
-    if len(examples) < 1 or batch_size < 1:
-        raise ValueError(f"examples and batch_size must be at least 1; got {len(examples)} and {batch_size}.")
+    _checks.whole("the number of examples", len(examples), 1)
+    _checks.whole("batch_size", batch_size, 1)
     chosen = partial(_evaluation_rows, len(examples), batch_size)
     stop = -(-len(examples) // batch_size)
     with _opened(examples, chosen, batch_size, 0, stop, preprocess, place, part, workers, ahead) as batches:
@@ -161,12 +165,15 @@ def _opened(
     ahead: int,
 ) -> Iterator[Iterator[dict[str, Array]]]:
     """The batches `start` … `stop` - 1 that `chosen` chooses."""
+    for name, number, least in (("start", start, 0), ("workers", workers, 0), ("ahead", ahead, 1)):
+        _checks.whole(name, number, least)
+    if stop is not None:
+        _checks.whole("stop", stop, 0)
+    if not (isinstance(part, tuple) and len(part) == 2 and all(type(one) is int for one in part)):
+        raise ValueError(f"part must be (i, n), two whole numbers; got {part!r}.")
     end = sys.maxsize if stop is None else stop
-    if not 0 <= start <= end or workers < 0 or ahead < 1:
-        raise ValueError(
-            "start must be at least 0, stop at least start, workers at least 0 and ahead at least 1; "
-            f"got {start}, {stop}, {workers} and {ahead}."
-        )
+    if end < start:
+        raise ValueError(f"stop must be at least start; got start {start} and stop {stop}.")
     if not 0 <= part[0] < part[1] or batch_size % part[1]:
         raise ValueError(f"part must be (i, n) with i in 0..n - 1 and n dividing batch_size {batch_size}; got {part}.")
     numbers = _grain().MapDataset.range(start, end).map(partial(_batch, examples, chosen, part))
@@ -214,7 +221,10 @@ def _batch(examples: Indexable, chosen: Plan, part: tuple[int, int], number: int
     rows = {name: np.split(values, part[1])[part[0]] for name, values in chosen(number).items()}
     found = [examples[int(index)] for index in rows["indices"]]
     inputs = [np.asarray(each["inputs"] if "inputs" in each else each["image"]) for each in found]
-    labels = [each["labels"] if "labels" in each else each["label"] for each in found]
+    labels = [
+        _label(each["labels"] if "labels" in each else each["label"], int(index))
+        for each, index in zip(found, rows["indices"], strict=True)
+    ]
     for index, each in zip(rows["indices"], inputs, strict=True):
         if each.shape != inputs[0].shape or each.dtype != inputs[0].dtype:
             raise ValueError(
@@ -222,6 +232,17 @@ def _batch(examples: Indexable, chosen: Plan, part: tuple[int, int], number: int
                 f"{inputs[0].dtype}, and example {index} is {each.shape} {each.dtype}."
             )
     return {"inputs": np.stack(inputs), "labels": np.asarray(labels, np.int32), **rows}
+
+
+def _label(value: Any, index: int) -> np.ndarray:
+    """A label, or labels of one example, as int32; never another number than what was there."""
+    array = np.asarray(value)
+    known = array.dtype.kind in "iu" and (not array.size or (array.min() >= 0 and array.max() <= INT32.max))
+    if not known:
+        raise ValueError(
+            f"labels must be whole class numbers from 0 to {INT32.max}; example {index} has {value!r:.99}."
+        )
+    return array.astype(np.int32)
 
 
 def _placed(

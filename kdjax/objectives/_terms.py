@@ -103,6 +103,8 @@ def on_feature(
       >>> on_feature(attention_transfer, "stage2", teacher="stage3").places
       ('student.stage2', 'teacher.stage3')
     """
+    for argument, feature in (("name", name), ("teacher", name if teacher is None else teacher)):
+        _checks.instance(argument, feature, str, "a feature's name")
     return _match(loss, (f"student.{name}", f"teacher.{name if teacher is None else teacher}"), hyper_parameters)
 
 
@@ -165,6 +167,7 @@ def computed(name: str) -> Computed:
 
 
 def _match(loss: Callable, places: tuple[str, ...], hyper_parameters: Mapping[str, Any]) -> Match:
+    _checks.function("loss", loss, "loss(student, teacher) -> [batch]")
     leaves, settings, named_places = sort_out(loss, hyper_parameters)
     match = Match(loss, places, tuple(sorted(named_places.items())), leaves, tuple(sorted(settings.items())))
     fill_all_arguments(loss, places, hyper_parameters)

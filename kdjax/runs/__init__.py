@@ -10,6 +10,7 @@ from kdjax.runs.records import open_results as open_results
 from kdjax.runs.records import provenance as provenance
 from kdjax.runs.records import write_bytes as write_bytes
 from kdjax.runs.records import write_json as write_json
+from kdjax.runs.records import write_results as write_results
 from kdjax.runs.report import write_report as write_report
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_report",
+    "write_results",
 ]

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from kdjax import _processes
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
-from kdjax.checkpoints import save_weights
 from kdjax.connectors import init_beside
 from kdjax.metrics import as_measure
 from kdjax.networks.precision import computed_in
 from kdjax.objectives import cross_entropy
 from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside
 from kdjax.runs._measured import has_classes
-from kdjax.runs.fitting import fit
+from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.recipes import (
+    Diverged,
     Recipe,
     Trainer,
     described,
@@ -30,7 +30,7 @@ from kdjax.runs.recipes import (
     load_teacher,
     prepare,
 )
-from kdjax.training import data_mesh, replicate
+from kdjax.training import DivergedError, data_mesh, replicate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +53,7 @@ class Shared:
     console: "Console"
     measures: Mapping[str, Any] | None = None
     ignore_label: int | None = None
+    diverged: Diverged = "stop"
     made: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class Shared:
                 mesh=self.mesh,
                 measures=self.measures,
                 ignore_label=self.ignore_label,
+                diverged=self.diverged,
             )
             self.check_labels(name, made[name])
         return made
@@ -224,13 +226,11 @@ class Shared:
                 place=self.placed,
                 print_every=self.print_every,
             )
-        except FloatingPointError as error:
+        except DivergedError as error:
             if said := self.labels_outside("train", trainer):
-                raise FloatingPointError(f"{error} Of the training data, {said}.") from error
+                raise DivergedError(f"{error} Of the training data, {said}.") from error
             raise
-        if not (folder / "weights").exists():
-            about = self.about(trainer) | {"seed": seed, "test": history[-1]["test"]}
-            save_weights(folder / "weights", weights, description=about)
+        keep_weights(folder / "weights", weights, self.about(trainer) | {"seed": seed, "test": history[-1]["test"]})
         return weights, history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
 
     def said(

@@ -7,7 +7,7 @@ is what the teacher changed, and nothing else.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kdjax import _checks, _processes, _trees
 from kdjax.data import Dataset
@@ -18,6 +18,7 @@ from kdjax.runs._measured import check_measures, digest_of_measures, headline
 from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.folders import open_folder
 from kdjax.runs.recipes import (
+    Diverged,
     Recipe,
     described,
     digest_of_training,
@@ -50,6 +51,7 @@ def compare(
     cache: Cache = "auto",
     devices: int | Literal["all"] = 1,
     dtype: str = "float32",
+    diverged: Diverged = "stop",
     config: Mapping[str, Any] | None = None,
     title: str = "comparison",
     print_every: int = 1,
@@ -80,6 +82,9 @@ def compare(
         `out`), ``"off"`` (it is run in every step), or ``"auto"``: the first of these for which there is room.
       devices: over how many devices each batch is split; ``"all"``, also those of other processes.
       dtype: what networks compute in, ``"float32"`` or ``"bfloat16"``; weights, losses and the optimiser are float32.
+      diverged: what is done where training diverges, as `kdjax.training.divergence` says: ``"stop"``; ``"skip"``, updates
+        that are not finite are left out, and it stops where that is not enough; or ``"lower_rate"``, the epoch is begun
+        anew with a tenth of the learning rate, three times at most; states are then saved after every epoch.
       config: what else the run is made of, as JSON can hold it: recorded, and compared at a resumption.
       title: of the table.
       print_every: print a line each so many epochs; 0: only after the last of each network.
@@ -94,7 +99,7 @@ def compare(
         settings, data, networks, optimizers, losses or the given teacher are not those that the run began with.
       FileExistsError, NotADirectoryError, PermissionError, RuntimeError: if `out` cannot be the run's folder; nothing is
         trained then.
-      FloatingPointError: if training diverges.
+      kdjax.training.DivergedError: a FloatingPointError, if training diverges.
     """
     from rich.console import Console
 
@@ -103,11 +108,23 @@ def compare(
     _checks.whole("print_every", print_every, 0)
     _checks.one_of("cache", cache, ("auto", "memory", "disk", "off"))
     _checks.one_of("dtype", dtype, ("float32", "bfloat16"))
+    _checks.one_of("diverged", diverged, get_args(Diverged))
     check_measures(measures)
     console = console or Console()
     console.quiet = console.quiet or not _processes.is_first()
     run = Shared(
-        Path(out), data, preprocess, cache, devices, dtype, given_teacher, print_every, console, measures, ignore_label
+        Path(out),
+        data,
+        preprocess,
+        cache,
+        devices,
+        dtype,
+        given_teacher,
+        print_every,
+        console,
+        measures,
+        ignore_label,
+        diverged,
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
     trainers = run.prepared(recipes)
@@ -121,7 +138,10 @@ def compare(
     }
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
     about |= {"measures": sorted(measures or {}), "one_teacher": one_teacher, "ignore_label": ignore_label}
+    about |= {} if diverged == "stop" else {"diverged": diverged}
     about["programs"] = {name: digest_of_training(name, trainers, run.data.train, run.data.classes) for name in PHASES}
+    # What is said of an objective in words leaves out most of a large array.
+    about["programs"] |= {f"{name}'s numbers": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
     about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
     about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
     given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))

@@ -1,7 +1,7 @@
 """One network trained from its first epoch to its last, saved on the way, and gone on with where it was stopped."""
 
-import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,27 @@ import numpy as np
 
 from kdjax import _processes
 from kdjax._files import append_json_line
-from kdjax._types import Tree, Weights
+from kdjax._types import TrainState, Tree, Weights
 from kdjax.batches import epoch_indices
-from kdjax.checkpoints import open_run, restore_state, save_state
+from kdjax.checkpoints import (
+    DamagedError,
+    load_weights,
+    open_run,
+    restore_state,
+    save_state,
+    save_weights,
+    set_aside,
+)
 from kdjax.runs import progress
-from kdjax.runs.recipes import Trainer
-from kdjax.training import init_state, weights_of
+from kdjax.runs.recipes import Trainer, described
+from kdjax.training import DivergedError, DivergenceWatch, init_state, weights_of
+from kdjax.training.divergence import all_finite, of_counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_SAVES = 30.0
+LOWER, TIMES = 0.1, 3  # the learning rate, each time that training goes back, and how often it may
 
 
 def fit(
@@ -57,47 +67,106 @@ def fit(
       The final weights, without connectors, and one record an epoch: train means, test means, seconds.
 
     Raises:
-      FloatingPointError: if an epoch's mean loss is not finite.
+      DivergedError: a FloatingPointError, if training diverges, as `kdjax.training.divergence` says, and the trainer is to
+        stop then, or a lower rate or skipped updates did not help. What was saved before it stays.
     """
     recipe, examples = trainer.recipe, len(jax.tree.leaves(train["inputs"])[0])
-    state = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
     steps = examples // recipe.batch_size
-    history: list[dict[str, Any]] = []
+
+    def restored(run: Any) -> tuple[TrainState, dict[str, Any]]:
+        """What is saved, or the start."""
+        begun = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
+        return restore_state(run, begun) or (begun, {})
+
     shown = progress.bar(console, label, recipe.epochs * steps, examples=recipe.batch_size)
     with open_run(folder / "state") as run, shown as show:
-        restored = restore_state(run, state)
-        if restored is not None:
-            state, record = restored
-            history = record["history"]
+        state, record = restored(run)
+        history: list[dict[str, Any]] = record.get("history", [])
+        lowered = record.get("lowered", 0)
+        advance = trainer.epoch_at(LOWER**lowered) if lowered else trainer.epoch
         _rewrite(folder / "metrics.jsonl", history)
-        last_save = time.monotonic()
-        for epoch in range(len(history), recipe.epochs):
-            started = time.monotonic()
+        diverging = DivergenceWatch(record.get("start"))
+        last_save, saved = time.monotonic(), len(history)
+        while len(history) < recipe.epochs:
+            epoch, started = len(history), time.monotonic()
             order = np.asarray(epoch_indices(examples, recipe.batch_size, seed=seed, epoch=epoch))
 
-            def watch(done: int, metrics: Any, before: int = epoch * steps) -> None:
+            def watch(done: int, metrics: Any, before: int = epoch * steps, judge: Any = diverging) -> None:
                 show(before, done, metrics)
+                judge(done, metrics)
 
-            state, means = trainer.epoch(state, teacher, recipe.objective, train, order, watch=watch)
-            if not math.isfinite(means["loss"]):
-                raise FloatingPointError(
-                    f"{label}: the loss of epoch {epoch + 1} is {means['loss']}; training has diverged."
-                )
+            last = epoch + 1 == recipe.epochs
+            try:
+                state, means = advance(state, teacher, recipe.objective, train, order, watch=watch)
+                diverging.finish(means)
+                # To go back is to go back one epoch, whatever the clock says.
+                saves = last or trainer.diverged == "lower_rate"
+                # Every process saves its part: all must come to the same answer.
+                saves = saves or _processes.anywhere(time.monotonic() - last_save > SECONDS_BETWEEN_SAVES)
+                if saves and not _all_finite((state.params, state.model_state)):
+                    raise DivergedError(f"after step {steps} its weights are not all finite", steps)
+            except DivergedError as error:
+                said = diverged_message(trainer, label, error, epoch, steps, LOWER**lowered, folder / "state", saved)
+                if trainer.diverged != "lower_rate" or lowered == TIMES:
+                    raise DivergedError(said, error.done) from error
+                lowered += 1
+                console.print(f"{said} Going back, with {LOWER**lowered:g} × the rate.", soft_wrap=True, markup=False)
+                advance = trainer.epoch_at(LOWER**lowered)
+                state, record = restored(run)
+                history = record.get("history", [])
+                _rewrite(folder / "metrics.jsonl", history)
+                diverging = DivergenceWatch(record.get("start", diverging.start))
+                continue
             seconds = time.monotonic() - started
             measured = trainer.evaluate(weights_of(state), test)
-            one = {"epoch": epoch + 1, "train": means, "test": measured, "seconds": seconds}
-            history.append(one)
+            one = {"epoch": epoch + 1, "train": of_counted(means), "test": measured, "seconds": seconds}
+            history.append(one | {"rate": LOWER**lowered} if lowered else one)
             if _processes.is_first():
-                append_json_line(folder / "metrics.jsonl", one)
-            last = epoch + 1 == recipe.epochs
-            # Every process saves its part: all must come to the same answer.
-            if last or _processes.anywhere(time.monotonic() - last_save > SECONDS_BETWEEN_SAVES):
-                save_state(run, epoch + 1, state, {"history": history})
-                last_save = time.monotonic()
+                append_json_line(folder / "metrics.jsonl", history[-1])
+            if saves:
+                save_state(run, epoch + 1, state, {"history": history, "start": diverging.start, "lowered": lowered})
+                last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
                 line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
     return weights_of(state), history
+
+
+def diverged_message(
+    trainer: Trainer, label: str, error: DivergedError, epoch: int, steps: int, rate: float, folder: Path, saved: int
+) -> str:
+    """Which network, when, by which term, with which learning rate and objective, and what is left of it."""
+    recipe = trainer.recipe
+    step = epoch * steps + error.done
+    known = recipe.learning_rate
+    with_rate = "" if known is None else f"learning rate {rate * known:g}, "
+    objective = " + ".join(described(recipe)["objective"].values())
+    left = f"is that after epoch {saved}, in {folder}" if saved else "was not saved: there is none"
+    return (
+        f"{label}{f' ({recipe.name})' if recipe.name else ''}: training has diverged in epoch {epoch + 1} of "
+        f"{recipe.epochs}: {error} ({step} of the run); {with_rate}objective {objective}. The last good state {left}."
+    )
+
+
+def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None:
+    """Saves a finished network; what is there already stays if it is whole, and is set aside and written anew if not."""
+    damaged = None
+    if path.exists():
+        try:
+            load_weights(path, weights)
+        except (DamagedError, FileNotFoundError) as error:
+            damaged = error
+    # All must come to the same answer: each of them saves.
+    if _processes.anywhere(damaged is not None):
+        warnings.warn(f"{damaged or path} Its weights are written again.", RuntimeWarning, stacklevel=2)
+        if _processes.is_first():
+            set_aside(path)
+        _processes.wait()
+    if not path.exists():
+        save_weights(path, weights, description=about)
+
+
+_all_finite = jax.jit(all_finite)
 
 
 def _rewrite(path: Path, history: list[dict[str, Any]]) -> None:

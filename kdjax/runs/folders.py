@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from kdjax import _files, _processes
 
 _LOCK = ".lock"
 _CONFIG = "config.json"
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}(\.tmp)?")  # of _files, of caches, and of the trial whether one can write
 # What may differ between a run and its resumption.
 FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir")
 
@@ -43,6 +46,7 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
                 _check_free(folder, resume)
                 _check_writable(folder)
                 _lock(held.enter_context((folder / _LOCK).open("w")), folder)
+                _remove_left_overs(folder)
                 _same(folder / _CONFIG, _files.as_json(config, "config"))
             except (OSError, RuntimeError, ValueError) as error:
                 refusal = error
@@ -83,23 +87,39 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(f"out cannot be written to: {folder} ({error.strerror}).") from error
 
 
+def _remove_left_overs(folder: Path) -> None:
+    """What writers that were killed had not finished: nobody else writes here now."""
+    for path in sorted(folder.rglob(".*")):
+        if _LEFT_OVER.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _same(path: Path, config: dict[str, Any]) -> None:
     if path.exists():
         before = read_object(path)
         changed = [key for key in config | before if key not in FREE and before.get(key) != config.get(key)]
         if changed:
-            changes = ", ".join(f"{key} was {before.get(key)!r} and is now {config.get(key)!r}" for key in changed)
+            changes = ", ".join(_change(key, before.get(key), config.get(key)) for key in changed)
             raise ValueError(f"--resume needs the settings that the run in {path.parent} began with; {changes}.")
+        if type(before.get("seeds", 0)) is not int:
+            raise ValueError(f"{path} must hold a whole number of seeds, as the run wrote it; got {before['seeds']!r}.")
         if config.get("seeds", 0) < before.get("seeds", 0):
             raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
     _files.write_json(path, config)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        differing = [key for key in now | before if before.get(key) != now.get(key)]
+        return ", ".join(_change(f"{name}[{key!r}]", before.get(key), now.get(key)) for key in differing)
+    return f"{name} was {before!r} and is now {now!r}"
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or the ValueError that names it."""
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must hold JSON, as the run wrote it; it is damaged: {error}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, as the run wrote it; got a {type(found).__name__}.")

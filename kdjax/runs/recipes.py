@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,11 @@ from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
 from kdjax.metrics import agreeing
 from kdjax.objectives import Objective
-from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step
+from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
+from kdjax.training.divergence import at_rate
 
 Init = Callable[..., Weights]
+Diverged = Literal["stop", "skip", "lower_rate"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Recipe:
       batch_size: examples an update.
       connectors: learnt parts between this network and its teacher, by name; they stay behind when it leaves.
       name: of the network, for people and records.
+      learning_rate: the one that the optimizer is built with, to be named if training diverges; None: not known.
     """
 
     network: tuple[Init, Apply]
@@ -46,6 +49,7 @@ class Recipe:
     batch_size: int
     connectors: Mapping[str, Connector] | None = None
     name: str = ""
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         pair = self.network
@@ -63,6 +67,8 @@ class Recipe:
             )
         _checks.whole("epochs", self.epochs, 1)
         _checks.whole("batch_size", self.batch_size, 1)
+        if self.learning_rate is not None:
+            _checks.positive("learning_rate", self.learning_rate)
 
 
 class Trainer(NamedTuple):
@@ -75,6 +81,8 @@ class Trainer(NamedTuple):
     step: Callable[..., Any]
     epoch: Callable[..., Any]
     evaluate: Callable[..., dict[str, Any]]
+    epoch_at: Callable[[float], Callable[..., Any]]  # of the learning rate times a number
+    diverged: Diverged
 
     def logits_shape(self, inputs: Any) -> tuple[int, ...]:
         """Of all its logits for these inputs; nothing is computed."""
@@ -93,13 +101,23 @@ def prepare(
     mesh: Mesh | None = None,
     measures: Mapping[str, Any] | None = None,
     ignore_label: int | None = None,
+    diverged: Diverged = "stop",
 ) -> Trainer:
     """Compiles nothing yet; what it returns compiles at its first call, and only then."""
     if recipe.batch_size > examples:
         raise ValueError(f"batch_size must be at most the {examples} examples; got {recipe.batch_size}.")
     init, apply = recipe.network
     optimizer = recipe.optimizer(recipe.epochs * (examples // recipe.batch_size))
-    step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors, ignore_label=ignore_label)
+
+    def step_of(optimizer: optax.GradientTransformation) -> Any:
+        step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors, ignore_label=ignore_label)
+        return skip_non_finite(step) if diverged == "skip" else step
+
+    def epoch_at(rate: float) -> Callable[..., Any]:
+        epoch: Callable[..., Any] = make_epoch(step_of(at_rate(optimizer, rate)), mesh=mesh)
+        return epoch
+
+    step = step_of(optimizer)
     alone, beside = (
         make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh)
         for own in (measures, None if measures is None else {"agreement": agreeing, **measures})
@@ -109,7 +127,7 @@ def prepare(
         found: dict[str, Any] = (beside if "teacher" in arrays else alone)(weights, arrays)
         return {name: value.tolist() if np.ndim(value) else value for name, value in found.items()}
 
-    return Trainer(recipe, optimizer, init, apply, step, make_epoch(step, mesh=mesh), evaluate)
+    return Trainer(recipe, optimizer, init, apply, step, make_epoch(step, mesh=mesh), evaluate, epoch_at, diverged)
 
 
 def digest_of_training(

@@ -1,5 +1,6 @@
 """What a run says of itself: one record of where its numbers come from, for every command."""
 
+import json
 import os
 import platform
 import shlex
@@ -66,7 +67,7 @@ def open_results(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
       record holds under that name from before, or else ``make(*arguments)``, as JSON can hold it and written at once.
 
     Raises:
-      ValueError: if the file is damaged.
+      ValueError: if the file is damaged, also where it is still JSON: it holds a digest of itself.
 
     Example:
       >>> import tempfile
@@ -84,6 +85,10 @@ def open_results(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
         results = read_object(file)
         if not isinstance(results.get("seeds"), list):
             raise ValueError(f"{file} must hold a list of seeds, as the run wrote it; it is damaged.")
+        if results.pop("digest", None) not in (None, _digest_of(results)):  # None: of an older version
+            raise ValueError(
+                f"{file} must hold what the run wrote; its digest is another: it is damaged or was edited."
+            )
         last = {name: results[name] for name in about if name in results}
         results["before"] = [*results.get("before", []), last]
     results |= as_json(about)
@@ -93,10 +98,20 @@ def open_results(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
         seeds.extend({} for _ in range(seed + 1 - len(seeds)))
         if name not in seeds[seed]:
             seeds[seed][name] = as_json(make(*arguments))
-            write_json(file, results)
+            write_results(file, results)
         return seeds[seed][name]
 
     return results, entry
+
+
+def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Writes results that `open_results` is to go on with, and their digest beside them."""
+    own = as_json(results)
+    write_json(path, own | {"digest": _digest_of(own)})
+
+
+def _digest_of(results: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(results, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def digest(*arrays: Any) -> str:

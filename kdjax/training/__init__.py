@@ -17,6 +17,9 @@ from kdjax.training.devices import shard_by_rules as shard_by_rules
 from kdjax.training.devices import shard_largest_axis as shard_largest_axis
 from kdjax.training.devices import shard_map_step as shard_map_step
 from kdjax.training.devices import split_batch as split_batch
+from kdjax.training.divergence import DivergedError as DivergedError
+from kdjax.training.divergence import DivergenceWatch as DivergenceWatch
+from kdjax.training.divergence import skip_non_finite as skip_non_finite
 from kdjax.training.loop import make_epoch as make_epoch
 from kdjax.training.loop import make_evaluation as make_evaluation
 from kdjax.training.online import follow as follow
@@ -32,6 +35,8 @@ from kdjax.training.state import weights_of as weights_of
 from kdjax.training.views import augmented as augmented
 
 __all__ = [
+    "DivergedError",
+    "DivergenceWatch",
     "accumulate",
     "asking",
     "augmented",
@@ -58,6 +63,7 @@ __all__ = [
     "shard_by_rules",
     "shard_largest_axis",
     "shard_map_step",
+    "skip_non_finite",
     "split_batch",
     "sweeps",
     "train_only",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from kdjax import _checks
 from kdjax._types import Tree
 from kdjax.losses import _math
 from kdjax.training._axis import mean_over
@@ -39,6 +40,7 @@ def asking(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
       >>> params = jnp.ones(2)
       >>> updates, _ = optimizer.update(params, optimizer.init(params), params, value=0.5, counts={})
     """
+    _checks.optimizer("optimizer", optimizer)
     inner: optax.GradientTransformationExtraArgs = optax.with_extra_args_support(optimizer)
     parameters = inspect.signature(inner.update).parameters
     # The first three in order are the gradient, the state and the params, whatever they are called.

@@ -44,8 +44,11 @@ def make_eval_step(
     Raises:
       ValueError: later, if there is nothing to measure against, or a shape does not fit.
     """
+    _checks.function("apply", apply, "apply(params, model_state, inputs, *, train, rng=None)")
 
     def step(weights: Weights, batch: Batch) -> dict[str, Any]:
+        _checks.instance("weights", weights, Weights, "Weights(params, model_state)")
+        _checks.batch(batch)
         batch = counting(batch, ignore_label)
         outputs, _ = run(apply, weights.params, weights.model_state, batch["inputs"], train=False)
         taught = cached_outputs(batch) if "teacher" in batch else None

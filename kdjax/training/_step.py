@@ -91,11 +91,17 @@ def make_train_step(
       of `jax.shard_map` say that the gradients are the same on all devices already, the outer mean would change nothing,
       and is left out: they travel once.
     """
+    _checks.function("student_apply", student_apply, "apply(params, model_state, inputs, *, train, rng=None)")
+    if teacher_apply is not None:
+        _checks.function("teacher_apply", teacher_apply, "apply(params, model_state, inputs, *, train, rng=None)")
     learner = Learner(student_apply, asking(optimizer), connectors, term_gradients)
 
     def step(
         state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        _checks.instance("state", state, TrainState, "a TrainState, as init_state makes it")
+        _checks.instance("objective", objective, Objective, "one of weighted_sum")
+        _checks.batch(batch)
         batch = counting(batch, ignore_label)
         taught = gather(teach(teacher_apply, teacher, batch, objective), axis_name)
         (state,), (metrics,) = learn([learner], [state], [objective], batch, lambda said: [taught], axis_name)

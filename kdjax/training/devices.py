@@ -36,8 +36,10 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
     Raises:
       ValueError: if there are no devices, or `model` does not divide the number of devices of each process.
     """
-    if devices is not None and not len(devices):
+    if devices is not None and not np.size(devices):
         raise ValueError("devices must hold one device or more; got none.")
+    for device in () if devices is None else np.ravel(devices).tolist():
+        _checks.instance("devices", device, jax.Device, "of jax.devices()")
     found = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     here = len(found) // _processes_of(found)
     if model < 1 or here % model:
@@ -65,6 +67,7 @@ def process_rows(batch_size: int, *, process_index: int | None = None, process_c
       >>> [np.arange(8)[process_rows(8, process_index=i, process_count=2)].tolist() for i in range(2)]
       [[0, 1, 2, 3], [4, 5, 6, 7]]
     """
+    _checks.whole("batch_size", batch_size, 1)
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
     if not 0 <= index < count:
@@ -89,6 +92,7 @@ def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
       ValueError: if the batch does not divide by the number of devices that it is split over, or something in it has no
         axis of examples, or another number of them.
     """
+    _checks.instance("mesh", mesh, Mesh, "a mesh, as data_mesh makes it")
     size = _batch_size(batch)
     processes = _processes_of(mesh.devices.flat)
     parts = mesh.shape[AXIS] // processes
@@ -111,6 +115,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     Raises:
       ValueError: if several processes do not bring the same, naming the leaves.
     """
+    _checks.instance("mesh", mesh, Mesh, "a mesh, as data_mesh makes it")
     whole = NamedSharding(mesh, PartitionSpec())
     if _processes_of(mesh.devices.flat) == 1:
         return jax.device_put(tree, whole)
@@ -127,6 +132,7 @@ def jit_step(step: TrainStep) -> Any:
       ValueError: later, if state and teacher share an array, whose memory the step would take, or the batch holds what is
         no array of numbers.
     """
+    _checks.function("step", step, "step(state, teacher, objective, batch)")
     compiled = jax.jit(step, donate_argnums=0)
     looked_at = None  # which teacher: a state that comes back shares nothing with any
 

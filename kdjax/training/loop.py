@@ -75,6 +75,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
       0 1.39
       1 1.2
     """
+    _checks.function("step", step, "step(state, teacher, objective, batch)")
     if steps_per_call is not None:
         _checks.whole("steps_per_call", steps_per_call, 1)
 
@@ -210,6 +211,10 @@ def _calls(
 ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
     """The arrays that stay on the device; and for each call the rows [steps, batch, …] of the others, and of the order."""
     if not isinstance(arrays, Mapping):
+        if not isinstance(arrays, Iterable):
+            raise ValueError(
+                f"arrays must be arrays by name, or an iterable of batches; got a {type(arrays).__name__}."
+            )
         if order is not None:
             raise ValueError("order must be None where the batches come one by one; got an order beside an iterable.")
         return {}, ({"batch": jax.tree.map(lambda array: array[None], _by_name(batch))} for batch in arrays)

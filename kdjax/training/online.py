@@ -79,7 +79,7 @@ def make_mutual_step(
     Reference:
       Zhang, Xiang, Hospedales and Lu, Deep Mutual Learning, 2018, sections 2.1 to 2.3. https://arxiv.org/abs/1706.00384
     """
-    count = len(applies)
+    count = len(applies) if isinstance(applies, list | tuple) else 1
     if count < 2:
         raise ValueError(f"applies must be two networks or more; got {count}.")
     _one_each("optimizers", optimizers, count)
@@ -127,6 +127,7 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
     Reference:
       Tarvainen and Valpola, Mean teachers are better role models, 2017, equation 1. https://arxiv.org/abs/1703.01780
     """
+    _checks.function("step", step, "step(state, teacher, objective, batch)")
     _checks.between("decay", schedules.at(decay, 0), 0.0, 1.0)
 
     def averaging(pair: Pair, teacher: None, objective: Objective, batch: Batch) -> tuple[Pair, Metrics]:

@@ -82,6 +82,8 @@ def plan(*phases: Phase) -> Plan:
     """
     if not phases:
         raise ValueError("phases must be one or more; got none.")
+    for phase in phases:
+        _checks.instance("phases", phase, Phase, "of Phase(name, steps, objective, optimizer)")
     names = [phase.name for phase in phases]
     for phase in phases:
         _checks.whole(f"steps of phase {phase.name!r}", phase.steps, 1)
@@ -147,11 +149,13 @@ def enter(plan: Plan, index: int, state: TrainState | InPhase) -> InPhase:
 
 
 def state_like(plan: Plan, step: Number, state: TrainState | InPhase) -> InPhase:
-    """What a state saved after `step` updates looks like, to restore it into.
+    """What a state saved after `step` updates looks like.
+
+    To restore the last one that is whole: ``restore_state(run, lambda step: state_like(plan, step, state))``.
 
     Args:
       plan: the plan of the run.
-      step: the saved state's, such as ``run.latest_step()``. Saved between two phases, it has the opt_state of the first.
+      step: the saved state's. Saved between two phases, it has the opt_state of the first.
       state: any state of the run, such as the first.
 
     Raises:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import TrainState, Tree, Weights
 from kdjax.connectors import student_of
 
@@ -20,7 +21,16 @@ def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: P
       weights: the student's, and a connector's beside them.
       optimizer: any optax transformation. It sees ``weights.params`` and nothing else.
       rng: a key. Step number n draws from ``fold_in(rng, n)``, so a resumed run draws what an unbroken one would.
+
+    Raises:
+      ValueError: if `weights` are none, or `optimizer` is no optax transformation.
     """
+    if not isinstance(weights, Weights):
+        raise ValueError(f"weights must be Weights(params, model_state); got a {type(weights).__name__}.")
+    _checks.optimizer("optimizer", optimizer)
+    kind = getattr(rng, "dtype", None)
+    if kind is None or not (jnp.issubdtype(kind, jax.dtypes.prng_key) or kind == jnp.uint32):  # a raw key
+        raise ValueError(f"rng must be a key, as of jax.random.key(0); got {rng!r:.99}.")
     # Copies: a compiled step takes its state's memory, and these weights may be another student's, or the teacher's.
     copies = partial(jax.tree.map, lambda leaf: jnp.array(leaf, copy=True))
     params, model_state, rng = copies((*weights, rng))

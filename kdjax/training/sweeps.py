@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdjax import _checks
 from kdjax._types import Apply, Batch, TrainState, Tree, Weights
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.training._step import Metrics, TrainStep
@@ -106,6 +107,7 @@ def make_sweep_step(step: TrainStep, teacher_apply: Apply | None = None) -> Swee
       Students of different seeds differ in their initial weights and in their dropout, not in the order of the data nor in
       the teacher. An interval over such seeds says nothing about those two: repeat the sweep for that.
     """
+    _checks.function("step", step, "step(state, teacher, objective, batch)")
 
     def sweep(
         states: TrainState, teacher: Weights | None, objectives: Objective, batch: Batch

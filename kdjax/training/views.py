@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from kdjax import _checks
 from kdjax._types import Batch, TrainState
 from kdjax.batches import view_key
 
@@ -62,6 +63,8 @@ def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch],
       Beyer et al., Knowledge distillation: A good teacher is patient and consistent, 2022, section 3.
       https://arxiv.org/abs/2106.05237
     """
+    _checks.function("step", step, "step(state, teacher, objective, batch)")
+    _checks.function("augment", augment, "augment(key, batch) -> batch")
 
     def on_views(state: Any, teacher: Any, objective: Any, batch: Batch) -> tuple[Any, Any]:
         taught = {name: batch[name] for name in CACHED if name in batch}

@@ -24,7 +24,7 @@ def comparison(results: Mapping[str, Any], console: "Console") -> None:
     """
     console.print(comparison_table(results))
     for line in comparison_lines(results):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def comparison_table(results: Mapping[str, Any]) -> "Table":
@@ -44,15 +44,18 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
       ValueError: if there is no seed.
     """
     from rich.table import Table
+    from rich.text import Text
 
     count = len(results["seeds"])
     caption = f"mean ± 95 % interval (Student's t) over {count} seeds" if count > 1 else "one seed: no interval"
-    table = Table(title=results.get("experiment"), caption=caption)
+    title = results.get("experiment")
+    # Names are the user's own, and no markup.
+    table = Table(title=None if title is None else Text(title, style="table.title"), caption=caption)
     table.add_column("network")
     measure = measure_of(results)
     measured = f"test {measure['name']}{', %' if measure['percent'] else ''}"
     for heading in ("parameters", measured, "agrees with teacher, %", "seconds"):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
     for network in _NETWORKS:
         each = over_seeds(results, network, "seconds")
         own = np.count_nonzero(each)

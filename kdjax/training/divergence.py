@@ -1,0 +1,186 @@
+"""Training that has diverged: found while it runs, without waiting for the device in each step; and what can be done then.
+
+**The rule.** Training has diverged when the loss or the mean of a term with a weight is not finite, or when the mean of
+such a term is more than `EXPLODED` times as large as at the start: the term's first mean, or 1 where that is smaller.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdjax import _checks
+from kdjax._types import Batch, Number, TrainState, Tree, Weights
+from kdjax.objectives import Objective
+from kdjax.training._step import Metrics, TrainStep
+
+EXPLODED = 1_000.0
+CALLS_BEHIND = 16  # that many calls of the device may be under way before the oldest one's metrics are read
+
+
+class DivergedError(FloatingPointError):
+    """Training has diverged.
+
+    Attributes:
+      done: the steps of the epoch that were done when it was seen.
+    """
+
+    def __init__(self, message: str, done: int = 0) -> None:
+        super().__init__(message)
+        self.done = done
+
+
+class DivergenceWatch:
+    """Finds that training has diverged, as the module says: the `watch` of an epoch, to be finished after it.
+
+    The metrics that are read are those of `CALLS_BEHIND` calls ago: the device always has work, and several processes
+    stop at the same call. One is for one training: it remembers what the terms were at the start.
+
+    Attributes:
+      start: each term's size at the start, for a state's record; a resumed training is given it.
+
+    Example:
+      >>> watch = DivergenceWatch()
+      >>> for done, mean in enumerate((2.0, 1.5, 2_500.0), start=1):
+      ...     watch(done, {"loss": mean, "labels": mean, "labels_weight": 1.0})
+      >>> watch.finish({"loss": 834.5})
+      Traceback (most recent call last):
+      kdjax.training.divergence.DivergedError: at step 3 its term 'labels' is 2500, more than 1,000 times as much as at the \
+start, 2
+    """
+
+    def __init__(self, start: Mapping[str, Any] | None = None) -> None:
+        self.start: dict[str, Any] = dict(start or {})
+        self._waiting: deque[tuple[int, Mapping[str, Any]]] = deque()
+
+    def __call__(self, done: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a call, and judges those of a call some time ago."""
+        self._waiting.append((done, metrics))
+        if len(self._waiting) > CALLS_BEHIND:
+            self._judge(*self._waiting.popleft())
+
+    def finish(self, means: Mapping[str, Any]) -> None:
+        """Judges what is left of an epoch, and its means.
+
+        Raises:
+          DivergedError: if training has diverged; so may a call.
+        """
+        done = 0
+        while self._waiting:
+            done, metrics = self._waiting.popleft()
+            self._judge(done, metrics)
+        if not np.isfinite(means["loss"]).all():
+            raise DivergedError(f"up to step {done} the mean of its loss is {_worst(means['loss']):.4g}", done)
+        if np.all(means.get("skipped", 0.0) == 1.0):
+            raise DivergedError(f"up to step {done} every update was skipped", done)
+
+    def _judge(self, done: int, metrics: Mapping[str, Any]) -> None:
+        if np.all(metrics.get("skipped", 0.0) == 1.0):
+            return
+        for name, value in metrics.items():
+            size = np.abs(np.asarray(value, np.float64))
+            weight = metrics.get(f"{name}_weight")
+            if weight is None:
+                continue
+            counts = np.asarray(weight) != 0  # what has weight 0 is not trained
+            if not np.isfinite(size[counts]).all():
+                raise DivergedError(f"at step {done} its term {name!r} is {_worst(value):.4g}", done)
+            if counts.all() and name not in self.start:
+                self.start[name] = size.tolist()
+            if name in self.start and (counts & (size > EXPLODED * np.maximum(self.start[name], 1.0))).any():
+                raise DivergedError(
+                    f"at step {done} its term {name!r} is {_worst(value):.4g}, more than {EXPLODED:,.0f} times as much as "
+                    f"at the start, {np.max(self.start[name]):.4g}",
+                    done,
+                )
+        if not np.isfinite(np.asarray(metrics["loss"])).all():
+            raise DivergedError(f"at step {done} its loss is {_worst(metrics['loss']):.4g}", done)
+
+
+def skip_non_finite(step: TrainStep) -> TrainStep:
+    """The step, which leaves out updates that would make the loss, the params or the model_state NaN or infinite.
+
+    Where an update is left out, params, model_state and opt_state stay, the step is counted, and the metrics are 0.
+    `optax.apply_if_finite` sees the gradient alone: by then the network's own statistics have become NaN.
+
+    Args:
+      step: of `make_train_step`.
+
+    Returns:
+      A step of the same kind, with the metric ``"skipped"``: 1 where the update was left out, 0 elsewhere.
+
+    Example:
+      >>> from kdjax import cross_entropy, init_state, make_train_step, weighted_sum
+      >>> def network(params, model_state, inputs, *, train, rng=None):
+      ...     return inputs @ params, model_state
+      >>> step = skip_non_finite(make_train_step(network, None, optax.sgd(0.5)))
+      >>> state = init_state(Weights(jnp.eye(2), {}), optax.sgd(0.5), jax.random.key(0))
+      >>> batch = {"inputs": jnp.array([[jnp.nan, 0.0]]), "labels": jnp.array([0])}
+      >>> new, metrics = step(state, None, weighted_sum(labels=(1.0, cross_entropy)), batch)
+      >>> new.params.tolist(), int(new.step), float(metrics["skipped"])
+      ([[1.0, 0.0], [0.0, 1.0]], 1, 1.0)
+    """
+
+    def guarded(
+        state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, teacher, objective, batch)
+        good = jnp.isfinite(metrics["loss"]) & all_finite((new.params, new.model_state))
+
+        def chosen(own: Any, old: Any) -> Any:
+            return jnp.where(good, own, old)
+
+        params, model_state, opt_state = jax.tree.map(chosen, new[1:4], state[1:4])
+        told = {name: jnp.where(good, value, 0.0) for name, value in metrics.items()}
+        return TrainState(new.step, params, model_state, opt_state, new.rng), told | {"skipped": 1.0 - good}
+
+    return guarded
+
+
+def of_counted(means: Mapping[str, Any]) -> dict[str, Any]:
+    """An epoch's means over the updates that were not skipped, from those over all.
+
+    Example:
+      >>> of_counted({"loss": 1.5, "skipped": 0.25})
+      {'loss': 2.0, 'skipped': 0.25}
+    """
+    share = 1.0 - means.get("skipped", 0.0)
+    return {name: value if name == "skipped" or share == 1.0 else value / share for name, value in means.items()}
+
+
+def at_rate(optimizer: optax.GradientTransformation, rate: Number) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its learning rate times `rate`: its updates times it; its state is of the same form.
+
+    Raises:
+      ValueError: if `rate` is not a finite number above 0.
+
+    Example:
+      >>> slower = at_rate(optax.sgd(1.0), 0.5)
+      >>> slower.update(jnp.ones(2), slower.init(jnp.ones(2)))[0].tolist()
+      [-0.5, -0.5]
+    """
+    _checks.positive("rate", rate)
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(gradient: Tree, state: Tree, params: Tree = None, **offered: Any) -> tuple[Tree, Tree]:
+        updates, new = inner.update(gradient, state, params, **offered)
+        return jax.tree.map(lambda one: one * jnp.asarray(rate, one.dtype), updates), new
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether all floating-point numbers of a tree are finite, as an array of one bool."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return jnp.asarray([jnp.isfinite(leaf).all() for leaf in floats] or [True]).all()
+
+
+def _worst(value: Any) -> float:
+    """The number to name out of several students': one that is not finite, or the largest."""
+    array = np.ravel(np.asarray(value, np.float64))
+    odd = array[~np.isfinite(array)]
+    return float(odd[0] if odd.size else array[np.argmax(np.abs(array))])

@@ -1,0 +1,135 @@
+"""One network's training: what happens where it diverges, by each policy, and at a resumption."""
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from rich.console import Console
+
+from kdjax import cross_entropy, on_logits, weighted_sum
+from kdjax.checkpoints import load_weights
+from kdjax.losses import soft_target_kl
+from kdjax.runs import Recipe, fitting
+from kdjax.runs.fitting import fit, keep_weights
+from kdjax.runs.recipes import prepare
+from kdjax.training import DivergedError
+
+GOAL = weighted_sum(labels=(1.0, cross_entropy))
+INPUTS = np.asarray(jax.random.normal(jax.random.key(1), (24, 4)))
+DATA = {"inputs": jax.numpy.asarray(INPUTS), "labels": jax.numpy.asarray(INPUTS.argmax(axis=1))}
+NETWORK = tiny.network(5, classes=4)
+
+
+def trained(folder, optimizer, data=DATA, *, epochs=4, text=None, **settings):
+    recipe = Recipe(NETWORK, GOAL, lambda updates: optimizer, epochs, 8, name="dense", learning_rate=0.5)
+    trainer = prepare(recipe, 24, **settings)
+    weights = trainer.init(jax.random.key(0), DATA["inputs"][:1])
+    console = Console(file=text or io.StringIO(), width=300)
+    return fit(trainer, weights, data, DATA, seed=3, folder=folder, console=console, label="seed 3 own")
+
+
+def explodes_at(update, factor=1e9):
+    """SGD whose learning rate is `factor` times too large from an update on."""
+    return optax.sgd(lambda count: jax.numpy.where(count < update, 0.5, 0.5 * factor))
+
+
+def test_an_explosion_stops_and_says_all_there_is_to_know(tmp_path, monkeypatch):
+    with pytest.raises(DivergedError) as seen:
+        trained(tmp_path / "a", explodes_at(0))
+    said = str(seen.value)
+    assert "seed 3 own (dense): training has diverged in epoch 1 of 4: at step " in said
+    assert "its term 'labels' is " in said
+    assert "more than 1,000 times as much as at the start, " in said
+    assert "learning rate 0.5, objective 1.0 × " in said
+    assert "cross_entropy" in said
+    assert said.endswith("The last good state was not saved: there is none.")
+    monkeypatch.setattr(fitting, "SECONDS_BETWEEN_SAVES", 0.0)
+    with pytest.raises(DivergedError) as seen:
+        trained(tmp_path / "b", explodes_at(7))
+    said = str(seen.value)
+    assert "in epoch 3 of 4: at step 3 " in said
+    assert "(9 of the run)" in said
+    assert said.endswith(f"The last good state is that after epoch 2, in {tmp_path / 'b' / 'state'}.")
+
+
+def test_weights_that_are_damaged_are_written_again_and_whole_ones_stay(tmp_path):
+    weights = NETWORK[0](jax.random.key(0), DATA["inputs"][:1])
+    path = tmp_path / "weights"
+    for _ in range(2):
+        keep_weights(path, weights, {"seed": 3})
+    assert [one.name for one in tmp_path.iterdir()] == ["weights"]
+    file = next(one for one in sorted((path / "record").rglob("*")) if one.is_file())
+    file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    with pytest.warns(RuntimeWarning, match=r"weights .*Its weights are written again\."):
+        keep_weights(path, weights, {"seed": 3})
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["damaged-weights", "weights"]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, weights, load_weights(path, weights))))
+    with pytest.raises(
+        ValueError, match="like must have the architecture"
+    ):  # of another network: not to be overwritten
+        keep_weights(path, weights._replace(params={}), {})
+
+
+def test_the_temperature_is_in_the_message():
+    soft = weighted_sum(soft=(0.7, on_logits(soft_target_kl, temperature=4.0)))
+    recipe = Recipe(NETWORK, soft, lambda updates: optax.sgd(0.1), 1, 8)
+    trainer = prepare(recipe, 24)
+    said = fitting.diverged_message(trainer, "own", DivergedError("x", 2), 0, 3, 1.0, Path("f"), 0)
+    assert "'temperature': 4.0" in said
+    assert "0.7" in said
+    assert "learning rate" not in said
+
+
+def test_the_last_updates_weights_are_looked_at_too(tmp_path):
+    """The loss of the last step is that before its update: nobody would see what the update did."""
+    with pytest.raises(DivergedError, match=r"in epoch 4 of 4: after step 3 its weights are not all finite"):
+        trained(tmp_path, explodes_at(11, np.inf))
+
+
+def test_skipping_leaves_out_what_is_not_finite_and_no_more(tmp_path):
+    broken = DATA | {"inputs": DATA["inputs"].at[5].set(np.nan)}
+    with pytest.raises(DivergedError):
+        trained(tmp_path / "stop", optax.sgd(0.5), broken)
+    _, history = trained(tmp_path / "skip", optax.sgd(0.5), broken, diverged="skip")
+    assert [round(one["train"]["skipped"], 6) for one in history] == [round(1 / 3, 6)] * 4
+    assert history[-1]["train"]["loss"] < history[0]["train"]["loss"] < 5
+    assert history[-1]["test"]["accuracy"] > history[0]["test"]["accuracy"]
+
+
+def test_a_lower_rate_goes_back_one_epoch_and_is_kept_at_a_resumption(tmp_path, monkeypatch):
+    # 0.5 · 3e4 explodes, a tenth of it too; a hundredth does not.
+    optimizer, text = explodes_at(6, 2e4), io.StringIO()
+    weights, history = trained(tmp_path / "whole", optimizer, text=text, diverged="lower_rate")
+    rates = [one.get("rate", 1.0) for one in history]
+    assert rates[:2] == [1.0, 1.0]
+    assert 0 < rates[2] < 1
+    assert rates[3] == rates[2]
+    assert text.getvalue().count("Going back, with 0.1 × the rate.") == 1
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [one["epoch"] for one in lines] == [1, 2, 3, 4]
+    assert lines == history
+    # Stopped after the third epoch, and gone on with.
+    saved = fitting.save_state
+
+    def stopping(run, step, *others):
+        saved(run, step, *others)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "save_state", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", optimizer, diverged="lower_rate")
+    monkeypatch.undo()
+    again, resumed = trained(tmp_path / "parts", optimizer, diverged="lower_rate")
+    assert [one.get("rate", 1.0) for one in resumed] == rates
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, weights, again)))
+
+
+def test_a_rate_that_cannot_be_low_enough_stops(tmp_path):
+    with pytest.raises(DivergedError, match=r"learning rate 0\.0005, objective"):
+        trained(tmp_path, optax.sgd(np.inf), epochs=1, diverged="lower_rate")

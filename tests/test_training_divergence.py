@@ -1,0 +1,134 @@
+"""Training that has diverged is found by the stated rule, and an update that is not finite can be left out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
+from kdjax.training import DivergedError, DivergenceWatch, make_epoch, skip_non_finite
+from kdjax.training.divergence import CALLS_BEHIND, at_rate, of_counted
+
+GOAL = weighted_sum(labels=(1.0, cross_entropy))
+DATA = {"inputs": jnp.eye(4), "labels": jnp.arange(4)}
+
+
+def told(value, weight=1.0):
+    return {"loss": value * weight if weight else 0.0, "own": value, "own_weight": weight}
+
+
+def judged(*each):
+    watch = DivergenceWatch()
+    for done, metrics in enumerate(each, start=1):
+        watch(done, metrics)
+    watch.finish({"loss": 0.0})
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((2.0, 2000.1), r"at step 2 its term 'own' is 2000, more than 1,000 times as much as at the start, 2"),
+        ((2.0, -2000.1), r"its term 'own' is -2000, more"),
+        ((1e-6, 1000.1), r"more than 1,000 times as much as at the start, 1e-06"),  # a start below 1 counts as 1
+        ((2.0, float("nan")), r"at step 2 its term 'own' is nan$"),
+        ((float("inf"),), r"at step 1 its term 'own' is inf$"),
+        ((np.array([2.0, 2.0]), np.array([2.0, 2001.0])), r"its term 'own' is 2001, more"),  # of a sweep's students one
+    ],
+)
+def test_what_has_diverged_is_told_with_step_and_term(values, message):
+    with pytest.raises(DivergedError, match=message):
+        judged(*map(told, values))
+
+
+@pytest.mark.parametrize("values", [(2.0, 1999.0, 1.0), (1e-6, 999.0), (0.0, 0.0), (-5.0, 3.0), (1e9, 1e11)])
+def test_what_has_not_diverged_passes(values):
+    assert judged(*map(told, values)).start == {"own": abs(values[0])}
+
+
+def test_what_has_no_weight_is_not_judged_and_starts_with_its_first_weight():
+    watch = judged(told(float("nan"), 0.0), told(1e9, 0.0), told(3e5, 0.1), told(4e5, 0.2))
+    assert watch.start == {"own": 3e5}
+
+
+def test_the_start_of_a_resumed_training_is_that_of_the_run():
+    watch = DivergenceWatch({"own": 1e6})
+    watch(1, told(2.0))
+    watch(2, told(1e8))
+    watch.finish({"loss": 1.0})
+    with pytest.raises(DivergedError):
+        judged(told(2.0), told(1e8))
+
+
+def test_it_is_seen_within_the_stated_number_of_calls_and_no_metric_is_read_before():
+    watch, read = DivergenceWatch(), []
+
+    class Counted(dict):
+        def items(self):
+            read.append(1)
+            return super().items()
+
+    for done in range(CALLS_BEHIND):
+        watch(done + 1, Counted(told(float("nan"))))
+    assert not read
+    with pytest.raises(DivergedError) as seen:
+        watch(CALLS_BEHIND + 1, Counted(told(1.0)))
+    assert seen.value.done == 1
+    assert len(read) == 1
+
+
+def test_the_means_of_an_epoch_are_judged_too():
+    watch = DivergenceWatch()
+    watch(1, told(1.0))
+    with pytest.raises(DivergedError, match="up to step 1 the mean of its loss is nan"):
+        watch.finish({"loss": float("nan")})
+
+
+def network(params, model_state, inputs, *, train, rng=None):
+    return inputs @ params["kernel"], {"mean": jnp.mean(inputs)}
+
+
+def started(optimizer):
+    return init_state(Weights({"kernel": jnp.eye(4)}, {"mean": jnp.zeros(())}), optimizer, jax.random.key(0))
+
+
+def test_an_update_that_is_not_finite_is_left_out_with_its_statistics_and_counted():
+    optimizer = optax.adam(0.1)
+    step = jax.jit(skip_non_finite(make_train_step(network, None, optimizer)))
+    broken = DATA | {"inputs": DATA["inputs"].at[0, 0].set(jnp.nan)}
+    first, metrics = step(started(optimizer), None, GOAL, DATA)
+    assert float(metrics["skipped"]) == 0.0
+    assert float(metrics["loss"]) > 0
+    second, metrics = step(first, None, GOAL, broken)
+    assert float(metrics["skipped"]) == 1.0
+    assert float(metrics["loss"]) == 0.0
+    assert int(second.step) == 2
+    same = jax.tree.map(np.array_equal, first._replace(step=0, rng=0), second._replace(step=0, rng=0))
+    assert all(jax.tree.leaves(same))
+    plain, _ = jax.jit(make_train_step(network, None, optimizer))(first, None, GOAL, broken)
+    assert not np.isfinite(plain.params["kernel"]).all()  # the control: without it all is lost
+
+
+def test_means_are_over_what_was_not_skipped():
+    optimizer = optax.sgd(0.0)
+    epoch = make_epoch(skip_non_finite(make_train_step(network, None, optimizer)))
+    arrays = {"inputs": jnp.stack([jnp.ones(4), jnp.full(4, jnp.inf)]), "labels": jnp.zeros(2, jnp.int32)}
+    watch = DivergenceWatch()
+    _, means = epoch(started(optimizer), None, GOAL, arrays, np.array([[0], [1], [1], [0]]), watch=watch)
+    watch.finish(means)
+    assert means["skipped"] == 0.5
+    np.testing.assert_allclose(of_counted(means)["loss"], np.log(4), rtol=1e-6)
+    with pytest.raises(DivergedError, match="every update was skipped"):
+        watch.finish({"loss": 0.0, "skipped": 1.0})
+
+
+def test_a_lower_rate_is_that_of_the_optimizer_built_with_it():
+    params, gradient = jnp.ones(3), jnp.array([1.0, -2.0, 3.0])
+    for make in (optax.sgd, optax.adam, lambda rate: optax.adamw(rate, weight_decay=0.3)):
+        lower, built = at_rate(make(0.4), 0.25), make(0.1)
+        (own, state), (wanted, of_built) = (one.update(gradient, one.init(params), params) for one in (lower, built))
+        np.testing.assert_allclose(own, wanted, rtol=1e-6)
+        assert jax.tree.structure(state) == jax.tree.structure(of_built)
+    with pytest.raises(ValueError, match="rate must be a finite number greater than 0; got 0"):
+        at_rate(optax.sgd(0.1), 0)
