@@ -41,12 +41,13 @@ svg image, img { image-rendering: pixelated; }
 .wide { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; }
 .results { width: 100%; font-size: 0.92rem; }
+.results td.code { min-width: 14rem; overflow-wrap: anywhere; }
 .results th, .results td { padding: 0.35rem 0.55rem; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: normal; }
 .results thead th { font-weight: 600; }
 .results th[scope=row] { min-width: 8.5rem; font-weight: 600; }
 td.number, .cards .short { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.code, dd { font-family: ui-monospace, monospace; font-size: 0.85rem; min-width: 14rem; overflow-wrap: anywhere; }
+td.code, dd { font-family: ui-monospace, monospace; font-size: 0.85rem; overflow-wrap: anywhere; }
 .range { white-space: nowrap; }
 .key { display: inline-block; width: 0.7em; height: 0.7em; margin-right: 0.4em; border-radius: 2px; }
 .key.teacher, .bar .teacher { background: var(--teacher); }
@@ -71,6 +72,7 @@ td.code, dd { font-family: ui-monospace, monospace; font-size: 0.85rem; min-widt
 @media (max-width: 38rem) {
   .results { font-size: 0.78rem; } .results small { font-size: 0.68rem; }
   .results th, .results td { padding: 0.3rem 0.22rem; }
+  .results td.code { min-width: 7.5rem; font-size: 0.7rem; }
   .results th[scope=row] { min-width: 5.9rem; } .results td.number { white-space: normal; }
 }
 dl { margin: 0; } dt { font-weight: 600; } dd { margin: 0 0 0.6rem; min-width: 0; }
