@@ -30,6 +30,7 @@ from kdjax.runs.recipes import (
     load_teacher,
     prepare,
 )
+from kdjax.runs.tracking import Track
 from kdjax.training import DivergedError, data_mesh, replicate
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Shared:
     measures: Mapping[str, Any] | None = None
     ignore_label: int | None = None
     diverged: Diverged = "stop"
+    track: Sequence[Track] = ()
     made: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -225,6 +227,7 @@ class Shared:
                 teacher=teacher,
                 place=self.placed,
                 print_every=self.print_every,
+                track=self.track,
             )
         except DivergedError as error:
             if said := self.labels_outside("train", trainer):

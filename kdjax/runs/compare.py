@@ -16,6 +16,7 @@ from kdjax.runs import records
 from kdjax.runs._data import digest_of, inputs_of
 from kdjax.runs._measured import check_measures, digest_of_measures, headline
 from kdjax.runs._seeds import PHASES, Shared
+from kdjax.runs.fitting import tracked_by
 from kdjax.runs.folders import open_folder
 from kdjax.runs.recipes import (
     Diverged,
@@ -26,7 +27,9 @@ from kdjax.runs.recipes import (
     parameters,
 )
 from kdjax.runs.report import comparison
+from kdjax.runs.report._write import FIGURES
 from kdjax.runs.report._write import at_end as report_at_end
+from kdjax.runs.tracking import Track, pictures_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +55,7 @@ def compare(
     devices: int | Literal["all"] = 1,
     dtype: str = "float32",
     diverged: Diverged = "stop",
+    track: Sequence[Track] = (),
     config: Mapping[str, Any] | None = None,
     title: str = "comparison",
     print_every: int = 1,
@@ -85,6 +89,8 @@ def compare(
       diverged: what is done where training diverges, as `kdjax.training.divergence` says: ``"stop"``; ``"skip"``, updates
         that are not finite are left out, and it stops where that is not enough; or ``"lower_rate"``, the epoch is begun
         anew with a tenth of the learning rate, three times at most; states are then saved after every epoch.
+      track: where numbers, settings and the report's figures go besides: makers of writers, such as
+        `kdjax.runs.tracking.TensorBoard`. One that fails is said, and stops nothing.
       config: what else the run is made of, as JSON can hold it: recorded, and compared at a resumption.
       title: of the table.
       print_every: print a line each so many epochs; 0: only after the last of each network.
@@ -125,6 +131,7 @@ def compare(
         measures,
         ignore_label,
         diverged,
+        track,
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
     trainers = run.prepared(recipes)
@@ -162,6 +169,8 @@ def compare(
         if _processes.is_first():
             records.write_json(folder / "results.json", results)
         report = report_at_end(run, trainers, given)
+        with tracked_by(track, folder, console) as tracked:
+            tracked.images(pictures_in(folder / FIGURES), recipes["distilled"].epochs)
     comparison(results, console)
     console.print(report, soft_wrap=True, markup=False, highlight=False)
     return results

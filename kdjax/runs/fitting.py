@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from kdjax.checkpoints import (
     save_weights,
     set_aside,
 )
-from kdjax.runs import progress
-from kdjax.runs.recipes import Trainer, described
+from kdjax.runs import progress, tracking
+from kdjax.runs.recipes import Trainer, described, numbers_at
 from kdjax.training import DivergedError, DivergenceWatch, init_state, weights_of
 from kdjax.training.divergence import all_finite, of_counted
 
@@ -47,6 +48,7 @@ def fit(
     teacher: Weights | None = None,
     place: Callable[[Tree], Tree] = lambda tree: tree,
     print_every: int = 1,
+    track: Sequence[tracking.Track] = (),
 ) -> tuple[Weights, list[dict[str, Any]]]:
     """Trains for the recipe's epochs, from `folder`'s last good state where there is one.
 
@@ -62,6 +64,7 @@ def fit(
       teacher: the teacher's weights, where the step runs it.
       place: puts the state where it is to be, such as on every device of a mesh.
       print_every: print a line each so many epochs; 0: only after the last.
+      track: makers of writers, which are told each epoch besides.
 
     Returns:
       The final weights, without connectors, and one record an epoch: train means, test means, seconds.
@@ -78,13 +81,20 @@ def fit(
         begun = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
         return restore_state(run, begun) or (begun, {})
 
+    def tell(record: Mapping[str, Any]) -> None:
+        done = record["epoch"] * steps
+        numbers = numbers_at(recipe, done - 1)
+        tracked.scalars(tracking.scalars_of(record, numbers, steps * recipe.batch_size), done)
+
     shown = progress.bar(console, label, recipe.epochs * steps, examples=recipe.batch_size)
-    with open_run(folder / "state") as run, shown as show:
+    with tracked_by(track, folder, console) as tracked, open_run(folder / "state") as run, shown as show:
         state, record = restored(run)
         history: list[dict[str, Any]] = record.get("history", [])
         lowered = record.get("lowered", 0)
         advance = trainer.epoch_at(LOWER**lowered) if lowered else trainer.epoch
         _rewrite(folder / "metrics.jsonl", history)
+        for before in history:
+            tell(before)
         diverging = DivergenceWatch(record.get("start"))
         last_save, saved = time.monotonic(), len(history)
         while len(history) < recipe.epochs:
@@ -123,13 +133,31 @@ def fit(
             history.append(one | {"rate": LOWER**lowered} if lowered else one)
             if _processes.is_first():
                 append_json_line(folder / "metrics.jsonl", history[-1])
+            tell(history[-1])
             if saves:
                 save_state(run, epoch + 1, state, {"history": history, "start": diverging.start, "lowered": lowered})
                 last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
                 line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
+        settings = described(recipe)
+        settings |= {f"objective/{name}": text for name, text in settings.pop("objective").items()}
+        measured = history[-1]["test"].items()
+        tracked.hyper_parameters(
+            settings, {f"last/{name}": value for name, value in measured if isinstance(value, float)}
+        )
     return weights_of(state), history
+
+
+@contextmanager
+def tracked_by(track: Sequence[tracking.Track], folder: Path, console: "Console") -> Iterator[tracking.Tracked]:
+    """Writers of one network, closed whatever happens. Of several processes the first has them."""
+    name = f"{folder.parent.name}/{folder.name}"
+    tracked = tracking.Tracked(track if _processes.is_first() else (), name, folder, console)
+    try:
+        yield tracked
+    finally:
+        tracked.close()
 
 
 def diverged_message(

@@ -18,7 +18,7 @@ from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
 from kdjax.metrics import agreeing
-from kdjax.objectives import Objective
+from kdjax.objectives import Objective, schedules
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
 from kdjax.training.divergence import at_rate
 
@@ -219,6 +219,17 @@ def described(recipe: Recipe) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "connectors": connectors,
     }
+
+
+def numbers_at(recipe: Recipe, step: int) -> dict[str, float]:
+    """Each term's hyper-parameters that are one number, such as T, as they are in the update of that step."""
+    found = {}
+    for name, term in recipe.objective.terms.items():
+        for what, given in getattr(getattr(term, "term", term), "numbers", {}).items():
+            value = schedules.at(given, step)
+            if np.ndim(value) == 0:
+                found[f"{name} {what}"] = float(value)
+    return found
 
 
 def _kind(value: Any) -> str:

@@ -11,11 +11,10 @@ import numpy as np
 from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.metrics import brier_score, calibration_error, cost, finished, latency, reliability, sums_of
-from kdjax.objectives import schedules
 from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread
 from kdjax.objectives._supervised import are_classes
 from kdjax.runs._data import arrays_of, count_of, inputs_of
-from kdjax.runs.recipes import Recipe
+from kdjax.runs.recipes import Recipe, numbers_at
 from kdjax.runs.report import _layers
 
 EXAMPLES = 10_000  # of the test data, at most
@@ -141,18 +140,9 @@ def _other_kind(labels: Any, logits: tuple[int, ...]) -> str:
 
 def _numbers(recipe: Recipe, examples: int) -> dict[str, list[float]]:
     """Each term's hyper-parameters that are one number, a schedule or not, at the last update of each epoch."""
-    steps, found = examples // recipe.batch_size, {}
-    for name, term in recipe.objective.terms.items():
-        own = getattr(getattr(term, "term", term), "numbers", {})
-        for what, given in own.items():
-            moves = isinstance(given, schedules.Schedule)
-            if moves or np.ndim(given) == 0:
-                values = [
-                    schedules.at(given, (epoch + 1) * steps - 1) for epoch in range(recipe.epochs if moves else 1)
-                ]
-                if all(np.ndim(value) == 0 for value in values):
-                    found[f"{name} {what}"] = [float(value) for value in values] * (1 if moves else recipe.epochs)
-    return found
+    steps = examples // recipe.batch_size
+    epochs = [numbers_at(recipe, (epoch + 1) * steps - 1) for epoch in range(recipe.epochs)]
+    return {name: [one[name] for one in epochs] for name in epochs[0]}
 
 
 def _costs(network: Network, inputs: Any, batch: int) -> dict[str, Any]:
