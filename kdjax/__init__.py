@@ -20,6 +20,8 @@ from kdjax.objectives import (
 )
 from kdjax.training import init_state, make_eval_step, make_train_step
 
+__version__ = "0.1.0"  # the package's metadata has it from here
+
 __all__ = [
     "Apply",
     "Objective",
