@@ -1,6 +1,7 @@
 """Where the numbers of a run go besides its own files: TensorBoard, or whatever writes four kinds of things."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,7 +81,7 @@ class Tracked:
         self._writers: dict[str, Writer] = {}
         for track in tracks:
             called = getattr(track, "__name__", type(track).__name__)
-            self._try(called, lambda track=track, called=called: self._writers.update({called: track(name, folder)}))
+            self._try(called, partial(self._begin, track, called, name, folder))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._all(lambda writer: writer.scalars(values, step))
@@ -94,9 +95,12 @@ class Tracked:
     def close(self) -> None:
         self._all(lambda writer: writer.close())
 
+    def _begin(self, track: Track, called: str, name: str, folder: Path) -> None:
+        self._writers[called] = track(name, folder)
+
     def _all(self, call: Callable[[Writer], None]) -> None:
         for name, writer in tuple(self._writers.items()):
-            self._try(name, lambda writer=writer: call(writer))
+            self._try(name, partial(call, writer))
 
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
@@ -116,13 +120,15 @@ def scalars_of(record: Mapping[str, Any], numbers: Mapping[str, float], examples
 
 
 def pictures_in(folder: Path) -> dict[str, np.ndarray]:
-    """The PNG files of a folder as arrays, by name."""
-    from PIL import Image
+    """The PNG files of a folder as arrays, on a white page, by name."""
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        return {}
+    from matplotlib.image import imread
 
     found = {}
-    for file in sorted(folder.glob("*.png")):
-        with Image.open(file, formats=("PNG",)) as picture:
-            drawn = picture.convert("RGBA")
-            page = Image.new("RGBA", drawn.size, "white")
-            found[file.stem] = np.asarray(Image.alpha_composite(page, drawn).convert("RGB"))
+    for file in files:
+        drawn = imread(file, format="png")
+        shown = drawn[..., :3] if drawn.shape[-1] == 3 else drawn[..., :3] * drawn[..., 3:] + 1 - drawn[..., 3:]
+        found[file.stem] = np.round(255 * shown).astype(np.uint8)
     return found
