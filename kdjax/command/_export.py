@@ -37,10 +37,10 @@ def export(settings: Export) -> int:
     from kdjax.command import _recipes, _saved
 
     _checks.whole("--seed", settings.seed, 0)
-    made, data, _ = _saved.opened(settings.run, settings.data)
+    made, data = _saved.opened(settings.run, settings.data)
     if settings.network == "teacher" and made.given_teacher:
         raise ValueError("--network teacher is of runs that trained one; this run was given its teacher.")
-    init, apply = _recipes.recipes(made, data, lambda line: None)[settings.network].network
+    init, apply = _recipes.recipes(made, data)[settings.network].network
     place = settings.run / f"seed-{settings.seed}" / settings.network / "weights"
     weights = load_weights(place, _recipes.shapes(init, data))
     target = settings.to or settings.run / f"{settings.network}-{settings.seed}.{settings.format}"

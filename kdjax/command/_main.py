@@ -57,9 +57,9 @@ def _run(words: Sequence[str]) -> int:
         Export: export,
         Doctor: lambda settings: _doctor.doctor(),
     }
-    named = [Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in commands]
+    named: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in commands)]  # noqa: UP007
     settings: Any = tyro.cli(
-        Union[tuple(named)],  # noqa: UP007
+        named,
         prog="kdjax",
         args=words,
         description="Knowledge distillation for JAX: train a small network to do what a large one does.",

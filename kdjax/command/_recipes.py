@@ -63,7 +63,7 @@ def shapes(init: Callable[..., Weights], data: Data) -> Weights:
     return found
 
 
-def recipes(settings: Compare, data: Data, say: Callable[[str], None]) -> dict[str, Recipe]:
+def recipes(settings: Compare, data: Data, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The three of `compare`, by name."""
     classes = len(data[0].class_names)
     labels = weighted_sum(labels=(1.0, cross_entropy))

@@ -1,23 +1,18 @@
-"""From the folder of a run back to its settings, its data and its recipes."""
+"""From the folder of a run back to its settings and its data."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from kdjax.command import _recipes
 from kdjax.command._settings import Compare, settings_of
 from kdjax.runs.folders import read_object
 
 
-class Saved(NamedTuple):
-    """A run of `kdjax compare` as it was begun: what was asked for, and what that makes."""
-
-    settings: Compare
-    data: _recipes.Data
-    config: dict[str, Any]
-
-
-def opened(run: Path, data: str | None) -> Saved:
+def opened(run: Path, data: str | None) -> tuple[Compare, _recipes.Data]:
     """Reads config.json, and the data that it names or that are named now."""
-    config = read_object(run / "config.json")
-    settings = settings_of(config, run / "config.json", data)
-    return Saved(settings, _recipes.loaded(settings), config)
+    file = run / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"run must be the folder of a run of kdjax compare; there is no {file}.")
+    settings = settings_of(read_object(file), file, data)
+    # Where training began makes no difference to what it ended in, and may be gone.
+    return replace(settings, start="scratch"), _recipes.loaded(settings)

@@ -26,7 +26,8 @@ class Compare(Common):
     """Train a teacher, a student alone, and the same student with the teacher; then compare them, and write a report."""
 
     teacher: UseAppendAction[tuple[str, ...]] = ()
-    """the teacher's network, such as wrn_40_2; again for each of several teachers, which must be given"""
+    """the teacher's network: cnn_tiny, cnn_small, cnn, cnn_large, or a wide residual network of depth and width such as
+    wrn_40_2; again for each of several teachers, which must be given"""
     student: str
     """the student's network, such as wrn_16_2"""
     data: str

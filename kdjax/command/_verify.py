@@ -28,13 +28,13 @@ def verify(settings: Verify) -> int:
     from kdjax.command import _recipes, _saved
     from kdjax.runs import remeasure
 
-    made, data, _ = _saved.opened(settings.run, settings.data)
+    made, data = _saved.opened(settings.run, settings.data)
     found = remeasure(
         settings.run,
         data=data,
         preprocess=_recipes.preprocess_of(data),
         given_teacher=_recipes.given_weights(made, data),
-        **_recipes.recipes(made, data, lambda line: None),
+        **_recipes.recipes(made, data),
         devices=settings.devices,
         dtype=made.dtype,
         tolerance=settings.tolerance,
@@ -43,8 +43,11 @@ def verify(settings: Verify) -> int:
     for one in wrong:
         numbers = "" if one.measure == "weights" else f": recorded {one.recorded}, measured now {one.found}"
         print(f"seed {one.seed} {one.network}, {one.measure}{numbers}. {one.problem}")
+    short = made.seeds - len({one.seed for one in found})
+    if short:
+        print(f"results.json lacks {short} of the {made.seeds} seeds that config.json names.")
     networks = len({(one.seed, one.network) for one in found})
-    if wrong:
+    if wrong or short:
         print(f"Not confirmed: {len(wrong)} of {len(found)} measures of {networks} networks in {settings.run}.")
         return 1
     print(

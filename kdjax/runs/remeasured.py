@@ -82,8 +82,9 @@ def remeasure(
     results = read_object(folder / "results.json")
     if not results.get("seeds") or not all(isinstance(one, Mapping) for one in results["seeds"]):
         raise ValueError(f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds.")
+    config = results.get("config", {})
     for name, part in zip(("train", "test"), data, strict=True):
-        if digest_of(part) != results.get("data", {}).get(name):
+        if digest_of(part) != config.get("data_digests", {}).get(name):
             raise ValueError(f"data must be those of the run; the {name} data have another digest than in {folder}.")
     quiet = Console(quiet=True)
     shared = Shared(
@@ -94,14 +95,13 @@ def remeasure(
     if given_teacher is not None:
         given = given_teacher if isinstance(given_teacher, Weights) else Path(given_teacher)
         its = shared.loaded(trainers["teacher"], given)
-        said = results.get("config", {}).get("given_teacher_digest")
-        if _trees.digest_of_tree(its) != said:
+        if _trees.digest_of_tree(its) != config.get("given_teacher_digest"):
             raise ValueError("given_teacher must be the one of the run; its weights have another digest.")
-    return [
-        one
-        for number, record in enumerate(results["seeds"])
-        for one in _of_seed(shared, trainers, its, number, record, tolerance)
-    ]
+    one_teacher = bool(config.get("one_teacher"))
+    found: list[Measured] = []
+    for number, record in enumerate(results["seeds"]):
+        found += _of_seed(shared, trainers, its, number, record, one_teacher, tolerance)
+    return found
 
 
 def _of_seed(
@@ -110,10 +110,13 @@ def _of_seed(
     given: Weights | None,
     number: int,
     record: Mapping[str, Any],
+    one_teacher: bool,
     tolerance: float,
 ) -> list[Measured]:
     """All three networks of one seed; the teacher first, with whom the students are said to agree."""
-    found, test, teacher = [], shared.data.test, given
+    found: list[Measured] = []
+    test: dict[str, Any] = shared.data.test
+    beside: dict[str, Any] = {}
     for name in PHASES:
         own = record.get(name)
         if not isinstance(own, Mapping):
@@ -121,18 +124,17 @@ def _of_seed(
             continue
         try:
             weights = given if name == "teacher" else None
-            weights = _saved(shared, trainers[name], number, name) if weights is None else weights
+            if weights is None:
+                weights = _saved(shared, trainers[name], 0 if name == "teacher" and one_teacher else number, name)
         except (ValueError, FileNotFoundError) as error:
             found.append(Measured(number, name, "weights", None, None, str(error)))
             continue
-        if name == "teacher":
-            teacher = weights
-            if has_classes(trainers[name], test):
-                beside = shared.placed(shared.said(trainers[name], weights, test, ()))
-        again = trainers[name].evaluate(weights, test if name == "teacher" or teacher is None else test | beside)
+        if name == "teacher" and has_classes(trainers[name], test):
+            beside = shared.placed(shared.said(trainers[name], weights, test, ()))
+        again = trainers[name].evaluate(weights, test | beside if name != "teacher" else test)
         for measure in sorted((own.keys() | again.keys()) - {"seconds"}):
-            if measure == "agreement" and teacher is None:
-                continue  # of a teacher whose weights could not be loaded, which is said above
+            if measure == "agreement" and not beside:
+                continue  # with a teacher whose weights could not be loaded, which is said above
             recorded, now = own.get(measure), again.get(measure)
             problem = (
                 "" if _close(recorded, now, tolerance) else "results.json has another number than was measured now"
@@ -142,9 +144,7 @@ def _of_seed(
 
 
 def _saved(shared: Shared, trainer: Trainer, number: int, name: str) -> Weights:
-    seeds = (number, 0) if name == "teacher" else (number,)  # with one_teacher all seeds have the first one's
-    places = [shared.out / f"seed-{seed}" / name / "weights" for seed in seeds]
-    path = next((place for place in places if place.exists()), places[0])
+    path = shared.out / f"seed-{number}" / name / "weights"
     return shared.placed(load_weights(path, parameters(trainer, first_of(shared.data.train["inputs"]))))
 
 
@@ -152,6 +152,8 @@ def _close(recorded: Any, found: Any, tolerance: float) -> bool:
     if isinstance(recorded, list) and isinstance(found, list):
         pairs = zip(recorded, found, strict=False)
         return len(recorded) == len(found) and all(_close(one, other, tolerance) for one, other in pairs)
-    if recorded is None or found is None or isinstance(recorded, bool | str | dict):
-        return recorded == found or (found is not None and recorded is None and not math.isfinite(found))
-    return math.isclose(recorded, found, rel_tol=tolerance, abs_tol=tolerance)
+    if not isinstance(found, int | float):
+        return bool(recorded == found)
+    if recorded is None:  # JSON has no NaN
+        return not math.isfinite(found)
+    return isinstance(recorded, int | float) and math.isclose(recorded, found, rel_tol=tolerance, abs_tol=tolerance)
