@@ -13,6 +13,7 @@ that a run of two processes goes on in one, or in four.
 import errno
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,7 @@ def save_weights(
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
       PermissionError: if the folder that is to hold `path` cannot be written.
-      ValueError: naming leaves that are not the same in every process.
+      ValueError: naming leaves that are not the same in every process; or if the path has brackets.
 
     Example:
       >>> import jax, tempfile
@@ -63,6 +64,7 @@ def save_weights(
     target = Path(path).absolute()
     if _processes.anywhere(target.exists()):
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
+    _check_name(target)
     _check_writable(target.parent)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(target, args=_to_write(weights, description or {}))
@@ -114,6 +116,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
 
     Raises:
       PermissionError: if the folder cannot be made or written.
+      ValueError: if its path has brackets.
 
     Example:
       >>> import jax, tempfile
@@ -127,6 +130,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
     """
     _checks.whole("keep", keep, 1)
     root = Path(folder).absolute()
+    _check_name(root)
     _check_writable(root)
     for child in root.iterdir() if _processes.is_first() else ():
         # Orbax would take it for the latest step, and then silently save none before that number.
@@ -277,6 +281,14 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         why = "it is not a checkpoint of kdjax" if source.exists() else "there is no such folder"
         raise FileNotFoundError(f"path must be a folder that save_weights made; got {source}: {why}.")
     return source
+
+
+def _check_name(folder: Path) -> None:
+    # Orbax takes the path for a pattern when it gathers what it has written, finds nothing, and only logs it.
+    if re.search(r"\[.*\]", str(folder)):
+        raise ValueError(
+            f"A checkpoint's path must have no brackets, in which Orbax loses what it writes; got {folder}."
+        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -130,13 +130,10 @@ def test_a_missing_package_is_named_with_its_extra(words, module, extra, capsys,
 
 
 def test_a_missing_package_is_found_behind_another_error():
-    try:
-        try:
-            raise ModuleNotFoundError("No module named 'flatbuffers'", name="flatbuffers")
-        except ModuleNotFoundError as error:
-            raise ImportError("This needs 'flatbuffers'.") from error
-    except ImportError as error:
-        assert 'pip install "kdjax[export]"' in _packages.missing(error)
+    behind = ImportError("This needs 'flatbuffers'.")
+    behind.__cause__ = ModuleNotFoundError("No module named 'flatbuffers'", name="flatbuffers")
+    assert 'pip install "kdjax[export]"' in _packages.missing(behind)
+    assert _packages.missing(ImportError("cannot import name 'one'")) is None
     said = _packages.missing(ModuleNotFoundError("No module named 'nobodys'", name="nobodys.part"))
     assert "nobodys.part" in said
     assert "no extra" in said
