@@ -63,38 +63,6 @@ def test_a_run_records_what_it_takes_to_build_it_again(finished):
     assert "numbers=(8.0, 2.0, 19.0)" in config["distilled_recipe"]["objective"]["soft"]  # 1,257 // 64 updates
 
 
-def test_a_path_in_which_weights_would_be_lost_is_refused_before_training(tmp_path, capsys):
-    out = tmp_path / "[red]run"
-    assert main(["compare", *TINY, "--out", str(out)]) == 1
-    said = capsys.readouterr()
-    assert str(out) in " ".join(said.out.split())
-    assert "brackets" in said.err
-    assert "epoch" not in said.out.replace("each shuffled epoch", "")
-
-
-@pytest.fixture
-def edited(finished):
-    """What is changed in the run is put back."""
-    file = finished / "results.json"
-    before = file.read_bytes()
-
-    def edit(change):
-        results = json.loads(before)
-        change(results["seeds"][0])
-        file.write_text(json.dumps(results))
-
-    yield edit
-    file.write_bytes(before)
-
-
-def test_a_run_records_what_it_takes_to_build_it_again(finished):
-    config = json.loads((finished / "config.json").read_text())
-    assert settings_of(config, finished) == settings(seeds=1, epochs=1, temperature="8:2")
-    last = json.loads((finished / "seed-0" / "distilled" / "metrics.jsonl").read_text())
-    print(last["train"])
-    assert 0
-
-
 def test_a_run_is_verified(finished, capsys):
     assert main(["verify", str(finished)]) == 0
     said = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from comparisons import DATA, RECIPES, run, weights_in
@@ -46,7 +47,7 @@ def test_a_teacher_may_be_given_as_weights_and_is_then_the_run_s(finished, teach
                 network.pop("seconds")
     assert records[0] == records[1]
     assert [one for one in again(tmp_path / "given", given_teacher=teacher) if one.problem] == []
-    other = teacher._replace(params={name: leaf + 1 for name, leaf in teacher.params.items()})
+    other = teacher._replace(params=jax.tree.map(lambda leaf: leaf + 1, teacher.params))
     with pytest.raises(ValueError, match="another digest"):
         again(tmp_path / "given", given_teacher=other)
 
