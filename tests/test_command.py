@@ -49,6 +49,17 @@ def test_the_command_s_modules_load_nothing_heavy():
     assert said.stdout.splitlines()[-1] == "set()"
 
 
+def test_doctor_runs_with_the_core_alone():
+    code = (
+        "import sys\nfrom kdjax.command._packages import OPTIONAL\n"
+        "sys.modules.update({package.module: None for package in OPTIONAL})\n"
+        "from kdjax.command import main\nprint(main(['doctor']), main(['report', 'run']))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[-1] == "0 1"
+    assert 'pip install "kdjax[experiments]"' in said.stderr
+
+
 def test_the_entry_point_is_the_function():
     module, function = PROJECT["scripts"]["kdjax"].split(":")
     assert getattr(importlib.import_module(module), function) is main

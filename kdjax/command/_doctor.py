@@ -16,9 +16,7 @@ class Doctor(Common):
 
 def doctor() -> int:
     """Prints it; 1 if JAX finds no device to compute on."""
-    print(
-        f"kdjax {version_of('kdjax') or 'from a checkout'}, Python {platform.python_version()}, {platform.platform()}"
-    )
+    print(f"kdjax {version_of('kdjax') or 'from a checkout'}, Python {platform.python_version()}, {platform.system()}")
     print(", ".join(f"{name} {version_of(name) or 'missing'}" for name in CORE))
     found, code = devices()
     print(found)
