@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdjax.runs.compare  # noqa: F401  (so that no report is written)
 from kdjax.command import _recipes, main
@@ -140,6 +141,23 @@ def test_several_teachers_a_pretrained_student_and_mse(finished, tmp_path, capsy
     assert main(["verify", str(tmp_path / "out")]) == 0
     assert main(["export", str(tmp_path / "out"), "--network", "teacher"]) == 1
     assert "was given its teacher" in capsys.readouterr().err
+
+
+def test_a_run_of_pictures_and_a_given_teacher_is_verified_where_they_have_moved_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split, part in zip(("train", "test"), DATA, strict=True):
+        for index, (picture, label) in enumerate(zip(part.inputs[:70], part.labels[:70], strict=True)):
+            folder = tmp_path / "pictures" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture[..., 0]).save(folder / f"{index}.png")
+    words = ["compare", *TINY, "--data", "folder:pictures", "--size", "8", "--seeds", "1"]
+    assert main([*words, "--out", "first"]) == 0
+    assert main([*words, "--out", "second", "--given-teacher", "first/seed-0/teacher/weights"]) == 0
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main(["verify", "../second"]) == 1
+    assert str(tmp_path / "pictures") in capsys.readouterr().err
+    assert main(["verify", "../second", "--data", f"folder:{tmp_path / 'moved'}"]) == 0
 
 
 def test_a_student_may_start_from_its_teacher(finished):

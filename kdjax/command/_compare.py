@@ -17,11 +17,14 @@ def compare(settings: Compare) -> int:
     if settings.resume and not out.exists():
         raise ValueError(f"--resume needs a run to go on with; there is no folder {out}.")
     data = _recipes.loaded(settings)
+    # Of a path `compare` reads too what the teacher was trained on.
+    one = len(settings.given_teacher) == 1
+    given = settings.given_teacher[0] if one else _recipes.given_weights(settings, data)
     runs.compare(
         out,
         data=data,
         preprocess=_recipes.preprocess_of(data),
-        given_teacher=_recipes.given_weights(settings, data),
+        given_teacher=given,
         **_recipes.recipes(
             settings, data, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
         ),

@@ -13,7 +13,7 @@ from kdjax import _checks
 from kdjax._types import Weights
 from kdjax.checkpoints import load_weights
 from kdjax.command._networks import layers_in_order, network
-from kdjax.command._settings import STARTS, Compare, option
+from kdjax.command._settings import STARTS, Compare, option, whole_source
 from kdjax.data import Dataset, load, unit_range
 from kdjax.losses import logit_mse, soft_target_kl
 from kdjax.networks import copy_matching, ensemble, ensemble_weights, transfer_lines
@@ -28,7 +28,9 @@ Data = tuple[Dataset, Dataset]
 def loaded(settings: Compare) -> Data:
     """The data's two splits."""
     more = {name: value for name in ("size", "channels") if (value := getattr(settings, name)) is not None}
-    train, test = (load(settings.data, split, data_dir=settings.data_dir, **more) for split in ("train", "test"))
+    train, test = (
+        load(whole_source(settings.data), split, data_dir=settings.data_dir, **more) for split in ("train", "test")
+    )
     return train, test
 
 
@@ -42,13 +44,12 @@ def as_given(inputs: Any) -> Any:
     return inputs
 
 
-def given_weights(settings: Compare, data: Data) -> str | Weights | None:
-    """The saved teacher as `compare` takes it: a path, or the weights of an ensemble."""
-    if len(settings.given_teacher) < 2:
-        return str(settings.given_teacher[0]) if settings.given_teacher else None
-    return ensemble_weights(
-        *(saved(path, name, data) for path, name in zip(settings.given_teacher, settings.teachers, strict=True))
-    )
+def given_weights(settings: Compare, data: Data) -> Weights | None:
+    """The weights of the saved teacher, or of several as one ensemble."""
+    found = [saved(path, name, data) for path, name in zip(settings.given_teacher, settings.teachers, strict=False)]
+    if len(found) > 1:
+        return ensemble_weights(*found)
+    return found[0] if found else None
 
 
 def saved(path: Path, name: str, data: Data) -> Weights:
