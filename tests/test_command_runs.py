@@ -69,6 +69,12 @@ def test_a_run_is_verified(finished, capsys):
     assert "Confirmed: 8 measures of 3 saved networks" in said
 
 
+def test_a_report_is_written_again_and_named(finished, capsys):
+    assert main(["report", str(finished)]) == 0
+    assert capsys.readouterr().out == f"Report: {finished / 'report.html'}\n"
+    assert "cnn_tiny from cnn_tiny" in (finished / "report.html").read_text()
+
+
 def test_other_results_than_the_networks_give_are_named(finished, edited, capsys):
     edited(lambda seed: seed["distilled"].update(accuracy=seed["distilled"]["accuracy"] + 1 / 360))
     assert main(["verify", str(finished)]) == 1
