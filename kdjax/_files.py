@@ -1,10 +1,12 @@
 """Files that are written whole or not at all, and results as strict JSON."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,14 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "ab", buffering=0) as file:
         file.write(line.encode())
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder, and a file in it, since permissions alone do not tell of a read-only disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise PermissionError(f"The folder {folder} must be writable, and is not: {error}") from error

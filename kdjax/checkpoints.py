@@ -10,10 +10,9 @@ the devices of many, whole or split: it is gathered in each process's memory and
 that a run of two processes goes on in one, or in four.
 """
 
-import errno
 import json
 import os
-import tempfile
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kdjax import _checks, _processes, _trees
-from kdjax._files import as_json
+from kdjax._files import as_json, check_writable
 from kdjax._types import Tree, Weights
 
 
@@ -48,7 +47,7 @@ def save_weights(
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
       PermissionError: if the folder that is to hold `path` cannot be written.
-      ValueError: naming leaves that are not the same in every process.
+      ValueError: naming leaves that are not the same in every process; or if the path has brackets.
 
     Example:
       >>> import jax, tempfile
@@ -63,7 +62,8 @@ def save_weights(
     target = Path(path).absolute()
     if _processes.anywhere(target.exists()):
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
-    _check_writable(target.parent)
+    _check_name(target)
+    check_writable(target.parent)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(target, args=_to_write(weights, description or {}))
 
@@ -114,6 +114,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
 
     Raises:
       PermissionError: if the folder cannot be made or written.
+      ValueError: if its path has brackets.
 
     Example:
       >>> import jax, tempfile
@@ -127,7 +128,8 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
     """
     _checks.whole("keep", keep, 1)
     root = Path(folder).absolute()
-    _check_writable(root)
+    _check_name(root)
+    check_writable(root)
     for child in root.iterdir() if _processes.is_first() else ():
         # Orbax would take it for the latest step, and then silently save none before that number.
         if child.name.isdigit() and child.is_dir() and not any(child.iterdir()):
@@ -279,15 +281,12 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return source
 
 
-def _check_writable(folder: Path) -> None:
-    """Makes the folder, and a file in it, since permissions alone do not tell of a read-only disk."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise PermissionError(f"The folder {folder} must be writable, and is not: {error}") from error
+def _check_name(folder: Path) -> None:
+    # Orbax takes the path for a pattern when it gathers what it has written, finds nothing, and only logs it.
+    if re.search(r"\[.*\]", str(folder)):
+        raise ValueError(
+            f"A checkpoint's path must have no brackets, in which Orbax loses what it writes; got {folder}."
+        )
 
 
 def set_aside(folder: Path) -> None:

@@ -8,6 +8,7 @@ import optax
 
 import kdjax
 from kdjax import Outputs, Weights, cross_entropy, on_feature, on_logits, weighted_sum
+from kdjax.command import main
 from kdjax.losses import rkd_angle, soft_target_kl
 
 for absent in ("flax", "orbax", "tensorflow_datasets", "chex", "matplotlib", "rich"):
@@ -42,3 +43,5 @@ assert losses[-1] < 0.8 * losses[0], losses
 print(
     f"kdjax distils with its core alone: loss {losses[0]:.3f} to {losses[-1]:.3f} in 50 steps on jax {jax.__version__}"
 )
+assert main(["doctor"]) == 0  # which says what is not there
+assert main(["report", "run"]) == 1  # in a sentence

@@ -29,6 +29,17 @@ def test_saved_weights_are_not_overwritten(tmp_path):
     assert read_description(tmp_path / "w") == {"first": True}
 
 
+def test_a_path_in_which_orbax_loses_what_it_writes_is_refused(tmp_path):
+    path = tmp_path / "[a]run" / "w"
+    with pytest.raises(ValueError, match="no brackets"):
+        save_weights(path, some_weights())
+    with pytest.raises(ValueError, match="no brackets"), open_run(path):
+        pass
+    assert not path.parent.exists()
+    save_weights(tmp_path / "a]run[" / "w", some_weights())
+    load_weights(tmp_path / "a]run[" / "w", some_weights())
+
+
 # Another architecture
 
 

@@ -20,6 +20,8 @@ LAYERS = (
     {"training"},
     {"caching", "export"},
     {"runs"},
+    {"command"},
+    {"__main__"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 HEAVY = {
@@ -33,13 +35,14 @@ HEAVY = {
     "PIL": {"data"},
     "sklearn": {"data"},
     "matplotlib": {"runs"},
-    "rich": {"runs"},
+    "rich": {"command", "runs"},
+    "tyro": {"command"},
     "safetensors": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"export"},
     "jax2onnx": {"export"},
 }
-NEVER = {"beartype", "torch", "tensorflow", "tyro"}
+NEVER = {"beartype", "torch", "tensorflow"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -11,9 +11,12 @@ from kdjax.runs.records import provenance as provenance
 from kdjax.runs.records import write_bytes as write_bytes
 from kdjax.runs.records import write_json as write_json
 from kdjax.runs.records import write_results as write_results
+from kdjax.runs.remeasured import Measured as Measured
+from kdjax.runs.remeasured import remeasure as remeasure
 from kdjax.runs.report import write_report as write_report
 
 __all__ = [
+    "Measured",
     "Recipe",
     "append_json_line",
     "as_json",
@@ -22,6 +25,7 @@ __all__ = [
     "open_folder",
     "open_results",
     "provenance",
+    "remeasure",
     "write_bytes",
     "write_json",
     "write_report",

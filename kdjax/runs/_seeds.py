@@ -27,7 +27,7 @@ from kdjax.runs.recipes import (
     Trainer,
     described,
     first_of,
-    load_teacher,
+    given_teacher,
     prepare,
 )
 from kdjax.runs.tracking import Track
@@ -148,8 +148,8 @@ class Shared:
         )
         return place
 
-    def loaded(self, trainer: Trainer, path: Path) -> Weights:
-        return self.placed(load_teacher(path, trainer, self.about(trainer), self.data.train["inputs"]))
+    def loaded(self, trainer: Trainer, given: Path | Weights) -> Weights:
+        return self.placed(given_teacher(given, trainer, self.about(trainer), self.data.train["inputs"]))
 
     def about(self, trainer: Trainer) -> dict[str, Any]:
         """What saved weights say of themselves."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kdjax import _checks, _processes, _trees
+from kdjax._types import Weights
 from kdjax.data import Dataset
 from kdjax.metrics import parameter_count
 from kdjax.runs import records
@@ -49,7 +50,7 @@ def compare(
     ignore_label: int | None = None,
     seeds: int = 3,
     resume: bool = False,
-    given_teacher: str | os.PathLike[str] | None = None,
+    given_teacher: str | os.PathLike[str] | Weights | None = None,
     one_teacher: bool = False,
     cache: Cache = "auto",
     devices: int | Literal["all"] = 1,
@@ -79,7 +80,8 @@ def compare(
       seeds: how often everything is repeated, with seeds 0, 1, 2, …
       resume: go on with the run in `out`, from the last saved epoch of each network, where there is one. States are saved
         every half minute and after the last epoch.
-      given_teacher: the folder of a teacher's saved weights, used for every seed in the place of a trained one.
+      given_teacher: the folder of a teacher's saved weights, or its weights, such as those of `ensemble_weights`; used for
+        every seed in the place of a trained one.
       one_teacher: whether the teacher is trained for the first seed alone, and serves the others; the intervals are then
         over students of that one teacher.
       cache: whether the teacher's outputs for the training data are computed once and stored: ``"memory"``, ``"disk"`` (in
@@ -151,7 +153,10 @@ def compare(
     about["programs"] |= {f"{name}'s numbers": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
     about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
     about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
-    given = None if given_teacher is None else run.loaded(trainers["teacher"], Path(given_teacher))
+    given = None
+    if given_teacher is not None:
+        its = given_teacher if isinstance(given_teacher, Weights) else Path(given_teacher)
+        given = run.loaded(trainers["teacher"], its)
     about["given_teacher_digest"] = None if given is None else _trees.digest_of_tree(given)
     counts = {
         name: parameter_count(parameters(trainer, first_of(run.data.train["inputs"])).params)

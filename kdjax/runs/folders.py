@@ -16,8 +16,8 @@ from kdjax import _files, _processes
 _LOCK = ".lock"
 _CONFIG = "config.json"
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}(\.tmp)?")  # of _files, of caches, and of the trial whether one can write
-# What may differ between a run and its resumption.
-FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir")
+# What may differ between a run and its resumption; of data and a given teacher there are digests.
+FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir", "given_teacher")
 
 
 @contextmanager

@@ -180,13 +180,20 @@ def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int | None, te
     return begun + _trees.digest_of_program(trainer.step, state, its, recipe.objective, batch)
 
 
-def load_teacher(path: Path, trainer: Trainer, about: Mapping[str, Any], inputs: Any) -> Weights:
-    """A saved teacher, of this network and trained on these data; what its description lacks is not checked."""
-    saved = read_description(path)
-    for key, value in about.items():
-        if saved.get(key, value) != value:
-            raise ValueError(f"teacher must have been trained with {key} {value!r}; {path} says {saved[key]!r}.")
-    weights = load_weights(path, parameters(trainer, first_of(inputs)))
+def given_teacher(given: Path | Weights, trainer: Trainer, about: Mapping[str, Any], inputs: Any) -> Weights:
+    """A teacher's weights, of this network; saved ones trained on these data, as far as their description goes."""
+    like = parameters(trainer, first_of(inputs))
+    if isinstance(given, Weights):
+        weights, path = given, "given_teacher"
+        signatures = {name: _trees.signature(leaf) for name, leaf in _trees.by_path(weights).items()}
+        if lines := _trees.differences(signatures, like):
+            raise ValueError(f"given_teacher must be of the teacher's network: {_trees.listed(lines, separator='; ')}.")
+    else:
+        saved, path = read_description(given), str(given)
+        for key, value in about.items():
+            if saved.get(key, value) != value:
+                raise ValueError(f"teacher must have been trained with {key} {value!r}; {path} says {saved[key]!r}.")
+        weights = load_weights(given, like)
     for name, leaf in jax.tree.leaves_with_path(weights):
         if not jnp.isfinite(leaf).all():
             raise ValueError(

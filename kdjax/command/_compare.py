@@ -1,0 +1,41 @@
+"""``kdjax compare``: teacher, student alone and student distilled, over seeds."""
+
+from pathlib import Path
+
+from kdjax.command._settings import Compare
+
+
+def compare(settings: Compare) -> int:
+    """Trains, compares, and names the report."""
+    from rich.console import Console
+
+    from kdjax import runs
+    from kdjax.command import _recipes
+
+    console = Console()
+    out = settings.out or Path("runs") / f"{settings.student}-from-{'-'.join(settings.teacher)}"
+    if settings.resume and not out.exists():
+        raise ValueError(f"--resume needs a run to go on with; there is no folder {out}.")
+    data = _recipes.loaded(settings)
+    # Of a path `compare` reads too what the teacher was trained on.
+    one = len(settings.given_teacher) == 1
+    given = settings.given_teacher[0] if one else _recipes.given_weights(settings, data)
+    runs.compare(
+        out,
+        data=data,
+        preprocess=_recipes.preprocess_of(data),
+        given_teacher=given,
+        **_recipes.recipes(
+            settings, data, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+        ),
+        seeds=settings.seeds,
+        resume=settings.resume,
+        devices=settings.devices,
+        dtype=settings.dtype,
+        diverged=settings.diverged,
+        config=settings.recorded(),
+        title=f"{settings.student} from {'+'.join(settings.teachers)}",
+        print_every=settings.print_every,
+        console=console,
+    )
+    return 0

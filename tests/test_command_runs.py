@@ -1,0 +1,232 @@
+"""A comparison by command: trained, verified, exported, and what the settings become."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdjax.runs.compare  # noqa: F401  (so that no report is written)
+from kdjax.command import _recipes, main
+from kdjax.command._networks import NETWORKS, network
+from kdjax.command._settings import Compare, settings_of
+from kdjax.data import load, unit_range
+from kdjax.export import from_safetensors, open_stablehlo
+from kdjax.losses import logit_mse
+from kdjax.objectives.schedules import at
+
+TINY = ["--teacher", "cnn_tiny", "--student", "cnn_tiny", "--data", "digits", "--epochs", "1", "--print-every", "0"]
+DATA = tuple(load("digits", split) for split in ("train", "test"))
+
+
+def settings(**changes):
+    return Compare(**{"teacher": ("cnn_tiny",), "student": "cnn_tiny", "data": "digits", **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["compare", *TINY, "--seeds", "1", "--temperature", "8:2", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_path_in_which_weights_would_be_lost_is_refused_before_training(tmp_path, capsys):
+    out = tmp_path / "[red]run"
+    assert main(["compare", *TINY, "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert str(out) in " ".join(said.out.split())
+    assert "brackets" in said.err
+    assert "epoch" not in said.out.replace("each shuffled epoch", "")
+
+
+@pytest.fixture
+def edited(finished):
+    """What is changed in the run is put back."""
+    file = finished / "results.json"
+    before = file.read_bytes()
+
+    def edit(change):
+        results = json.loads(before)
+        change(results["seeds"][0])
+        file.write_text(json.dumps(results))
+
+    yield edit
+    file.write_bytes(before)
+
+
+def test_a_run_records_what_it_takes_to_build_it_again(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert settings_of(config, finished) == settings(seeds=1, epochs=1, temperature="8:2")
+    assert "numbers=(8.0, 2.0, 19.0)" in config["distilled_recipe"]["objective"]["soft"]  # 1,257 // 64 updates
+
+
+def test_a_run_is_verified(finished, capsys):
+    assert main(["verify", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "Confirmed: 8 measures of 3 saved networks" in said
+
+
+def test_a_report_is_written_again_and_named(finished, capsys):
+    assert main(["report", str(finished)]) == 0
+    assert capsys.readouterr().out == f"Report: {finished / 'report.html'}\n"
+    assert "cnn_tiny from cnn_tiny" in (finished / "report.html").read_text()
+
+
+def test_other_results_than_the_networks_give_are_named(finished, edited, capsys):
+    edited(lambda seed: seed["distilled"].update(accuracy=seed["distilled"]["accuracy"] + 1 / 360))
+    assert main(["verify", str(finished)]) == 1
+    said = capsys.readouterr().out
+    assert "seed 0 distilled, accuracy: recorded" in said
+    assert "Not confirmed: 1 of 8 measures" in said
+
+
+def test_damaged_weights_are_named_and_the_others_are_verified(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    arrays = (run / "seed-0" / "alone" / "weights").rglob("d/*")
+    largest = max(arrays, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 255
+    largest.write_bytes(content)
+    assert main(["verify", str(run)]) == 1
+    said = capsys.readouterr().out
+    assert f"seed 0 alone, weights. The checkpoint {run / 'seed-0' / 'alone' / 'weights'}" in said
+    assert "Not confirmed: 1 of 6 measures of 3 networks" in said
+
+
+def test_seeds_that_the_results_lack_are_named(finished, capsys):
+    file = finished / "config.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"seeds": 2}))
+    try:
+        assert main(["verify", str(finished)]) == 1
+        assert "lacks 1 of the 2 seeds" in capsys.readouterr().out
+    finally:
+        file.write_text(before)
+
+
+def test_the_student_is_exported_and_never_over_another_file(finished, tmp_path, capsys):
+    program, weights = tmp_path / "student.stablehlo", tmp_path / "student.safetensors"
+    assert main(["export", str(finished), "--to", str(program)]) == 0
+    assert str(program) in capsys.readouterr().out
+    init, apply = network("cnn_tiny", 10)
+    saved = _recipes.saved(finished / "seed-0" / "distilled" / "weights", "cnn_tiny", DATA)
+    expected, _ = apply(*saved, unit_range(DATA[1].inputs[:7]), train=False)
+    call, record = open_stablehlo(program)
+    np.testing.assert_allclose(call(DATA[1].inputs[:7]), expected.logits, atol=1e-5)
+    assert record["class_names"] == list("0123456789")
+    assert main(["export", str(finished), "--format", "safetensors", "--to", str(weights)]) == 0
+    again, said = from_safetensors(weights, _recipes.shapes(init, DATA))
+    jax.tree.map(np.testing.assert_array_equal, again, saved)
+    assert said["network"] == "cnn_tiny"
+    capsys.readouterr()
+    assert main(["export", str(finished), "--to", str(program)]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_runs_of_others_are_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    for command in ("verify", "export"):
+        assert main([command, str(tmp_path)]) == 1
+        assert "kdjax compare" in capsys.readouterr().err
+        assert main([command, str(tmp_path / "none")]) == 1
+        assert "there is no" in capsys.readouterr().err
+
+
+def test_several_teachers_a_pretrained_student_and_mse(finished, tmp_path, capsys):
+    given = [finished / "seed-0" / name / "weights" for name in ("teacher", "alone")]
+    words = [*TINY, "--seeds", "1", "--loss", "mse", "--out", str(tmp_path / "out"), "--start", str(given[1])]
+    words += ["--given-teacher", str(given[0]), "--given-teacher", str(given[1])]
+    assert main(["compare", *words]) == 0
+    assert main(["compare", *words]) == 1  # the folder is taken
+    assert "--resume" in capsys.readouterr().err
+    assert main(["compare", *words, "--resume"]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert main(["export", str(tmp_path / "out"), "--network", "teacher"]) == 1
+    assert "was given its teacher" in capsys.readouterr().err
+
+
+def test_a_run_of_pictures_and_a_given_teacher_is_verified_where_they_have_moved_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split, part in zip(("train", "test"), DATA, strict=True):
+        for index, (picture, label) in enumerate(zip(part.inputs[:70], part.labels[:70], strict=True)):
+            folder = tmp_path / "pictures" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture[..., 0]).save(folder / f"{index}.png")
+    words = ["compare", *TINY, "--data", "folder:pictures", "--size", "8", "--seeds", "1"]
+    assert main([*words, "--out", "first"]) == 0
+    assert main([*words, "--out", "second", "--given-teacher", "first/seed-0/teacher/weights"]) == 0
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main(["verify", "../second"]) == 1
+    assert str(tmp_path / "pictures") in capsys.readouterr().err
+    assert main(["verify", "../second", "--data", f"folder:{tmp_path / 'moved'}"]) == 0
+
+
+def test_a_student_may_start_from_its_teacher(finished):
+    teacher = finished / "seed-0" / "teacher" / "weights"
+    same = _recipes.saved(teacher, "cnn_tiny", DATA)
+    lines = []
+    own = settings(start="teacher", given_teacher=(teacher,))
+    init, _ = _recipes.started(own, network("cnn_tiny", 10), DATA, lines.append)
+    start = init(jax.random.key(3), jnp.zeros((1, 8, 8, 1)))
+    jax.tree.map(np.testing.assert_array_equal, start, same)
+    # A copy: the step may take the start's arrays for its own.
+    assert not jax.tree.leaves(start)[0].is_deleted()
+    assert jax.tree.leaves(start)[0] is not jax.tree.leaves(same)[0]
+    assert sum("copied" in line for line in lines) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("4", (4.0, 4.0, 4.0)),
+        ("8:2", (8.0, 5.0, 2.0)),
+        ("8:2:linear", (8.0, 5.0, 2.0)),
+        ("8:2:cosine", (8.0, 5.0, 2.0)),
+    ],
+)
+def test_temperature_and_weight_may_change_over_all_updates(text, values):
+    objective = _recipes.objective_of(settings(temperature=text, alpha="0.5:0.1"), 10)
+    for step, value in zip((0, 5, 10), values, strict=True):
+        now = at(objective, step)
+        assert float(now.terms["soft"].numbers["temperature"]) == pytest.approx(value)
+        weights = {name: float(weight) for name, weight in now.weights.items()}
+        assert weights["labels"] == pytest.approx(0.5 - 0.04 * step)
+        assert sum(weights.values()) == pytest.approx(1.0)
+
+
+def test_mse_is_of_the_logits():
+    assert _recipes.objective_of(settings(loss="mse"), 10).terms["soft"].loss is logit_mse
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"temperature": "warm"}, "--temperature must be NUMBER"),
+        ({"temperature": "4:2:1"}, "--temperature must be NUMBER"),
+        ({"temperature": "4:0"}, "--temperature"),
+        ({"temperature": "nan"}, "--temperature"),
+        ({"alpha": "1.5"}, "--alpha"),
+        ({"alpha": "0.1:-0.1"}, "--alpha"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        _recipes.objective_of(settings(**changes), 10)
+
+
+@pytest.mark.parametrize("name", ["cnn_tiny", "cnn_large", "wrn_10_1"])
+def test_a_name_is_a_network_of_as_many_classes_as_the_data(name):
+    assert name in NETWORKS
+    outputs, _ = jax.eval_shape(lambda: _outputs(name))
+    assert outputs.logits.shape == (1, 7)
+
+
+def _outputs(name):
+    init, apply = network(name, 7)
+    inputs = jnp.zeros((1, 32, 32, 3))
+    return apply(*init(jax.random.key(0), inputs), inputs, train=False)
