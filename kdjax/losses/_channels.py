@@ -181,7 +181,7 @@ def _divergence(
 ) -> Float[Array, "batch channels"]:
     """KL(p‖q) of the softmaxes over positions. Its slope makes both anew: kept, they are as large as the maps."""
     log_first, log_second = jax.nn.log_softmax(first, axis=1), jax.nn.log_softmax(second, axis=1)
-    return jnp.sum(jnp.exp(log_first) * (log_first - log_second), axis=1)
+    return jnp.sum(jnp.exp(log_first) * _log_ratio(log_first, log_second), axis=1)
 
 
 @partial(_divergence.defjvp, symbolic_zeros=True)
@@ -190,7 +190,12 @@ def _slope(given: tuple[Array, Array], moved: tuple[Any, Any]) -> tuple[Array, A
     shares, found = jnp.exp(log_first), _divergence(*given)
     slope = jnp.zeros_like(found)
     if not isinstance(moved[0], SymbolicZero):
-        slope += jnp.sum(shares * (log_first - log_second - found[:, None]) * moved[0], axis=1)
+        slope += jnp.sum(shares * (_log_ratio(log_first, log_second) - found[:, None]) * moved[0], axis=1)
     if not isinstance(moved[1], SymbolicZero):
         slope += jnp.sum((jnp.exp(log_second) - shares) * moved[1], axis=1)
     return found, slope
+
+
+def _log_ratio(log_first: Array, log_second: Array) -> Array:
+    """The logarithm of p/q; 0 where p is 0, which counts nothing."""
+    return jnp.where(jnp.exp(log_first) == 0, 0.0, log_first - log_second)

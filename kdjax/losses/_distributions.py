@@ -151,8 +151,9 @@ def _log_mixture_over_each(
     larger = jnp.where(ratio <= 0, inside, 1.0 - inside)  # the weight of the larger of p and q
     smaller = jnp.where(ratio <= 0, 1.0 - inside, inside)
     size = jnp.abs(ratio)
-    lost, gained = smaller * jnp.expm1(-size), larger * jnp.expm1(jnp.minimum(size, 80.0))
-    little, few = lost > -0.5, gained < 0.5
+    most = float(np.log(float(jnp.finfo(size.dtype).max))) - 8.0  # of which the exponential is finite
+    lost, gained = smaller * jnp.expm1(-size), larger * jnp.expm1(jnp.minimum(size, most))
+    little, few = lost > -0.5, (gained < 0.5) & (size < most)
     far = jnp.log(larger + smaller * jnp.exp(-size))
     over_larger = jnp.where(little, jnp.log1p(jnp.where(little, lost, 0.0)), far)
     over_smaller = jnp.where(few, jnp.log1p(jnp.where(few, gained, 0.0)), over_larger + size)
@@ -169,7 +170,9 @@ def _log_mixture_over_each(
 def _slope_log_mixture(given: tuple[Array, Array, Array], moved: tuple[Array, Array, Array]) -> tuple[Any, Any]:
     beta = given[2]
     over_first, over_second = _log_mixture_over_each(*given)
-    first, second = jnp.exp(-over_first), jnp.exp(-over_second)  # p/m and q/m
+    # p/m and q/m, but where the mixture has none of it.
+    first = jnp.exp(-jnp.where(beta == 0, jnp.inf, over_first))
+    second = jnp.exp(-jnp.where(beta == 1, jnp.inf, over_second))
     apart = moved[1] - moved[0]
-    by_beta = jnp.where((beta == 0) | (beta == 1), 0.0, (first - second)) * moved[2]
+    by_beta = jnp.where((beta == 0) | (beta == 1), 0.0, first - second) * moved[2]
     return (over_first, over_second), ((1.0 - beta) * second * apart + by_beta, by_beta - beta * first * apart)

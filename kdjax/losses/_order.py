@@ -23,4 +23,6 @@ def at_own_places(
     """For each of the values what is `given` at its place in the order; equal values have the mean of theirs."""
     start, end = (jnp.searchsorted(in_order, values, side=side) for side in ("left", "right"))
     sums = jnp.pad(jnp.cumsum(given), (1, 0))
-    return jnp.where(jnp.isnan(values), values, (sums[end] - sums[start]) / (end - start))
+    # Differences of large sums have few digits, and only equal values need them.
+    found = jnp.where(end - start == 1, given[start], (sums[end] - sums[start]) / (end - start))
+    return jnp.where(jnp.isnan(values), values, found)

@@ -53,9 +53,10 @@ def uskd_target(
     """
     student, teacher, is_target = _pair(student, teacher, labels, where)
     where = _math.spread(where, student.shape[:-1])
+    # Not by a mask and a sum alone, in which the NaN of a label that is no class would be lost.
     of_label, taught = (
-        jnp.sum(jnp.where(is_target, jax.nn.log_softmax(logits, axis=-1), 0.0), axis=-1)
-        for logits in (student, teacher)
+        jnp.where(jnp.any(is_target, axis=-1), jnp.sum(jnp.where(is_target, log_shares, 0.0), axis=-1), jnp.nan)
+        for log_shares in (jax.nn.log_softmax(logits, axis=-1) for logits in (student, teacher))
     )
     squares = _math.kept(jnp.exp(2.0 * taught), where)
     mean = jnp.sum(squares) / _math.count(squares.reshape(-1), None if where is None else where.reshape(-1))

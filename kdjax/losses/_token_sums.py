@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from kdjax import _checks
-from kdjax.losses import _tokens
+from kdjax.losses import _math, _tokens
 from kdjax.losses._vocabulary import Network, alike, check_chunk, narrow
 
 _OF = "of "  # before the name of a hyper-parameter of which each token has its own
@@ -51,7 +51,7 @@ def linear_weighted_sum(
       labels: a word's number for each token, for a loss that takes them.
       chunk: tokens at a time; None: 512. There are some six arrays of chunk × vocabulary numbers.
       where: the tokens that count; the others' hidden states, NaN or not, are as if they were 0, and so is their weight.
-      **hyper_parameters: handed on by name: numbers, or one for each token.
+      **hyper_parameters: handed on by name: numbers, or one for each token, or for each entry of the tokens' first axes.
 
     Returns:
       The sum. Its gradient can be taken backward once, not forward (`jax.jvp`), and not of itself.
@@ -80,9 +80,10 @@ def linear_weighted_sum(
       Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, 2024, where the gradient is made going forward for
       the cross-entropy. https://arxiv.org/abs/2410.10989
     """
-    if _compares(loss):
+    if compares(loss):
+        name = getattr(loss, "__name__", repr(loss))
         raise ValueError(
-            f"loss must give each token a number of its own; got {loss.__name__}, which compares tokens with each other."
+            f"loss must give each token a number of its own; got {name}, which compares tokens with each other."
         )
     shape = jnp.shape(student_hidden)[:-1]
     if (teacher_hidden is None) != (teacher_head is None):
@@ -101,21 +102,37 @@ def linear_weighted_sum(
         raise ValueError(f"weights must have one number for each token, shape {shape}; got shape {jnp.shape(weights)}.")
     each: dict[str, Any] = {"weights": _tokens.as_given(jnp.asarray(weights), where, shape).reshape(-1)}
     if labels is not None:
-        each["labels"] = _checks.labels("labels", labels, shape).reshape(-1)
-    own = {name: value for name, value in hyper_parameters.items() if shape and getattr(value, "shape", None) == shape}
-    each |= {_OF + name: jnp.asarray(value).reshape(-1) for name, value in own.items()}
+        known = _checks.labels("labels", labels, shape)
+        each["labels"] = (known if where is None else jnp.where(_math.spread(where, shape), known, 0)).reshape(-1)
+    own = {name: value for name, value in hyper_parameters.items() if _has_one_each(value, shape)}
+    each |= {_OF + name: _math.spread(jnp.asarray(value), shape).reshape(-1) for name, value in own.items()}
     numbers = {name: value for name, value in hyper_parameters.items() if name not in own and _has_arrays(value)}
     static = {name: value for name, value in hyper_parameters.items() if name not in own and name not in numbers}
     tokens = counted[0].hidden.shape[0]
     call = _Call(loss, tuple(sorted(static.items())), min(chunk or _TOKENS, max(tokens, 1)))
+    for name, value in numbers.items():
+        if jnp.ndim(value) and jnp.shape(value)[0] in (call.chunk, tokens % call.chunk):
+            raise ValueError(
+                f"{name} must have one number for all, or for each token, shape {shape} or its first axes; got shape "
+                f"{jnp.shape(value)}, which would be taken for that of a chunk of tokens. If it is of something else, "
+                "choose another chunk."
+            )
     everything: tuple[Any, ...] = alike((counted, each, jax.tree.map(jnp.asarray, numbers)))
     return _sum(call, *everything)
 
 
-def _compares(loss: Callable[..., Array]) -> bool:
+def compares(loss: Callable[..., Array]) -> bool:
     """Whether it is a loss of kdjax over the whole batch, such as `dist`, as its argument ``where`` tells."""
+    while isinstance(loss, partial):
+        loss = loss.func
     ours = getattr(loss, "__module__", "").startswith("kdjax.losses")
     return ours and "where" in inspect.signature(inspect.unwrap(loss)).parameters
+
+
+def _has_one_each(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether it is an array with a number for each token, or for each entry of their first axes."""
+    own = tuple(getattr(value, "shape", ()))
+    return bool(own) and own == shape[: len(own)]
 
 
 def _has_arrays(value: Any) -> bool:

@@ -154,7 +154,7 @@ def mean_of(values: Array | Unmade, counted: Counted) -> Array:
     if isinstance(values, Unmade):
         counts = jnp.ones(values.shape, bool) if counted is None else counted
         counts = jnp.broadcast_to(spread(counts, values.ndim), values.shape)
-        return values.weighted_sum(counts / jnp.maximum(jnp.sum(counts), 1).astype(jnp.float32))
+        return values.weighted_sum(counts / jnp.maximum(jnp.sum(counts), 1))
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if counted is None:
         return jnp.mean(values)

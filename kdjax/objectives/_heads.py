@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from kdjax import _checks
 from kdjax._types import Batch, Outputs
 from kdjax.losses import linear_weighted_sum
+from kdjax.losses._token_sums import compares
 from kdjax.objectives._counted import Unmade
 from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
 from kdjax.objectives._places import PLACES, is_place, name_of, read_batch, read_place, wants_labels
@@ -51,6 +52,7 @@ class FromHeads:
         def weighted_sum(weights: Array) -> Array:
             # A token that does not count may have a label that is none.
             known = labels if labels is None else jnp.where(weights == 0, 0, labels)
+            weights = weights.astype(jnp.promote_types(jnp.result_type(arrays[0]), jnp.float32))
             return linear_weighted_sum(self.loss, weights, *arrays, labels=known, chunk=self.chunk, **keywords)
 
         return Unmade(tuple(jnp.shape(arrays[0])[:-1]), weighted_sum)
@@ -98,6 +100,8 @@ def on_heads(
         )
     if chunk is not None:
         _checks.whole("chunk", chunk, 1)
+    if compares(loss):
+        raise ValueError(f"loss must give each token a number of its own; got {name_of(loss)}, which compares tokens.")
     leaves, settings, named_places = sort_out(loss, hyper_parameters)
     fill_all_arguments(loss, places[::2], hyper_parameters)
     ask_the_loss(loss, len(places) // 2, leaves, settings, named_places)
