@@ -1,5 +1,6 @@
 """Pictures in folders, whole and one at a time; drawn here, and real ones where they are at hand."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -249,6 +250,12 @@ def test_what_is_no_picture_is_handed_to_no_other_program(folder, monkeypatch):
         data.load(f"folder:{folder}", "train")
     PIL.Image.new("RGB", (6, 4)).save(path, format="GIF")
     with pytest.raises(ValueError, match=r"2\.png cannot be read as a picture; .*cannot identify"):
+        data.load(f"folder:{folder}", "train")
+
+
+def test_a_pipe_among_the_pictures_is_named_and_not_waited_for(folder):
+    os.mkfifo(next(path for path in (folder / "train").iterdir() if path.is_dir()) / "waits.png")
+    with pytest.raises(ValueError, match=r"waits\.png is neither a file nor a folder"):
         data.load(f"folder:{folder}", "train")
 
 

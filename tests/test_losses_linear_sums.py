@@ -66,6 +66,26 @@ def test_a_loss_of_one_network_and_labels():
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [2, 3, 4, None])
+def test_a_number_for_each_example_goes_to_its_tokens(chunk):
+    """Also where there are as many examples as a chunk has tokens."""
+    given, temperature = arrays(4, 3), jnp.array([0.5, 1.0, 2.0, 4.0])
+    found = linear_weighted_sum(soft_target_kl, of_weights(4, 3), *given, temperature=temperature, chunk=chunk)
+    logits = given[0] @ given[1], given[2] @ given[3]
+    wanted = jnp.sum(of_weights(4, 3) * soft_target_kl(*logits, temperature=temperature))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5)
+
+
+def test_labels_of_tokens_that_do_not_count_may_be_none():
+    hidden, head, _, _ = arrays(2, 3)
+    labels, loss = jnp.arange(6).reshape(2, 3), optax.losses.softmax_cross_entropy_with_integer_labels
+    where = labels != 4
+    given = [jnp.where(where, labels, other) for other in (-100, 0)]
+    both = [linear_weighted_sum(loss, of_weights(2, 3), hidden, head, labels=one, where=where) for one in given]
+    assert both[0] == both[1]
+    assert np.isfinite(both[0])
+
+
 @pytest.mark.parametrize("whole_examples", [False, True])
 def test_tokens_that_do_not_count_are_as_if_they_were_not_there(whole_examples):
     where = np.array([True, False, True]) if whole_examples else np.random.default_rng(5).random((3, 4)) < 0.6

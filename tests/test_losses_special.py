@@ -1,5 +1,7 @@
 """The numeric law where a loss has something of its own: classes at −∞, far clouds, twins, blocks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,67 @@ def test_classes_at_minus_infinity_count_nothing():
     (_, values), gradients = value_and_gradients(BY_NAME["soft_target_kl"], (0, 1))(*masked)
     close(values, jitted(BY_NAME["soft_target_kl"])(student, teacher), 1e-6)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["jensen_shannon", "skewed_kl", "reverse_skewed_kl", "channel_wise"])
+def test_what_one_network_excludes_has_a_gradient_in_the_other(name):
+    """Against a logit so low that its share is 0 too, at all weights of a mixture."""
+    first, second = np.random.default_rng(0).standard_normal((2, 2, 1, 3, 1) if name == "channel_wise" else (2, 2, 3))
+    given = {
+        "channel_wise": [{}],
+        "jensen_shannon": [{"beta": value} for value in (0.0, 1e-30, 0.3)],  # at 1 it is infinite
+    }.get(name, [{"alpha": value} for value in (1e-30, 0.3, 1.0)])
+    excluded = (0, 0, 1) if name == "channel_wise" else (0, 1)
+    low, lowest = jnp.asarray(first).at[excluded].set(-2e4), jnp.asarray(first).at[excluded].set(-jnp.inf)
+    for settings in given:
+        loss = functools.partial(getattr(losses, name), **settings)
+        slopes = jax.value_and_grad(lambda student, teacher, loss=loss: loss(student, teacher).sum())
+        found, wanted = (slopes(jnp.asarray(second), teacher) for teacher in (lowest, low))
+        close(found[0], wanted[0], 1e-6)
+        close(found[1], wanted[1], 1e-6, 1e-9)
+
+
+def test_a_small_share_of_the_other_keeps_the_gradient_of_contrary_networks():
+    student, teacher = jnp.array([[0.0, 100.0, 3.0]]), jnp.array([[100.0, 0.0, 2.0]])
+    slopes = [
+        jax.grad(lambda s, a=alpha: losses.skewed_kl(s, teacher, alpha=a, temperature=1.0).sum())(student)
+        for alpha in (1e-37, 1e-36)
+    ]
+    # α p is nearly all of the mixture: the gradient is −(1 − α) q / (α p), q = e^−100.
+    close(slopes[0][0, 0], -np.exp(-100.0) / 1e-37, 1e-3)
+    close(slopes[0], 10 * np.asarray(slopes[1]), 1e-3)
+
+
+def test_a_label_that_is_no_class_is_nan_and_counts_in_no_mean_where_it_is_left_out():
+    student, teacher, known = made(BY_NAME["uskd_target"])
+    for bad in (-1, 5, -100):
+        labels = jnp.asarray(known).at[2].set(bad)
+        assert np.isnan(losses.uskd_target(student, teacher, labels)).all()
+        alone = np.isnan(losses.uskd_non_target(student, teacher, student, labels))
+        assert alone.tolist() == [False, False, True, False, False, False]
+        kept = jnp.arange(6) != 2
+        close(
+            losses.uskd_target(student, teacher, labels, where=kept)[kept],
+            losses.uskd_target(*(array[kept] for array in (student, teacher, labels))),
+            1e-6,
+        )
+
+
+@pytest.mark.parametrize("count", [5, 200])  # a product with the whole bank, and rows gathered
+def test_the_two_ways_to_meet_the_bank_are_one(count, monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 4)
+    bank = losses.init_bank(keys[0], 50, 4)
+    student, teacher = jax.random.normal(keys[1], (2, 3, 4))
+    indices = jnp.array([7, 49, 0])
+    others = losses.draw_negatives(keys[2], indices, count, 50)
+    found = []
+    for dear in (0, 1000):
+        monkeypatch.setattr(losses._contrastive, "_AS_DEAR", dear)
+        found.append(jax.value_and_grad(lambda s: losses.crd(s, teacher, indices, bank, others)[0].sum())(student))
+    close(found[0][0], found[1][0], 1e-6)
+    close(found[0][1], found[1][1], 1e-5, 1e-6)
+    outside = losses.crd(student, teacher, indices, bank, others.at[1, 0].set(50))[0]
+    assert np.isnan(outside).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle"])

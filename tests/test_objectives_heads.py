@@ -1,5 +1,6 @@
 """A term on hidden states and heads, whose mean the step takes as one weighted sum."""
 
+import functools
 import re
 
 import jax
@@ -9,8 +10,8 @@ import optax
 import pytest
 from heads import HEADS, PLAIN, TEACHER, WORDS, batch, fresh, of_logits, programs, same, step
 
-from kdjax import Outputs, Shared, on_heads, on_logits, on_outputs, scaled, weighted_sum
-from kdjax.losses import dist, linear_soft_target_kl, skewed_kl, soft_target_kl
+from kdjax import on_heads, on_logits, on_outputs, scaled, weighted_sum
+from kdjax.losses import dist, linear_soft_target_kl, linear_weighted_sum, skewed_kl, soft_target_kl
 from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
 LABELS = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -93,8 +94,10 @@ def test_a_wrong_term_is_named(words, make):
         make()
 
 
-def test_a_loss_that_compares_tokens_is_named():
-    outputs = Outputs(jnp.zeros((2, 3)), {"hidden": jnp.ones((2, 4)), "head": Shared(jnp.ones((4, 3)))})
-    term = on_heads(dist, *HEADS)
-    with pytest.raises(ValueError, match="got dist, which compares tokens"):
-        term(outputs, outputs, {}).weighted_sum(jnp.ones(2))
+@pytest.mark.parametrize("loss", [dist, functools.partial(dist, beta=2.0)])
+def test_a_loss_that_compares_tokens_is_named(loss):
+    with pytest.raises(ValueError, match=r"dist.*, which compares tokens"):
+        on_heads(loss, *HEADS)
+    hidden, head = jnp.ones((2, 4)), jnp.ones((4, 3))
+    with pytest.raises(ValueError, match=r"dist.*, which compares tokens"):
+        linear_weighted_sum(loss, jnp.ones(2), hidden, head, hidden, head)

@@ -116,3 +116,15 @@ def test_a_users_own_names_are_no_markup():
     assert "[/i] run[/b]" in text.getvalue()
     assert "test own [/b]" in text.getvalue()
     assert "own [/b] transfer rate" in text.getvalue()
+
+
+def test_what_diverged_and_was_mended_is_said_under_the_table():
+    seed = {"teacher": {"accuracy": 0.9}, "alone": {"accuracy": 0.7}, "distilled": {"accuracy": 0.8}}
+    lowered = seed | {"distilled": {"accuracy": 0.8, "rate": 0.01}, "alone": {"accuracy": 0.7, "skipped": 0.25}}
+    assert len(comparison_lines({"seeds": [seed, seed]})) == 2
+    *_, alone, distilled = comparison_lines({"seeds": [seed, lowered]})
+    assert "Beware: alone diverged in 1 of 2 seeds" in alone
+    assert "without this share of its updates: 0.25" in alone
+    assert (
+        "Beware: distilled diverged in 1 of 2 seeds and was then trained with its learning rate times 0.01" in distilled
+    )

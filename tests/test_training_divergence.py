@@ -29,12 +29,23 @@ def judged(*each):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((2.0, 2000.1), r"at step 2 its term 'own' is 2000, more than 1,000 times as much as at the start, 2"),
-        ((2.0, -2000.1), r"its term 'own' is -2000, more"),
-        ((1e-6, 1000.1), r"more than 1,000 times as much as at the start, 1e-06"),  # a start below 1 counts as 1
+        (
+            (2.0, *[2000.1] * 10),
+            r"at step 11 its term 'own' is 2000, more than 1,000 times as much as at the start, 2, as in the 9 before$",
+        ),
+        ((-2.0, *[2000.1] * 10), r"its term 'own' is 2000, more"),
+        (
+            (1e-6, *[1000.1] * 10),
+            r"more than 1,000 times as much as at the start, 1e-06",
+        ),  # a start below 1 counts as 1
+        (
+            (2.0, 2.1e12),
+            r"at step 2 its term 'own' is 2.1e\+12, more than 1,000,000,000,000 times as much as at the start, 2$",
+        ),
         ((2.0, float("nan")), r"at step 2 its term 'own' is nan$"),
         ((float("inf"),), r"at step 1 its term 'own' is inf$"),
-        ((np.array([2.0, 2.0]), np.array([2.0, 2001.0])), r"its term 'own' is 2001, more"),  # of a sweep's students one
+        # Of a sweep's students one.
+        ((np.array([2.0, 2.0]), *[np.array([2.0, 2001.0])] * 10), r"its term 'own' is 2001, more"),
     ],
 )
 def test_what_has_diverged_is_told_with_step_and_term(values, message):
@@ -42,9 +53,26 @@ def test_what_has_diverged_is_told_with_step_and_term(values, message):
         judged(*map(told, values))
 
 
-@pytest.mark.parametrize("values", [(2.0, 1999.0, 1.0), (1e-6, 999.0), (0.0, 0.0), (-5.0, 3.0), (1e9, 1e11)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (2.0, *[1999.0] * 20),
+        (1e-6, *[999.0] * 20),
+        (0.0, 0.0),
+        (-5.0, 3.0),
+        (1e9, 1e11),
+        (0.2, *[0.2, 3e4] * 10, *[3e4] * 8),  # batches with an outlier, some of them one after the other
+        (1.0, *[-1e20] * 20),  # a term without a lowest value falls
+    ],
+)
 def test_what_has_not_diverged_passes(values):
     assert judged(*map(told, values)).start == {"own": abs(values[0])}
+
+
+def test_a_term_that_is_to_rise_may():
+    assert judged(*(told(value, -1.0) for value in (1.0, *[1e20] * 20))).start == {"own": 1.0}
+    with pytest.raises(DivergedError, match=r"its term 'own' is -1e\+20"):
+        judged(*(told(value, -1.0) for value in (1.0, -1e20)))
 
 
 def test_what_has_no_weight_is_not_judged_and_starts_with_its_first_weight():
@@ -54,11 +82,11 @@ def test_what_has_no_weight_is_not_judged_and_starts_with_its_first_weight():
 
 def test_the_start_of_a_resumed_training_is_that_of_the_run():
     watch = DivergenceWatch({"own": 1e6})
-    watch(1, told(2.0))
-    watch(2, told(1e8))
+    for done, value in enumerate((2.0, *[1e8] * 10), start=1):
+        watch(done, told(value))
     watch.finish({"loss": 1.0})
     with pytest.raises(DivergedError):
-        judged(told(2.0), told(1e8))
+        judged(*map(told, (2.0, *[1e8] * 10)))
 
 
 def test_it_is_seen_within_the_stated_number_of_calls_and_no_metric_is_read_before():

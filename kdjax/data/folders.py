@@ -140,7 +140,10 @@ def _visible_files(folder: Path, root: Path, name: str, above: tuple[str, ...] =
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 yield from _visible_files(path, root, name, (*above, here))
             elif entry.name.lower() not in BOOKKEEPING:
-                yield require_inside(path, root, name) if entry.is_symlink() else path
+                own = require_inside(path, root, name) if entry.is_symlink() else path
+                if own.exists() and not own.is_file():  # a pipe would be waited for
+                    raise ValueError(f"source {name!r}: {path} is neither a file nor a folder.")
+                yield own
 
 
 def _shape(file: str, size: Size | None, channels: int | None) -> tuple[int, int, int]:

@@ -59,7 +59,7 @@ def to_safetensors(
         raise ValueError("weights must have at least one array; got none.")
     leaves = {name: _trees.signature(array) | {"blake2b": _trees.digest(array)} for name, array in arrays.items()}
     record: dict[str, Any] = {"description": as_json(description or {}, "description"), "leaves": leaves}
-    metadata = {_OURS: json.dumps(record | {"sha256": _own(record)})}
+    metadata = {_OURS: json.dumps(record | {"sha256": _student.digest_of_record(record)})}
     try:
         data = save(arrays, metadata=metadata)
     except Exception as error:  # its own class, which is not public
@@ -99,7 +99,7 @@ def from_safetensors(path: str | os.PathLike[str], like: Weights) -> tuple[Weigh
         raise ValueError(f"The weights {source} are damaged or no safetensors file: {error}") from error
     if record is None:
         raise ValueError(f"path must be a file of to_safetensors; {source} has no record of kdjax in its metadata.")
-    if not isinstance(record, dict) or record.pop("sha256", None) != _own(record):
+    if not isinstance(record, dict) or record.pop("sha256", None) != _student.digest_of_record(record):
         raise ValueError(f"The weights {source} are damaged: their record is not what was written.")
     arrays, changed = {}, []
     for name, saved in record["leaves"].items():
@@ -124,7 +124,3 @@ def from_safetensors(path: str | os.PathLike[str], like: Weights) -> tuple[Weigh
         )
     weights: Weights = _trees.rebuilt(arrays, dict.fromkeys(arrays), like)
     return jax.tree.map(jnp.asarray, weights), record["description"]
-
-
-def _own(record: Mapping[str, Any]) -> str:
-    return _student.digest(json.dumps(record, sort_keys=True).encode())

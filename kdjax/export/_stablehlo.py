@@ -16,6 +16,8 @@ from kdjax._types import Apply, Tree, Weights
 from kdjax.export import _student
 from kdjax.export._student import Preprocess
 
+_OWN = "record_sha256"  # of all else in the record
+
 
 def to_stablehlo(
     path: str | os.PathLike[str],
@@ -88,7 +90,7 @@ def to_stablehlo(
     record = {"format": "stablehlo"} | student.record | {"platforms": list(platforms), "bytes": len(data)}
     record |= {"sha256": _student.digest(data), "largest_difference": difference}
     # The record first: where the program is, what it is said to be is there too.
-    write_json(beside, record)
+    write_json(beside, record | {_OWN: _student.digest_of_record(record)})
     write_bytes(target, data)
     return record
 
@@ -116,9 +118,12 @@ def open_stablehlo(path: str | os.PathLike[str]) -> tuple[Callable[[Tree], Array
     data = source.read_bytes()
     try:
         record = json.loads(beside.read_text())
-        said = record["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+        said, own = record["sha256"], record.pop(_OWN)
+        whole = own == _student.digest_of_record(record)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"The record {beside} is damaged or of another kind: {error!r}.") from error
+    if not whole:
+        raise ValueError(f"The record {beside} is damaged: it is not what was written.")
     if _student.digest(data) != said:
         raise ValueError(f"The program {source} is damaged: it is not what {beside} describes.")
     return jax.jit(export.deserialize(bytearray(data)).call), record

@@ -1,7 +1,8 @@
 """What every format exports: one function from raw inputs to logits, proved on an example, and what is said of it."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,3 +158,8 @@ def _shapes(inputs: Tree) -> str:
 
 def _name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
+
+
+def digest_of_record(record: Mapping[str, Any]) -> str:
+    """Of what is said of an export, as JSON."""
+    return digest(json.dumps(record, sort_keys=True).encode())

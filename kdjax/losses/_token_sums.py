@@ -111,11 +111,11 @@ def linear_weighted_sum(
     tokens = counted[0].hidden.shape[0]
     call = _Call(loss, tuple(sorted(static.items())), min(chunk or _TOKENS, max(tokens, 1)))
     for name, value in numbers.items():
-        if jnp.ndim(value) and jnp.shape(value)[0] in (call.chunk, tokens % call.chunk):
+        own = getattr(value, "shape", ())
+        if own and own[0] in (call.chunk, tokens % call.chunk):
             raise ValueError(
-                f"{name} must have one number for all, or for each token, shape {shape} or its first axes; got shape "
-                f"{jnp.shape(value)}, which would be taken for that of a chunk of tokens. If it is of something else, "
-                "choose another chunk."
+                f"{name} must have one number for all, or for each token, shape {shape} or its first axes; got shape {own}, "
+                "which would be taken for that of a chunk of tokens. If it is of something else, choose another chunk."
             )
     everything: tuple[Any, ...] = alike((counted, each, jax.tree.map(jnp.asarray, numbers)))
     return _sum(call, *everything)

@@ -72,6 +72,16 @@ def arrays_of(data: Sequence[Any], preprocess: Callable[[Any], Any] | None, plac
     return Data(train, test, preprocess, len(data[0].class_names), data[0].name)
 
 
+def not_finite(arrays: Mapping[str, Any]) -> str | None:
+    """The first example whose inputs are NaN or infinite, in words."""
+    for leaf in jax.tree.leaves(arrays["inputs"]):
+        if np.issubdtype(np.result_type(leaf), np.floating):
+            odd = np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1))
+            if odd.size:
+                return f"the inputs of {odd.size:,} examples are not all finite, the first of them example {odd[0]:,}"
+    return None
+
+
 def labels_outside(part: Any, logits: tuple[int, ...], ignore_label: int | None) -> str | None:
     """Which labels that count are none of the logits' classes, in words; None where all are, or are no class numbers."""
     if not isinstance(part, Mapping) or "labels" not in part:

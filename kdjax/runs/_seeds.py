@@ -18,7 +18,7 @@ from kdjax.connectors import init_beside
 from kdjax.metrics import as_measure
 from kdjax.networks.precision import computed_in
 from kdjax.objectives import cross_entropy
-from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside
+from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside, not_finite
 from kdjax.runs._measured import has_classes
 from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.recipes import (
@@ -230,11 +230,15 @@ class Shared:
                 track=self.track,
             )
         except DivergedError as error:
-            if said := self.labels_outside("train", trainer):
+            if said := self.labels_outside("train", trainer) or not_finite(self.data.train):
                 raise DivergedError(f"{error} Of the training data, {said}.") from error
             raise
         keep_weights(folder / "weights", weights, self.about(trainer) | {"seed": seed, "test": history[-1]["test"]})
-        return weights, history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
+        record = history[-1]["test"] | {"seconds": sum(epoch["seconds"] for epoch in history)}
+        # What was done because it diverged belongs to what it came to.
+        record |= {"rate": history[-1]["rate"]} if "rate" in history[-1] else {}
+        skipped = sum(epoch["train"].get("skipped", 0.0) for epoch in history) / len(history)
+        return weights, record | ({"skipped": skipped} if skipped else {})
 
     def said(
         self,

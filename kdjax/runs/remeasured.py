@@ -132,7 +132,7 @@ def _of_seed(
         if name == "teacher" and has_classes(trainers[name], test):
             beside = shared.placed(shared.said(trainers[name], weights, test, ()))
         again = trainers[name].evaluate(weights, test | beside if name != "teacher" else test)
-        for measure in sorted((own.keys() | again.keys()) - {"seconds"}):
+        for measure in sorted((own.keys() | again.keys()) - {"seconds", "rate", "skipped"}):
             if measure == "agreement" and not beside:
                 continue  # with a teacher whose weights could not be loaded, which is said above
             recorded, now = own.get(measure), again.get(measure)

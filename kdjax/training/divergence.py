@@ -1,7 +1,10 @@
 """Training that has diverged: found while it runs, without waiting for the device in each step; and what can be done then.
 
-**The rule.** Training has diverged when the loss or the mean of a term with a weight is not finite, or when the mean of
-such a term is more than `EXPLODED` times as large as at the start: the term's first mean, or 1 where that is smaller.
+**The rule.** Training has diverged when the loss or the mean of a term with a weight is not finite; when the mean of such a
+term has risen to more than `EXPLODED` times its size at the start and stays there for `IN_A_ROW` calls, so that a batch with
+an outlier stops nothing; or at once when it has risen to more than `AT_ONCE` times. The size at the start is that of its
+first mean, or 1 where that is smaller. A term that falls without bound does not diverge, nor does one that rises with a
+negative weight.
 """
 
 from collections import deque
@@ -18,7 +21,8 @@ from kdjax._types import Batch, Number, TrainState, Tree, Weights
 from kdjax.objectives import Objective
 from kdjax.training._step import Metrics, TrainStep
 
-EXPLODED = 1_000.0
+EXPLODED, IN_A_ROW = 1_000.0, 10
+AT_ONCE = 1e12
 CALLS_BEHIND = 16  # that many calls of the device may be under way before the oldest one's metrics are read
 
 
@@ -45,17 +49,18 @@ class DivergenceWatch:
 
     Example:
       >>> watch = DivergenceWatch()
-      >>> for done, mean in enumerate((2.0, 1.5, 2_500.0), start=1):
+      >>> for done, mean in enumerate((2.0, 1.5, *[2_500.0] * 10), start=1):
       ...     watch(done, {"loss": mean, "labels": mean, "labels_weight": 1.0})
-      >>> watch.finish({"loss": 834.5})
+      >>> watch.finish({"loss": 2083.6})
       Traceback (most recent call last):
-      kdjax.training.divergence.DivergedError: at step 3 its term 'labels' is 2500, more than 1,000 times as much as at the \
-start, 2
+      kdjax.training.divergence.DivergedError: at step 12 its term 'labels' is 2500, more than 1,000 times as much as at \
+the start, 2, as in the 9 before
     """
 
     def __init__(self, start: Mapping[str, Any] | None = None) -> None:
         self.start: dict[str, Any] = dict(start or {})
         self._waiting: deque[tuple[int, Mapping[str, Any]]] = deque()
+        self._risen: dict[str, Any] = {}  # of each term, for how many calls in a row it has been high
 
     def __call__(self, done: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a call, and judges those of a call some time ago."""
@@ -82,19 +87,25 @@ start, 2
         if np.all(metrics.get("skipped", 0.0) == 1.0):
             return
         for name, value in metrics.items():
-            size = np.abs(np.asarray(value, np.float64))
+            found = np.asarray(value, np.float64)
             weight = metrics.get(f"{name}_weight")
             if weight is None:
                 continue
             counts = np.asarray(weight) != 0  # what has weight 0 is not trained
-            if not np.isfinite(size[counts]).all():
+            if not np.isfinite(found[counts]).all():
                 raise DivergedError(f"at step {done} its term {name!r} is {_worst(value):.4g}", done)
             if counts.all() and name not in self.start:
-                self.start[name] = size.tolist()
-            if name in self.start and (counts & (size > EXPLODED * np.maximum(self.start[name], 1.0))).any():
+                self.start[name] = np.abs(found).tolist()
+            if name not in self.start:
+                continue
+            times = np.sign(weight) * found / np.maximum(self.start[name], 1.0)
+            risen = self._risen[name] = np.where(counts & (times > EXPLODED), self._risen.get(name, 0) + 1, 0)
+            at_once = (counts & (times > AT_ONCE)).any()
+            if at_once or (risen >= IN_A_ROW).any():
                 raise DivergedError(
-                    f"at step {done} its term {name!r} is {_worst(value):.4g}, more than {EXPLODED:,.0f} times as much as "
-                    f"at the start, {np.max(self.start[name]):.4g}",
+                    f"at step {done} its term {name!r} is {_worst(value):.4g}, more than "
+                    f"{AT_ONCE if at_once else EXPLODED:,.0f} times as much as at the start, {np.max(self.start[name]):.4g}"
+                    + ("" if at_once else f", as in the {IN_A_ROW - 1} before"),
                     done,
                 )
         if not np.isfinite(np.asarray(metrics["loss"])).all():

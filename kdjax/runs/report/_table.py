@@ -102,7 +102,22 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
         transfer = f"none, since the teacher does not lead the student alone ({lead:+{shown}} {unit})"
     better = -1 if measure["lower_is_better"] else 1
     difference = _difference(paired_difference(distilled, alone), unit, better, shown)
-    return [f"distilled − alone: {difference}", f"{name} transfer rate: {transfer}"]
+    return [f"distilled − alone: {difference}", f"{name} transfer rate: {transfer}", *_mended(results)]
+
+
+def _mended(results: Mapping[str, Any]) -> list[str]:
+    """A warning for each network that was not trained as it was to be, since it diverged."""
+    found = []
+    for network in _NETWORKS:
+        for what, said in (("rate", "with its learning rate times"), ("skipped", "without this share of its updates:")):
+            values = [seed[network][what] for seed in results["seeds"] if what in seed.get(network, {})]
+            if values:
+                each, seeds = ", ".join(f"{value:.3g}" for value in values), len(results["seeds"])
+                found.append(
+                    f"Beware: {network} diverged in {len(values)} of {seeds} seeds and was then trained {said} {each}; "
+                    "a difference is then not the teacher's alone."
+                )
+    return found
 
 
 def transferred(results: Mapping[str, Any]) -> str:
