@@ -111,10 +111,10 @@ def linear_weighted_sum(
     tokens = counted[0].hidden.shape[0]
     call = _Call(loss, tuple(sorted(static.items())), min(chunk or _TOKENS, max(tokens, 1)))
     for name, value in numbers.items():
-        own = getattr(value, "shape", ())
-        if own and own[0] in (call.chunk, tokens % call.chunk):
+        its = tuple(getattr(value, "shape", ()))
+        if its and its[0] in (call.chunk, tokens % call.chunk):
             raise ValueError(
-                f"{name} must have one number for all, or for each token, shape {shape} or its first axes; got shape {own}, "
+                f"{name} must have one number for all, or for each token, shape {shape} or its first axes; got shape {its}, "
                 "which would be taken for that of a chunk of tokens. If it is of something else, choose another chunk."
             )
     everything: tuple[Any, ...] = alike((counted, each, jax.tree.map(jnp.asarray, numbers)))
@@ -125,7 +125,7 @@ def compares(loss: Callable[..., Array]) -> bool:
     """Whether it is a loss of kdjax over the whole batch, such as `dist`, as its argument ``where`` tells."""
     while isinstance(loss, partial):
         loss = loss.func
-    ours = getattr(loss, "__module__", "").startswith("kdjax.losses")
+    ours = (getattr(loss, "__module__", None) or "").startswith("kdjax.losses")
     return ours and "where" in inspect.signature(inspect.unwrap(loss)).parameters
 
 
