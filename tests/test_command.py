@@ -57,7 +57,7 @@ def test_doctor_runs_with_the_core_alone():
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-1] == "0 1"
-    assert 'pip install "kdjax[experiments]"' in said.stderr
+    assert 'pip install "kdjax[runs]"' in said.stderr
 
 
 def test_the_entry_point_is_the_function():
@@ -83,7 +83,7 @@ def test_doctor_says_versions_devices_and_which_extra_brings_what_is_missing(cap
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert 'pip install "kdjax[models]"' in said
-    assert 'pip install "kdjax[experiments]"' in said
+    assert 'pip install "kdjax[runs]"' in said
 
 
 def test_doctor_fails_where_jax_finds_no_device(capsys, monkeypatch):

@@ -63,7 +63,7 @@ def _run(words: Sequence[str]) -> int:
         prog="kdjax",
         args=words,
         description="Knowledge distillation for JAX: train a small network to do what a large one does.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.UseAppendAction),
     )
     code: int = commands[type(settings)](settings)
     return code

@@ -16,9 +16,10 @@ CORE = ("jax", "jaxlib", "jaxtyping", "numpy", "optax")
 OPTIONAL = (
     Package("flax", "flax", "models", "networks by name"),
     Package("orbax", "orbax-checkpoint", "checkpoints", "saved weights and runs"),
-    Package("tyro", "tyro", "experiments", "the command line"),
-    Package("rich", "rich", "experiments", "tables and progress"),
-    Package("matplotlib", "matplotlib", "experiments", "figures of reports"),
+    Package("tyro", "tyro", "runs", "the command line"),
+    Package("rich", "rich", "runs", "tables and progress"),
+    Package("matplotlib", "matplotlib", "runs", "figures of reports"),
+    Package("tensorboardX", "tensorboardX", "runs", "TensorBoard"),
     Package("sklearn", "scikit-learn", "data", "digits"),
     Package("PIL", "pillow", "data", "folder:DIR"),
     Package("tensorflow_datasets", "tensorflow-datasets", "data", "mnist, tfds:NAME"),

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from tyro.conf import UseAppendAction
-
 from kdjax import _checks
 from kdjax.command._networks import check_name
 
@@ -25,7 +23,7 @@ class Common:
 class Compare(Common):
     """Train a teacher, a student alone, and the same student with the teacher; then compare them, and write a report."""
 
-    teacher: UseAppendAction[tuple[str, ...]] = ()
+    teacher: tuple[str, ...] = ()
     """the teacher's network: cnn_tiny, cnn_small, cnn, cnn_large, or a wide residual network of depth and width such as
     wrn_40_2; again for each of several teachers, which must be given"""
     student: str
@@ -63,7 +61,7 @@ class Compare(Common):
     start: str = "scratch"
     """the student's first weights, alone and with the teacher: scratch; teacher, what fits of the --given-teacher; or a path
     of saved weights of the same network"""
-    given_teacher: UseAppendAction[tuple[Path, ...]] = ()
+    given_teacher: tuple[Path, ...] = ()
     """saved weights of the teacher, RUN/seed-0/teacher/weights, for every seed; none is trained. Several are an ensemble"""
     devices: int | Literal["all"] = 1
     """over how many devices each batch is split"""
