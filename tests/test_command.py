@@ -127,9 +127,9 @@ def test_ctrl_c_ends_as_shells_expect(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "module", "extra"),
     [
-        (["report", "run"], "tyro", "experiments"),
+        (["report", "run"], "tyro", "runs"),
         (["compare", "--teacher", "cnn", "--student", "cnn", "--data", "digits"], "sklearn", "data"),
-        (["compare", "--teacher", "cnn", "--student", "cnn", "--data", "digits"], "rich", "experiments"),
+        (["compare", "--teacher", "cnn", "--student", "cnn", "--data", "digits"], "rich", "runs"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(words, module, extra, capsys, monkeypatch):
