@@ -86,6 +86,9 @@ def test_a_folder_in_use_is_never_written_into(finished, tmp_path, no_training):
     with pytest.raises(NotADirectoryError, match="out must be a folder"):
         run(file)
     assert file.read_text() == "mine"
+    for path in (tmp_path / ("x" * 300), f"{tmp_path}/a\0b"):
+        with pytest.raises(ValueError, match="out must be a path that this system takes; got "):
+            run(path)
     with pytest.raises(PermissionError, match="out cannot be written to: /proc/kdjax"):
         run("/proc/kdjax")
 

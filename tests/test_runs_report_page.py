@@ -118,6 +118,23 @@ def test_writing_again_writes_the_same_and_measures_nothing(finished_run):
     assert len(data) < 200_000
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda results: results["seeds"][0].pop("alone"),
+        lambda results: results.update(seeds="abc"),
+        lambda results: results.update(seeds=[]),
+        lambda results: results["parameters"].pop("teacher"),
+    ],
+)
+def test_results_of_something_else_are_named(finished_run, tmp_path, change):
+    results = json.loads((finished_run[0] / "results.json").read_text())
+    change(results)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json has no seeds or parameters of teacher, alone, distilled"):
+        write_report(tmp_path)
+
+
 def test_without_matplotlib_the_run_is_whole_and_says_so(finished_run, monkeypatch):
     out, _, page = finished_run
     (out / "report.html").unlink()

@@ -72,9 +72,10 @@ def test_tensorboard_has_every_epoch_with_its_weights_and_temperature(finished):
         for part in ("train", "test"):
             for name, value in record[part].items():
                 assert found[f"{part}/{name}", step] == pytest.approx(value, rel=1e-6)
-        # That of the epoch's last update; of the weight the record has the epoch's mean.
-        assert found["train/soft_temperature", step] == pytest.approx(max(8.0 - 6.0 * (step - 1) / 20, 2.0))
-        assert found["train/soft_weight", step] > 0.1
+        # Means over the epoch's updates.
+        updates = np.arange(step - STEPS, step)
+        assert found["train/soft_temperature", step] == pytest.approx(np.mean(8.0 - 6.0 * updates / 20), rel=1e-5)
+        assert found["train/soft_weight", step] == pytest.approx(np.mean(0.1 + 0.6 * updates / 20), rel=1e-5)
     assert {step for (name, step) in found if name == "train/loss"} == {STEPS, 2 * STEPS}
 
 

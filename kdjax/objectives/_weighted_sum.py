@@ -30,11 +30,13 @@ class Scores(NamedTuple):
         their weighted sum.
       counted: which of them count, as bools over their leading axes; None where all do.
       weights: the term's weight.
+      scheduled: by ``<term>_<name>``, the hyper-parameters that schedules give, such as T, as they are now.
     """
 
     terms: dict[str, Float[Array, " batch *positions"] | Unmade]
     counted: dict[str, Counted]
     weights: dict[str, Array]
+    scheduled: dict[str, Array]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("weights", "terms"), meta_fields=())
@@ -57,7 +59,17 @@ class Objective:
             passed = jax.tree.map(partial(passing, weight=weights[name]), keep(student, own))
             value = term(passed, keep(teacher, own), batch if own is None else {**batch, MASK: own})
             values[name], counted[name] = _checked(name, value, entries, own), own
-        return Scores(values, counted, weights)
+        return Scores(values, counted, weights, _scheduled(self.terms, step))
+
+
+def _scheduled(terms: Mapping[str, Any], step: Number) -> dict[str, Array]:
+    """What moves by a schedule and is one number, by the term's name and its own."""
+    found = {}
+    for name, term in terms.items():
+        for what, given in getattr(getattr(term, "term", term), "numbers", {}).items():
+            if isinstance(given, Schedule) and not jnp.ndim(value := given(step)):
+                found[f"{name}_{what}"] = jnp.asarray(value, jnp.float32)
+    return found
 
 
 def _labelled(name: str, term: Any, batch: Batch) -> Counted:

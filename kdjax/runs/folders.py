@@ -56,6 +56,12 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
 
 
 def _check_free(folder: Path, resume: bool) -> None:
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # too long, or with a character that no path has
+        raise ValueError(f"out must be a path that this system takes; got {str(folder)!r:.99}: {error}.") from None
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"out must be a folder; {folder} is a file.")
     found = sorted(one.name for one in folder.iterdir()) if folder.exists() else []

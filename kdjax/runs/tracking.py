@@ -114,7 +114,9 @@ class Tracked:
 def scalars_of(record: Mapping[str, Any], numbers: Mapping[str, float], examples: int) -> dict[str, float]:
     """One epoch's record as flat names: means of the training and of the test data, weights, T, and the speed."""
     found = {f"{part}/{name}": value for part in ("train", "test") for name, value in record[part].items()}
-    found |= {f"train/{name}": value for name, value in numbers.items()}
+    # Of what a schedule moves the means have the epoch's own.
+    flat = {f"train/{name.replace(' ', '_')}": value for name, value in numbers.items()}
+    found = flat | found
     found |= {"examples_per_second": examples / max(record["seconds"], 1e-9)}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 

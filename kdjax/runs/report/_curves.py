@@ -42,6 +42,7 @@ def learning(history: History, results: Mapping[str, Any], measure: Mapping[str,
             for network, values in lines.items()
         )
         finding = f"After the last epoch, mean of {_seeds(seeds)}: {last}."
+        finding += " Each is the network's own objective: they are not to be compared." if key == "loss" else ""
         found.append(Drawn(key, _sentence(f"{label} by epoch; {_bands(seeds)}{cut}"), finding, figure))
     return found
 

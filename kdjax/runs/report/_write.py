@@ -46,9 +46,12 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     """
     folder = Path(run)
     results = read_object(folder / "results.json")
-    if not all(results.get(name) for name in ("seeds", "parameters")):
+    seeds, parameters = results.get("seeds"), results.get("parameters")
+    each = [parameters, *seeds] if isinstance(seeds, list) and seeds else [None]
+    if not all(isinstance(one, Mapping) and {*_maps.NAMES} <= one.keys() for one in each):
         raise ValueError(
-            f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds or parameters."
+            f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds or parameters of "
+            f"{', '.join(_maps.NAMES)}."
         )
     kept, arrays = _kept.load(folder) or (None, {})
     with styled():
