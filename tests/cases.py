@@ -4,6 +4,7 @@ To add a loss: a row in cases_*.py, a function of the same name in references_*.
 """
 
 import cases_catalogue
+import cases_channels
 import cases_contrastive
 import cases_features
 import cases_linear
@@ -33,6 +34,7 @@ NOT_LOSSES = {
 ROWS = (
     *cases_logits.ROWS,
     *cases_catalogue.ROWS,
+    *cases_channels.ROWS,
     *cases_linear.ROWS,
     *cases_features.ROWS,
     *cases_relations.ROWS,

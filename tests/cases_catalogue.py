@@ -1,13 +1,12 @@
-"""A row for each loss in _divergences.py, _guided.py, _own_labels.py, _levels.py and _channels.py, and for sampled_kl."""
+"""A row for each loss in _divergences.py, _guided.py, _own_labels.py and _levels.py, and for sampled_kl."""
 
 import numpy as np
-from bad_calls import LABELLED_CALLS, LOGITS_CALLS, SAME_BATCH, TEMPERATURES, WHOLE_NUMBERS, wrong_rank
+from bad_calls import LABELLED_CALLS, LOGITS_CALLS, TEMPERATURES, WHOLE_NUMBERS, wrong_rank
 from cases_logits import renamed_classes, shifted_student
 from more_inputs import (
     doubly_labelled_logits,
     drawn_logits,
     log_softmax,
-    maps_of_classes,
     own_labelled_logits,
     unlike_logits,
 )
@@ -15,16 +14,11 @@ from more_inputs import (
 from kdjax import losses
 from kdjax.testing import BadCall, Case
 from kdjax.testing._changes import BAD_POINTS, floats, of_student, of_teacher
-from kdjax.testing.inputs import equal_maps, labelled_logits, logits
+from kdjax.testing.inputs import labelled_logits, logits
 from kdjax.testing.invariances import (
-    mirrored,
     permuted_last_axis,
     permuted_own_last_axis,
-    scaled,
-    scaled_far,
-    scaled_teacher,
     shifted_logits,
-    translated,
 )
 
 
@@ -37,12 +31,6 @@ OF_A_BATCH = (
     *LOGITS_CALLS,
     *TEMPERATURES,
     BadCall(r"where must be bools of shape \(6,\)", {"where": np.ones(5, bool)}),
-)
-MAPS = (
-    *wrong_rank(r"4 axes, \[batch, height, width, channels\]", lambda a: a[:, 0]),
-    *SAME_BATCH,
-    *WHOLE_NUMBERS,
-    BadCall("student and teacher must have the same channels, their last axis", {}, of_student(lambda a: a[..., :2])),
 )
 
 
@@ -76,11 +64,6 @@ def renamed_own_classes(arrays):
     """Permutation: classes in another order, and the labels with them."""
     student, labels = arrays
     return student[:, ::-1], student.shape[1] - 1 - labels
-
-
-def mirrored_student(arrays):
-    """Mirror: the student's maps alone, left to right and top to bottom."""
-    return of_student(lambda a: a[:, ::-1, ::-1])(arrays)
 
 
 # sampled_kl: four draws of five classes
@@ -274,40 +257,5 @@ ROWS = (
         invariances=(shifted_logits, permuted_last_axis),
         lowest=-40.0,  # a share may be negative, the mean is not
         bad_calls=OF_A_BATCH,
-    ),
-    Case(
-        losses.channel_wise,
-        equal_maps,
-        couples_batch=False,
-        keywords={"temperature": 2.5},
-        other_keywords=({}, {"temperature": 0.5}),
-        invariances=(translated, permuted_last_axis, mirrored),
-        bad_calls=(
-            *MAPS,
-            *TEMPERATURES,
-            BadCall("student and teacher must have the same shape", {}, of_teacher(lambda a: a[:, :2])),
-            BadCall("student must have positions and channels", {}, of_student(lambda a: a[:, :0])),
-            BadCall("must have two positions or more", {}, lambda arrays: tuple(a[:, :1, :1] for a in arrays)),
-        ),
-    ),
-    Case(
-        losses.inter_channel_correlation,
-        maps_of_classes,
-        couples_batch=False,
-        invariances=(scaled, scaled_far, permuted_last_axis, mirrored_student),
-        bad_calls=MAPS,
-    ),
-    Case(
-        losses.class_attention,
-        maps_of_classes,
-        couples_batch=False,
-        keywords={"resolution": 2},
-        other_keywords=({"resolution": 1},),
-        invariances=(scaled, scaled_far, scaled_teacher, permuted_last_axis, mirrored),
-        bad_calls=(
-            *MAPS,
-            BadCall("resolution must be a whole number of 1 or more; got 0", {"resolution": 0}),
-            BadCall("resolution must be at most 2, the smallest side of the maps; got 3", {"resolution": 3}),
-        ),
     ),
 )
