@@ -17,7 +17,7 @@ import optax
 from PIL import Image
 
 import kdjax
-from kdjax import data, losses, metrics, on_feature, on_logits, schedules, weighted_sum
+from kdjax import data, export, losses, metrics, on_feature, on_logits, schedules, weighted_sum
 from kdjax.batches import epoch_indices, evaluation_indices, take
 from kdjax.caching import cache_teacher, choose_place
 from kdjax.checkpoints import open_run
@@ -50,6 +50,7 @@ for split in ("train", "test"):
     for name in ("a", "b"):
         (FOLDER / split / name).mkdir(parents=True)
         Image.fromarray(np.full((4, 4), 9, np.uint8)).save(FOLDER / split / name / "0.png")
+HEADS = ("student.hidden", "student.head", "teacher.hidden", "teacher.head")
 Z, MESH, SGD = jnp.ones((2, 3)), data_mesh(jax.devices()[:1]), optax.sgd(0.1)
 PICTURES = f"folder:{FOLDER}"
 
@@ -208,6 +209,31 @@ ROWS = [
     ("make_dataset_of(np.zeros(2), np.array([0, 1]))", "inputs must be images"),
     ("make_dataset_of(np.zeros((2, 3)), np.array([0]))", r"labels must have shape \(2,\)"),
     ("make_dataset_of(np.zeros((2, 3), object), np.array([0, 1]))", "inputs must be uint8 or floating-point; got dtype object"),
+    # on_heads, detached places, USKD, weighted sums over a vocabulary
+    ("kdjax.on_heads(losses.soft_target_kl)", "on_heads needs two places, .* got 0 for soft_target_kl"),
+    ("kdjax.on_heads(losses.soft_target_kl, *HEADS[:2])", "soft_target_kl needs student, teacher"),
+    ("kdjax.on_heads(losses.soft_target_kl, *HEADS, chunk=0)", "chunk must be a whole number of 1 or more; got 0"),
+    ("kdjax.on_heads(losses.soft_target_kl, *HEADS, chunk=2.5)", "chunk must be a whole number of 1 or more; got 2.5"),
+    ("kdjax.on_heads(losses.soft_target_kl, *HEADS, temperature=-1.0)", "temperature must be a finite number greater than 0; got -1.0"),
+    ("kdjax.on_heads(losses.dist, *HEADS)", "got dist, which compares tokens"),
+    ("kdjax.on_heads(losses.soft_target_kl, 'hidden', *HEADS[1:])", "A place must be .*; got 'hidden' for soft_target_kl"),
+    ("kdjax.on_outputs(losses.uskd_target, 'student.logits', 'itself.logits')", 'A place must be "student.NAME", "detached.NAME"'),
+    ("kdjax.scaled(on_logits(losses.hint), by='detached')", "by must be a place"),
+    ("losses.uskd_target(Z, Z[:1], jnp.array([0, 1]))", "student and teacher must have the same shape"),
+    ("losses.uskd_target(Z, Z, jnp.array([0.0, 1.0]))", "labels must be whole class numbers"),
+    ("losses.uskd_non_target(Z, Z, Z[:, :2], jnp.array([0, 1]))", "student and weak must have the same shape"),
+    ("losses.linear_weighted_sum(losses.soft_target_kl, jnp.ones(3), Z, Z.T, Z, Z.T)", r"weights must have one number for each token, shape \(2,\)"),
+    ("losses.linear_weighted_sum(losses.soft_target_kl, jnp.ones(2), Z, Z.T, Z)", "teacher_hidden and teacher_head must be given together"),
+    ("losses.linear_weighted_sum(losses.soft_target_kl, jnp.ones(2), Z, Z, Z, Z.T)", "student_hidden and student_head must have the same dim"),
+    ("losses.linear_weighted_sum(losses.dist, jnp.ones(2), Z, Z.T, Z, Z.T)", "got dist, which compares tokens"),
+    ("losses.linear_weighted_sum(losses.soft_target_kl, jnp.ones(2), Z, Z.T, Z, Z.T, chunk=1, temperature=jnp.ones(1))", "temperature must have one number for all"),
+    # exports
+    ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, class_names=['one'])", "class_names"),
+    ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, platforms=())", "platforms must name at least one; got none"),
+    ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, platforms=('phone',))", "platforms must be one of"),
+    ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, jnp.ones((2, 5)))", "example and weights must be the network's"),
+    ("export.to_safetensors(FOLDER / 'a.safetensors', kdjax.Weights({}, {}))", "weights must have at least one array; got none"),
+    ("metrics.latency(network, WEIGHTS, Z, seconds=0.0)", "seconds must be a finite number greater than 0; got 0.0"),
 ]  # fmt: skip
 
 
