@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import chromium
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -144,3 +146,29 @@ def test_formulas_are_drawn_by_the_browser(site):
         for mathml in re.findall(r"<math.*?</math>", text, flags=re.DOTALL):
             assert not re.search(r"[\\$]", mathml), f"{page.name}: {mathml}"
     assert formulas >= len(ROWS)
+
+
+def test_no_command_has_become_prose(site):
+    for page in site.rglob(
+        "*.html"
+    ):  # Markdown takes an indented block right after a list for the list's next paragraph
+        assert not re.search(r"<(p|li)>\s*(pip install|python|kdjax) [^<]*(--|\.py|-e )", page.read_text()), page.name
+
+
+@pytest.mark.skipif(chromium.FOUND is None, reason="needs Chromium, such as Debian's package chromium")
+def test_the_first_pages_fit_a_phone_and_the_search_works_from_disk(site):
+    with chromium.Browser() as browser:
+        for name in ("getting-started", "coming-from-pytorch", "coming-from-keras", "faq", "benchmarks", "index"):
+            assert browser.open(site / f"{name}.html", 390) == []
+            assert browser.ask("document.documentElement.scrollWidth") <= 390, name
+        browser.ask("document.querySelector('#__search').click()")
+        browser.ask("document.querySelector('.md-search__input').value = 'temperature'")
+        found = 0
+        for _ in range(200):
+            browser.ask(
+                "document.querySelector('.md-search__input').dispatchEvent(new Event('keyup', {bubbles: true}))"
+            )
+            if found := browser.ask("document.querySelectorAll('.md-search-result__item').length"):
+                break
+            time.sleep(0.1)
+        assert found > 3
