@@ -118,7 +118,7 @@ def programs_of_one_module_at_a_time():
 def comparisons_write_no_report(request):
     """But where reports are tested: each takes seconds, as long as the comparison itself."""
     module = sys.modules.get("kdjax.runs.compare")
-    if module is None or request.module.__name__.split(".")[-1].startswith("test_runs_report"):
+    if module is None or request.module.__name__.split(".")[-1].startswith(("test_docs", "test_runs_report")):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
