@@ -1,9 +1,13 @@
 """Schedules, by hand: what they are at the start, between, at the end and long after it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense import batch, fresh_state, optimizer, student, teacher, teacher_weights
 
+from kdjax import cross_entropy, make_train_step, on_logits, scaled, weighted_sum
+from kdjax.losses import soft_target_kl
 from kdjax.objectives import schedules
 
 STEPS = [0, 1, 2, 3, 4, 5, 400]
@@ -29,3 +33,15 @@ def test_before_the_start_it_is_the_start(name):
     schedule, wanted = BY_HAND[name]
     if name != "staircase":
         assert float(schedule(-3)) == wanted[0]
+
+
+def test_what_a_schedule_moves_is_among_the_metrics_of_a_step():
+    temperature, alpha = schedules.linear(8.0, 2.0, steps=4), schedules.linear(0.0, 1.0, steps=4)
+    soft = on_logits(soft_target_kl, temperature=temperature)
+    goal = weighted_sum(soft=(alpha, soft), half=(1.0, scaled(soft, by="batch.how_much")), still=(1.0, cross_entropy))
+    state = fresh_state()._replace(step=jnp.asarray(1))
+    step = jax.jit(make_train_step(student(), teacher, optimizer()))
+    _, metrics = step(state, teacher_weights(), goal, batch() | {"how_much": jnp.asarray(0.5)})
+    assert metrics["soft_temperature"] == metrics["half_temperature"] == 6.5
+    assert metrics["soft_weight"] == 0.25
+    assert not {name for name in metrics if name.startswith("still_")} - {"still_weight"}

@@ -34,8 +34,6 @@ from kdjax import (
     make_train_step,
     on_feature,
     on_logits,
-    scaled,
-    schedules,
     weighted_sum,
 )
 from kdjax.losses import attention_transfer, soft_target_kl
@@ -129,17 +127,6 @@ def test_the_metrics_are_the_terms_means_and_their_weights():
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
     assert metrics["soft_weight"] == 0.75
     chex.assert_type(list(metrics.values()), jnp.float32)
-
-
-def test_what_a_schedule_moves_is_among_the_metrics():
-    temperature, alpha = schedules.linear(8.0, 2.0, steps=4), schedules.linear(0.0, 1.0, steps=4)
-    soft = on_logits(soft_target_kl, temperature=temperature)
-    goal = weighted_sum(soft=(alpha, soft), half=(1.0, scaled(soft, by="batch.how_much")), still=(1.0, cross_entropy))
-    state = fresh_state()._replace(step=jnp.asarray(1))
-    _, metrics = compiled()(state, teacher_weights(), goal, batch() | {"how_much": jnp.asarray(0.5)})
-    assert metrics["soft_temperature"] == metrics["half_temperature"] == 6.5
-    assert metrics["soft_weight"] == 0.25
-    assert not {name for name in metrics if name.startswith("still_")} - {"still_weight"}
 
 
 def test_one_step_is_optax_by_hand():
