@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from kdjax import _checks
 
-# Of eˣ − 1 the powers of x beyond the first, of log((1 + s)/(1 − s)) those of s² beyond it; half are enough for float32. The sums
-# end with the first power, not with a product, which would be fused with what is subtracted from it: equals would differ.
+# Of eˣ − 1 the powers of x beyond the first, of log((1 + s)/(1 − s)) those of s² beyond it; half are enough for float32.
+# The sums end with the first power, not with a product: that would be fused with a subtraction, and equals would differ.
 _EXPM1 = [1 / math.factorial(power) for power in range(2, 18)]
 _LOG_IN_SQUARES = [2 / (2 * power + 1) for power in range(1, 17)]
 
