@@ -196,10 +196,12 @@ def adaptive_average_pool(
     """Averages to height × width, no larger than now; where sizes do not divide, neighbouring windows overlap."""
     if maps.shape[1:3] == (height, width):
         return maps
-    rows, columns = (
-        _window_means(old, new, maps.dtype) for old, new in zip(maps.shape[1:3], (height, width), strict=True)
+    (rows, heights), (columns, widths) = (
+        _windows(old, new, maps.dtype) for old, new in zip(maps.shape[1:3], (height, width), strict=True)
     )
-    return jnp.einsum("bhwc,ih,jw->bijc", maps, rows, columns, precision=Precision.HIGHEST)
+    # Divided after: what cancels in a sum leaves 0, and of shares it would leave rounding, which a unit vector is made of.
+    sums = jnp.einsum("bhwc,ih,jw->bijc", maps, rows, columns, precision=Precision.HIGHEST)
+    return sums / jnp.outer(heights, widths)[None, :, :, None]
 
 
 def averaged_to_one_size(
@@ -211,8 +213,8 @@ def averaged_to_one_size(
     return adaptive_average_pool(first, height, width), adaptive_average_pool(second, height, width)
 
 
-def _window_means(old: int, new: int, dtype: Any) -> Float[Array, "{new} {old}"]:
-    """Row i averages the cells ⌊i·old/new⌋ … ⌈(i+1)·old/new⌉ − 1."""
+def _windows(old: int, new: int, dtype: Any) -> tuple[Float[Array, "{new} {old}"], Float[Array, " {new}"]]:
+    """Row i is 1 at the cells ⌊i·old/new⌋ … ⌈(i+1)·old/new⌉ − 1 and 0 elsewhere; and how many they are."""
     window, cell = jnp.arange(new)[:, None], jnp.arange(old)[None, :]
     inside = (cell >= window * old // new) & (cell < -(-(window + 1) * old // new))
-    return inside / jnp.sum(inside, axis=1, keepdims=True, dtype=dtype)
+    return inside.astype(dtype), jnp.sum(inside, axis=1, dtype=dtype)
