@@ -61,7 +61,7 @@ NOTEBOOK := docs/notebooks/four_tutorials
 notebook: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "ipykernel>=6.29" "jupytext>=1.16" "nbconvert>=7.16"
 	rm -rf $(NOTEBOOK)_files
-	$(BIN)/python -m jupytext --quiet --to ipynb --output - $(NOTEBOOK).py | $(BIN)/python -m nbconvert --stdin --execute \
+	$(BIN)/python -m jupytext --quiet --execute --to ipynb --output - $(NOTEBOOK).py | $(BIN)/python -m nbconvert --stdin \
 		--CoalesceStreamsPreprocessor.enabled=True --to markdown --template-file docs/hooks/notebook.md.j2 \
 		--output $(notdir $(NOTEBOOK)) --output-dir $(dir $(NOTEBOOK))
 
