@@ -26,6 +26,7 @@ setup: $(READY)
 # A half-finished installation has no .ready file and is made again from the start.
 $(READY): requirements.lock
 	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link, and making it again would empty what it points to; delete the link"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
