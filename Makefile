@@ -3,6 +3,7 @@
 # make quick  the fast ones of losses, terms and the step
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make mutation   change the code in 210 places, and see whether the tests notice
+# make notebook   run the notebook of docs/notebooks, and write its page
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -18,13 +19,14 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation notebook lint format docs lock clean
 
 setup: $(READY)
 
 # A half-finished installation has no .ready file and is made again from the start.
 $(READY): requirements.lock
 	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link, and making it again would empty what it points to; delete the link"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -54,6 +56,15 @@ verification: $(READY)
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
 	$(BIN)/python tests/mutation.py
+
+# A minute; the page shows what was measured here.
+NOTEBOOK := docs/notebooks/four_tutorials
+notebook: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "ipykernel>=6.29" "jupytext>=1.16" "nbconvert>=7.16"
+	rm -rf $(NOTEBOOK)_files
+	$(BIN)/python -m jupytext --quiet --execute --to ipynb --output - $(NOTEBOOK).py | $(BIN)/python -m nbconvert --stdin \
+		--CoalesceStreamsPreprocessor.enabled=True --to markdown --template-file docs/hooks/notebook.md.j2 \
+		--output $(notdir $(NOTEBOOK)) --output-dir $(dir $(NOTEBOOK))
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
