@@ -14,6 +14,32 @@ from typing import Any
 import numpy as np
 
 
+FORMAT = "kdjax_format"  # the name under which each record holds the number of its format
+
+
+class FormatError(ValueError):
+    """What is on disk is of a format that this kdjax does not know."""
+
+
+def check_format(record: Mapping[str, Any], newest: int, where: Any) -> None:
+    """That a record, which may be of before there were numbers, is of a format up to `newest`.
+
+    Example:
+      >>> check_format({"kdjax_format": 2}, 1, "results.json")
+      Traceback (most recent call last):
+      kdjax._files.FormatError: results.json must be of format 1 or older, which this version of kdjax reads; it is of format \
+2. A newer version wrote it: install that one.
+    """
+    found = record.get(FORMAT, newest)
+    if type(found) is not int or found < 1:
+        raise FormatError(f"{where} must be of format {newest} or older; it is of format {found!r:.99}, which is none.")
+    if found > newest:
+        raise FormatError(
+            f"{where} must be of format {newest} or older, which this version of kdjax reads; it is of format {found}. "
+            "A newer version wrote it: install that one."
+        )
+
+
 def as_json(value: Any, name: str = "value") -> Any:
     """Gives `value` as plain JSON would hold it, so that any language's strict reader takes the file.
 

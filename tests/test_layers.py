@@ -14,7 +14,7 @@ LAYERS = (
     {"_types"},
     {"_apply", "_checks", "_files", "_processes"},
     {"_trees", "batches"},
-    {"losses"},
+    {"_checkpoint_folders", "losses"},
     {"connectors", "networks", "objectives", "testing"},
     {"checkpoints", "data", "metrics", "models"},
     {"training"},

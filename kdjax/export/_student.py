@@ -15,8 +15,10 @@ from jax.extend.core import jaxpr_as_fun
 
 from kdjax import _trees
 from kdjax._apply import run
+from kdjax._files import FORMAT
 from kdjax._types import Apply, Tree, Weights
 
+RECORD_FORMAT = 1  # of what is said of an export
 Preprocess = Callable[[Any], Any]
 
 
@@ -69,6 +71,7 @@ def student(
     (batch,) = export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), example)
     record = {
+        FORMAT: RECORD_FORMAT,
         "inputs": {name: any_batch(leaf) for name, leaf in named(example).items()},
         "logits": any_batch(logits),
         "class_names": _checked(class_names, logits),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import jax
+
 from kdjax import _checks, _processes, _trees
 from kdjax._types import Weights
 from kdjax.data import Dataset
@@ -18,7 +20,7 @@ from kdjax.runs._data import digest_of, inputs_of
 from kdjax.runs._measured import check_measures, digest_of_measures, headline
 from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.fitting import tracked_by
-from kdjax.runs.folders import open_folder
+from kdjax.runs.folders import NUMBERS, open_folder
 from kdjax.runs.recipes import (
     Diverged,
     Recipe,
@@ -150,9 +152,10 @@ def compare(
     about |= {} if diverged == "stop" else {"diverged": diverged}
     about["programs"] = {name: digest_of_training(name, trainers, run.data.train, run.data.classes) for name in PHASES}
     # What is said of an objective in words leaves out most of a large array.
-    about["programs"] |= {f"{name}'s numbers": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
+    about["programs"] |= {f"{name}{NUMBERS}": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
     about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
     about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
+    about["jax"] = jax.__version__
     given = None
     if given_teacher is not None:
         its = given_teacher if isinstance(given_teacher, Weights) else Path(given_teacher)
