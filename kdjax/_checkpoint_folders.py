@@ -55,11 +55,15 @@ def check_plain(folder: Path) -> None:
 
 def check_record(source: Path, record: Mapping[str, Any]) -> None:
     """That a record has the form of one: its digest may be right, and a stranger's."""
-    leaves = record.get("leaves")
+    leaves: Any = record.get("leaves")
     good = isinstance(record.get("entries"), dict) and isinstance(leaves, dict)
     for saved in leaves.values() if good else ():
         good = good and isinstance(saved, dict) and saved.keys() >= {"shape", "dtype", "key", "blake2b"}
-        good = good and isinstance(saved["shape"], list) and all(type(size) is int and size >= 0 for size in saved["shape"])
+        good = (
+            good
+            and isinstance(saved["shape"], list)
+            and all(type(size) is int and size >= 0 for size in saved["shape"])
+        )
     if not good:
         raise DamagedError(f"The checkpoint {source} is damaged: its record is none of kdjax.")
 
@@ -88,7 +92,9 @@ def check_arrays(source: Path, leaves: Mapping[str, Mapping[str, Any]]) -> None:
         kinds = {entry["value_metadata"]["value_type"] for entry in entries}
         database = said["use_ocdbt"] is True and (source / "arrays" / DATABASE).is_file()
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedError(f"The checkpoint {source} is damaged: its list of arrays cannot be read: {error!r}.") from error
+        raise DamagedError(
+            f"The checkpoint {source} is damaged: its list of arrays cannot be read: {error!r}."
+        ) from error
     if not database or set(found) != wanted or len(found) != len(wanted) or kinds != {"np.ndarray"}:
         raise DamagedError(f"The checkpoint {source} is damaged: its list of arrays is not that of its record.")
 

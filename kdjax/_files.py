@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-
 FORMAT = "kdjax_format"  # the name under which each record holds the number of its format
 
 
@@ -27,16 +26,16 @@ def check_format(record: Mapping[str, Any], newest: int, where: Any) -> None:
     Example:
       >>> check_format({"kdjax_format": 2}, 1, "results.json")
       Traceback (most recent call last):
-      kdjax._files.FormatError: results.json must be of format 1 or older, which this version of kdjax reads; it is of format \
-2. A newer version wrote it: install that one.
+      kdjax._files.FormatError: results.json must be of format 1 or older, as this kdjax reads them; it is of format 2, of \
+a newer one: install that.
     """
     found = record.get(FORMAT, newest)
     if type(found) is not int or found < 1:
         raise FormatError(f"{where} must be of format {newest} or older; it is of format {found!r:.99}, which is none.")
     if found > newest:
         raise FormatError(
-            f"{where} must be of format {newest} or older, which this version of kdjax reads; it is of format {found}. "
-            "A newer version wrote it: install that one."
+            f"{where} must be of format {newest} or older, as this kdjax reads them; it is of format {found}, of a newer "
+            "one: install that."
         )
 
 

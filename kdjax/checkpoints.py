@@ -41,6 +41,7 @@ from kdjax._types import Tree, Weights
 
 _FORMAT = 1  # of a checkpoint's record
 
+
 def save_weights(
     path: str | os.PathLike[str], weights: Weights, *, description: Mapping[str, Any] | None = None
 ) -> None:

@@ -218,7 +218,7 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_is_begun_and_a_damaged_
         (tmp_path / name).touch()
     for resume in (False, True):
         with open_folder(tmp_path, {"epochs": 1}, resume=resume) as folder:
-            assert json.loads((folder / "config.json").read_text()) == {"epochs": 1}
+            assert json.loads((folder / "config.json").read_text()) == {"kdjax_format": 1, "epochs": 1}
     left = [tmp_path / "seed-0" / ".outputs.0a1b2c3d.tmp" / "logits.bin", tmp_path / "seed-0" / ".x.json.0a1b2c3d.tmp"]
     mine = [tmp_path / "seed-0" / ".mine", tmp_path / "seed-0" / "x.0a1b2c3d.tmp"]
     for path in (*left, *mine):

@@ -59,7 +59,11 @@ def to_safetensors(
     if not arrays:
         raise ValueError("weights must have at least one array; got none.")
     leaves = {name: _trees.signature(array) | {"blake2b": _trees.digest(array)} for name, array in arrays.items()}
-    record: dict[str, Any] = {FORMAT: RECORD_FORMAT, "description": as_json(description or {}, "description"), "leaves": leaves}
+    record: dict[str, Any] = {
+        FORMAT: RECORD_FORMAT,
+        "description": as_json(description or {}, "description"),
+        "leaves": leaves,
+    }
     metadata = {_OURS: json.dumps(record | {"sha256": _student.digest_of_record(record)})}
     try:
         data = save(arrays, metadata=metadata)

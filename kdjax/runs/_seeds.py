@@ -149,9 +149,7 @@ class Shared:
             free = f"{memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
             why = f", as {free}" if place == now else ", as the run began"
         where = {"memory": "are kept in memory", "disk": f"are kept in {self.out}", "off": "are computed in every step"}
-        self.say(
-            f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}{why}."
-        )
+        self.say(f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}{why}.")
         return place
 
     def loaded(self, trainer: Trainer, given: Path | Weights) -> Weights:

@@ -20,7 +20,18 @@ NUMBERS = "'s numbers"  # ends the name of a digest of numbers, among those of p
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}(\.tmp)?")  # of _files, of caches, and of the trial whether one can write
 RECORD_FORMAT = 1  # of config.json and results.json
 # What may differ between a run and its resumption; of data and a given teacher there are digests.
-FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir", "given_teacher", "jax", _files.FORMAT, "chosen")
+FREE = (
+    "seeds",
+    "test_seeds",
+    "out",
+    "resume",
+    "print_every",
+    "data_dir",
+    "given_teacher",
+    "jax",
+    _files.FORMAT,
+    "chosen",
+)
 
 
 @contextmanager
@@ -116,7 +127,7 @@ def _same(path: Path, config: dict[str, Any]) -> None:
             raise ValueError(f"{path} must hold a whole number of seeds, as the run wrote it; got {before['seeds']!r}.")
         if config.get("seeds", 0) < before.get("seeds", 0):
             raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
-        config = config | {"chosen": before.get("chosen", {})}
+        config = config | {key: before[key] for key in ("chosen",) if key in before}
     _files.write_json(path, {_files.FORMAT: RECORD_FORMAT} | config)
 
 
@@ -128,7 +139,9 @@ def _of_another_jax(path: Path, before: Mapping[str, Any], config: Mapping[str, 
         RuntimeWarning,
         stacklevel=2,
     )
-    own, its = ({key: one for key, one in each["programs"].items() if key.endswith(NUMBERS)} for each in (before, config))
+    own, its = (
+        {key: one for key, one in each["programs"].items() if key.endswith(NUMBERS)} for each in (before, config)
+    )
     return ["programs"] if own != its else []
 
 

@@ -33,9 +33,9 @@ def provenance(config: Mapping[str, Any], *, data: Mapping[str, str] | None = No
       data: digests of what it reads, by name, as of `digest`.
 
     Returns:
-      ``"kdjax_format"``, the number of the record's format, ``"command"``, ``"config"``, ``"data"``, ``"versions"``, ``"hardware"`` (platform, kind and number of devices,
-      processes, cores, machine, load before the run) and ``"commit"``: of the script's repository, with ``+`` where files
-      differ from it; None outside of one.
+      ``"kdjax_format"``, the number of the record's format, ``"command"``, ``"config"``, ``"data"``, ``"versions"``,
+      ``"hardware"`` (platform, kind and number of devices, processes, cores, machine, load before the run) and
+      ``"commit"``: of the script's repository, with ``+`` where files differ from it; None outside of one.
     """
     devices = jax.devices()
     return as_json({
