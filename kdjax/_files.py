@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -81,6 +82,20 @@ def as_json(value: Any, name: str = "value") -> Any:
         # kind V: bfloat16 and its like, of which json knows nothing and float32 holds every value
         return as_json((array.astype(np.float32) if array.dtype.kind == "V" else array).tolist(), name)
     raise ValueError(f"{name} must be something that JSON can hold; got {value!r} of type {type(value).__name__}.")
+
+
+class _Bounded(io.BufferedReader):
+    """Asks for no more than the file has: Python makes room for all that is asked for before it reads."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= 0:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
+def open_bounded(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a file to be read by parsers that believe the sizes in it: a header that lies costs no memory."""
+    return _Bounded(io.FileIO(path))
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
