@@ -3,6 +3,7 @@
 # make quick  the fast ones of losses, terms and the step
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make mutation   change the code in 210 places, and see whether the tests notice
+# make fuzz   feed every parser what its files are not, for MINUTES=10
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -18,7 +19,7 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation fuzz lint format docs lock clean
 
 setup: $(READY)
 
@@ -54,6 +55,12 @@ verification: $(READY)
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
 	$(BIN)/python tests/mutation.py
+
+# Of any number of minutes; it ends with a count of what was tried, and an error where a parser broke the law.
+MINUTES ?= 10
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3.0"
+	$(BIN)/python tests/fuzz.py $(MINUTES)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

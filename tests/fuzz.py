@@ -1,7 +1,7 @@
-"""Every parser of files and of command lines, fed what its files are not: for hypothesis in tests, and by `make fuzz` for longer.
+"""Every parser of files and of command lines, fed what its files are not: by hypothesis in tests, by `make fuzz` for longer.
 
 The law: nothing but the errors that are named, no answer that takes `SECONDS`, and no more memory than `TIMES` what the file
-holds. By `python tests/fuzz.py MINUTES` each parser is fuzzed in a process of its own, by atheris, which looks for new paths.
+holds. By `python tests/fuzz.py MINUTES` each parser is fuzzed in a process of its own, by atheris, which seeks new paths.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ from typing import NamedTuple
 SECONDS = 5
 TIMES, ROOM = 4, 4_000_000  # bytes that a call may need for itself: tables of Pillow's and of zipfile's, messages
 ROOT = Path(__file__).parents[1]
+NUMBERS = (b"-1", b"0", b"99999999999", b"1e400", b"true", b"null", b"2.5")
 NAMED = (ValueError, FileNotFoundError, FileExistsError)
 
 
@@ -35,11 +37,13 @@ class Parser(NamedTuple):
       seeds: whole files, as bytes, from which changed ones are made.
       read: gets a folder of its own and the bytes, and reads them as a user would.
       holds: how many bytes the file holds when it is unpacked.
+      threads: whether its reader has threads of its own, which do not bear libFuzzer's hooks: it gets random changes alone.
     """
 
     seeds: Callable[[], list[bytes]]
     read: Callable[[Path, bytes], object]
     holds: Callable[[bytes], int] = len
+    threads: bool = False
 
 
 class BrokenLawError(AssertionError):
@@ -96,9 +100,7 @@ def changed(whole: bytes, draw: random.Random) -> bytes:
                 )
             case 5 if found := list(re.finditer(rb"\d+", content)):
                 one = draw.choice(found)
-                content[one.start() : one.end()] = draw.choice(
-                    (b"-1", b"0", b"99999999999", b"1e400", b"true", b"null", b"2.5")
-                )
+                content[one.start() : one.end()] = draw.choice(NUMBERS)
             case _ if at < len(content):
                 content[at] ^= 1 << draw.randrange(8)
     return bytes(content)
@@ -139,6 +141,23 @@ def in_a_folder(parser: Parser, content: bytes) -> str:
         return obey(parser, Path(folder), content)
 
 
+def random_of(name: str, minutes: float) -> None:
+    """This process feeds one parser random changes, and ends with the first broken law."""
+    from parsers import PARSERS
+
+    parser, draw, end, runs = PARSERS[name], random.Random(time.time()), time.monotonic() + 60 * minutes, 0
+    seeds = parser.seeds()
+    warm(parser, seeds)
+    while time.monotonic() < end:
+        content, runs = changed(draw.choice(seeds), draw), runs + 1
+        try:
+            in_a_folder(parser, content)
+        except BaseException:
+            print(f"it was fed {content!r}", file=sys.stderr)
+            raise
+    print(f"number_of_executed_units: {runs}", file=sys.stderr)
+
+
 def atheris_of(name: str, minutes: float) -> None:
     """This process fuzzes one parser, and ends with the first broken law."""
     import atheris
@@ -163,7 +182,7 @@ def atheris_of(name: str, minutes: float) -> None:
 
     options = [
         f"-max_total_time={round(60 * minutes)}",
-        f"-timeout={SECONDS * 4}",
+        "-timeout=0",
         "-rss_limit_mb=3000",
         "-max_len=20000",
     ]
@@ -180,7 +199,8 @@ def main(minutes: float) -> int:
 
     total, broken = 0, []
     for name in PARSERS:
-        command = [sys.executable, __file__, "--one", name, str(minutes / len(PARSERS))]
+        how = "--random" if PARSERS[name].threads else "--atheris"
+        command = [sys.executable, "-X", "faulthandler", __file__, how, name, str(minutes / len(PARSERS))]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, errors="replace")
         runs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
         total += int(runs[1]) if runs else 0
@@ -190,14 +210,14 @@ def main(minutes: float) -> int:
         )
         if done.returncode:
             broken.append(name)
-            print(done.stderr[-3000:], flush=True)
+            print(f"exit code {done.returncode}\n{done.stderr[-3000:]}", flush=True)
     print(f"{total:,} executions of {len(PARSERS)} parsers in {minutes:g} minutes; {len(broken)} broke the law.")
     return 1 if broken else 0
 
 
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-    if sys.argv[1] == "--one":
-        atheris_of(sys.argv[2], float(sys.argv[3]))
+    if sys.argv[1] in ("--atheris", "--random"):
+        (atheris_of if sys.argv[1] == "--atheris" else random_of)(sys.argv[2], float(sys.argv[3]))
     else:
         sys.exit(main(float(sys.argv[1])))

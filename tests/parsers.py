@@ -8,12 +8,14 @@ import shlex
 import struct
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from fuzz import Parser, json_seeds, ungzipped, unzipped
 from PIL import Image
 
@@ -51,13 +53,8 @@ def read_one_idx(folder, content):
 
 def arrays_of_archive():
     pictures, labels = np.arange(4 * 9, dtype=np.uint8).reshape(4, 3, 3), np.array([0, 1, 0, 1])
-    return {
-        "x_train": pictures,
-        "y_train": labels,
-        "x_test": pictures,
-        "y_test": labels,
-        "class_names": np.array(["a", "b"]),
-    }
+    named = {f"{kind}_{part}": array for part in ("train", "test") for kind, array in (("x", pictures), ("y", labels))}
+    return named | {"class_names": np.array(["a", "b"])}
 
 
 def npz_seeds():
@@ -195,7 +192,7 @@ def read_results(folder, content):
     (folder / "results.json").write_bytes(content)
     with contextlib.suppress(ValueError):
         open_results(folder / "results.json", {})
-    with mock.patch.object(_write, "figures", lambda *parts: {}), warnings.catch_warnings():  # figures take a second
+    with mock.patch.object(_write, "figures", return_value={}), warnings.catch_warnings():  # figures take a second
         warnings.simplefilter("ignore")
         return _write.write_report(folder)
 
@@ -270,6 +267,29 @@ def run_command(folder, content):
     assert code in (0, 1, 2), code
 
 
+SCRIPTS = {
+    "common_mistakes": "CommonMistakes", "digits": "Digits", "many_labels": "ManyLabels", "pipeline": "Pipeline",
+    "model_compression": "ModelCompression", "pixels": "Pixels", "precision": "Precision", "search": "Search",
+    "soft_targets": "SoftTargets", "strategies": "Strategies", "tokens": "Tokens", "transformers": "Transformers",
+}  # fmt: skip
+MORE_WORDS = [
+    b"digits --data digits --seeds 2 --epochs 3 --learning-rate 1e-3 --temperature 4 --alpha 0.3 --cache auto",
+    b"search --temperatures 1 4 --alphas 0.1 0.9 --way vmap --seeds 2", b"strategies --only kl --resume --out x",
+]  # fmt: skip
+
+
+def read_script_words(folder, content):
+    """The settings of a script of experiments/, which checks them before it does anything."""
+    words = content.decode(errors="replace").split()
+    name = words[0] if words and words[0] in SCRIPTS else "digits"
+    settings = getattr(import_module(f"experiments.{name}"), SCRIPTS[name])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            tyro.cli(settings, args=words[1:])
+        except SystemExit as stopped:
+            assert stopped.code in (0, 2), stopped.code  # noqa: PT017
+
+
 PARSERS = {
     "idx": Parser(idx_seeds, read_one_idx, ungzipped),
     "npz": Parser(npz_seeds, read_npz, unzipped),
@@ -284,7 +304,8 @@ PARSERS = {
     "config": Parser(json_seeds(CONFIG), read_config),
     "metrics": Parser(lambda: [b"\n".join([json.dumps(LINE).encode()] * 3)], read_metrics),
     "report's arrays": Parser(kept_seeds, read_kept, unzipped),
-    "checkpoint": Parser(checkpoint_seeds, read_checkpoint),
+    "checkpoint": Parser(checkpoint_seeds, read_checkpoint, threads=True),
+    "experiments": Parser(lambda: MORE_WORDS, read_script_words),
     "kdjax": Parser(lambda: WORDS, run_command),
 }
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 2000))
