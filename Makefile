@@ -4,6 +4,7 @@
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make mutation   change the code in 210 places, and see whether the tests notice
 # make fuzz   feed every parser what its files are not, for MINUTES=10
+# make long   100,000 steps with logging and saving: memory, speed, files, cost of saves
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -19,7 +20,7 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation fuzz lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation fuzz long lint format docs lock clean
 
 setup: $(READY)
 
@@ -61,6 +62,10 @@ MINUTES ?= 10
 fuzz: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3.0"
 	$(BIN)/python tests/fuzz.py $(MINUTES)
+
+# A hundred thousand steps, logged and saved: does memory grow, does it get slower, what does saving cost?
+long: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/long_run.py tests/long_run.json
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -15,9 +15,8 @@ a page with all figures.
 from dataclasses import dataclass
 
 import optax
-import tyro
 
-from experiments._settings import Settings, network, run
+from experiments._settings import Settings, network, run, start
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
@@ -86,4 +85,4 @@ def main(settings: Digits) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Digits, description=__doc__))
+    start(main, Digits, __doc__)

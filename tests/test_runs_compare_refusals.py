@@ -253,3 +253,13 @@ def test_a_teacher_of_another_kind_is_refused(finished, tmp_path, no_training):
     with pytest.raises(ValueError, match=r"teacher must hold finite numbers.*\['Dense_0'\]\['bias'\]"):
         run(tmp_path / "out", given_teacher=tmp_path / "broken")
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_are_not_finite_are_refused_where_updates_would_be_skipped(tmp_path):
+    """Each update that sees one would be left out, and in the end all of them."""
+    inputs = np.ones((8, 8, 8, 1), np.float32)
+    part = {"inputs": inputs, "labels": np.zeros(8, int)}
+    broken = part | {"inputs": np.where(np.arange(8)[:, None, None, None] == 5, np.nan, inputs)}
+    with pytest.raises(ValueError, match=r"data must be finite where diverged is 'skip'.* 1 examples .* example 5"):
+        run(tmp_path / "run", data=[broken, part], diverged="skip")
+    assert not (tmp_path / "run").exists()

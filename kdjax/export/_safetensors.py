@@ -37,7 +37,7 @@ def to_safetensors(
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
       ImportError: if ``safetensors`` is missing.
-      ValueError: if there is no array, or one of a kind that safetensors cannot hold.
+      ValueError: if there is no array, one that is not finite, or one of a kind that safetensors cannot hold.
 
     Example:
       >>> import tempfile
@@ -58,6 +58,7 @@ def to_safetensors(
         arrays[name] = np.asarray(leaf, order="C")
     if not arrays:
         raise ValueError("weights must have at least one array; got none.")
+    _student.check_finite(weights)
     leaves = {name: _trees.signature(array) | {"blake2b": _trees.digest(array)} for name, array in arrays.items()}
     record: dict[str, Any] = {
         FORMAT: RECORD_FORMAT,

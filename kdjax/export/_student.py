@@ -52,6 +52,7 @@ def student(
     apply: Apply, weights: Weights, example: Tree, preprocess: Preprocess | None, class_names: Sequence[str] | None
 ) -> Student:
     """Runs the network once, and refuses what could not be exported or compared."""
+    check_finite(weights)
     # By way of JAX: where it has no 64 bits, the program has none either.
     example = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf)), batch_of("example", example))
     # By way of the host: what lies split over devices is one array in the program.
@@ -80,6 +81,13 @@ def student(
         "jax": jax.__version__,
     }
     return Student(_of_any_batch(logits_of, shapes), example, logits, shapes, record)
+
+
+def check_finite(weights: Weights) -> None:
+    """That no number of a network is NaN or infinite: training has diverged, and nobody wants to be handed that."""
+    for name, leaf in _trees.by_path(weights).items():
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(f"weights must be finite; NaN or infinity is in {name}.")
 
 
 def batch_of(name: str, inputs: Tree) -> Tree:

@@ -16,7 +16,7 @@ from kdjax._types import Weights
 from kdjax.data import Dataset
 from kdjax.metrics import parameter_count
 from kdjax.runs import records
-from kdjax.runs._data import digest_of, inputs_of
+from kdjax.runs._data import digest_of, inputs_of, not_finite
 from kdjax.runs._measured import check_measures, digest_of_measures, headline
 from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.fitting import tracked_by
@@ -138,6 +138,10 @@ def compare(
         track,
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
+    if diverged == "skip" and (said := not_finite(run.data.train)):
+        raise ValueError(
+            f"data must be finite where diverged is 'skip', which leaves out each update that sees what is not: {said}."
+        )
     trainers = run.prepared(recipes)
     digests = {name: digest_of(one) for name, one in zip(("train", "test"), data, strict=True)}
     about = dict(config or {}) | {
