@@ -154,3 +154,18 @@ def test_records_of_before_there_were_numbers_are_opened(saved, teacher, tmp_pat
         (folder / "config.json").write_text('{"epochs": 3}')
     with open_folder(tmp_path / "run", {"epochs": 3}, resume=True):
         pass
+
+
+def test_a_report_is_not_written_through_a_link_and_a_damaged_run_is_named(saved, tmp_path):
+    shutil.copytree(saved / "comparison", tmp_path / "run")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run" / "report-figures").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="report-figures is a symbolic link, and is not written into"):
+        write_report(tmp_path / "run")
+    (tmp_path / "run" / "report-figures").unlink()
+    (tmp_path / "run" / "seed-0" / "alone" / "metrics.jsonl").write_text('{"epoch": 1, "train": 3, "test": []}\n')
+    with pytest.raises(
+        ValueError, match=r"run must be the folder of a comparison as it was written; .* one is damaged"
+    ):
+        write_report(tmp_path / "run")
+    assert not list((tmp_path / "outside").iterdir())

@@ -263,3 +263,18 @@ def test_inputs_that_are_not_finite_are_refused_where_updates_would_be_skipped(t
     with pytest.raises(ValueError, match=r"data must be finite where diverged is 'skip'.* 1 examples .* example 5"):
         run(tmp_path / "run", data=[broken, part], diverged="skip")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_follow_a_strangers_links(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with open_folder(tmp_path / "run", {"epochs": 1}, resume=False) as folder:
+        (folder / "inside").mkdir()
+    (folder / "seed-1").symlink_to("inside")
+    with open_folder(folder, {"epochs": 1}, resume=True):
+        pass
+    (folder / "seed-0").symlink_to("../outside")
+    said = pytest.raises(ValueError, match=r"seed-0 is a symbolic link that leads out of it")
+    with said, open_folder(folder, {"epochs": 1}, resume=True):
+        pass
+    assert not list(outside.iterdir())

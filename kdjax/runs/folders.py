@@ -51,7 +51,7 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
       FileExistsError: if it holds a run and `resume` is not set, or holds something else.
       PermissionError: if it cannot be written.
       RuntimeError: if another process is writing there; in the others of several processes, whatever the first one found.
-      ValueError: if `config` differs from the run's, or what the folder says of itself is damaged.
+      ValueError: if `config` differs from the run's, what the folder says of itself is damaged, or a link leads out of it.
     """
     folder, refusal = Path(out), None
     with ExitStack() as held:
@@ -59,6 +59,7 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
             try:
                 _check_free(folder, resume)
                 _check_writable(folder)
+                _check_own(folder)
                 _lock(held.enter_context((folder / _LOCK).open("w")), folder)
                 _remove_left_overs(folder)
                 _same(folder / _CONFIG, _files.as_json(config, "config"))
@@ -87,6 +88,15 @@ def _check_free(folder: Path, resume: bool) -> None:
         raise FileExistsError(
             f"out holds no run that could be gone on with, and is not empty: {folder} has {others[0]}."
         )
+
+
+def _check_own(folder: Path) -> None:
+    """A run writes where its folder is, and nowhere else: what a stranger's links name stays as it is."""
+    root = folder.resolve()
+    for where, folders, files in os.walk(folder):
+        for path in (Path(where, name) for name in (*folders, *files)):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise ValueError(f"out must hold its own files; {path} is a symbolic link that leads out of it.")
 
 
 def _lock(file: IO[str], folder: Path) -> None:
