@@ -24,17 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kdjax import _checkpoint_folders as folders
 from kdjax import _checks, _processes, _trees
 from kdjax._checkpoint_folders import DamagedError as DamagedError
-from kdjax._checkpoint_folders import (
-    check_arrays,
-    check_name,
-    check_plain,
-    check_record,
-    check_shapes,
-    differences,
-    existing,
-)
 from kdjax._checkpoint_folders import set_aside as set_aside
 from kdjax._files import FORMAT, as_json, check_format, check_writable
 from kdjax._types import Tree, Weights
@@ -70,7 +62,7 @@ def save_weights(
     target = Path(path).absolute()
     if _processes.anywhere(target.exists()):
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
-    check_name(target)
+    folders.check_name(target)
     check_writable(target.parent)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(target, args=_to_write(weights, description or {}))
@@ -91,9 +83,9 @@ def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:
       DamagedError: a ValueError that names the leaf whose bytes have changed.
       ValueError: naming leaves that are missing, unexpected, or of another shape or dtype.
     """
-    source = existing(path)
+    source = folders.existing(path)
     record = _record(source)
-    if other := differences(source, record["leaves"], like):
+    if other := folders.differences(source, record["leaves"], like):
         raise ValueError(other)
     return _rebuilt(_arrays(source, record["leaves"]), record["leaves"], like)
 
@@ -105,7 +97,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: if there are no weights at `path`.
       DamagedError: if it is not what was written.
     """
-    return _record(existing(path))["entries"]
+    return _record(folders.existing(path))["entries"]
 
 
 @contextmanager
@@ -137,9 +129,9 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
     """
     _checks.whole("keep", keep, 1)
     root = Path(folder).absolute()
-    check_name(root)
+    folders.check_name(root)
     check_writable(root)
-    check_plain(root)
+    folders.check_plain(root)
     for child in root.iterdir() if _processes.is_first() else ():
         # Orbax would take it for the latest step, and then silently save none before that number.
         if child.name.isdigit() and child.is_dir() and not any(child.iterdir()):
@@ -201,7 +193,7 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
         other, arrays = "", {}
         try:
             record = _record(source)
-            if not (other := differences(source, record["leaves"], own)):
+            if not (other := folders.differences(source, record["leaves"], own)):
                 arrays = _arrays(source, record["leaves"])
         except DamagedError as error:
             damaged[step] = error
@@ -248,16 +240,16 @@ def _record(source: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
         raise DamagedError(f"The checkpoint {source} is damaged: its record is not what was written.")
     check_format(record, _FORMAT, f"The checkpoint {source}")
-    check_record(source, record)
+    folders.check_record(source, record)
     return record
 
 
 def _arrays(source: Path, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """All arrays of a record, each of the bytes that it was saved with."""
-    check_arrays(source, leaves)
+    folders.check_arrays(source, leaves)
     with _as_damage(source):
         stored = ocp.StandardCheckpointHandler().metadata(source / "arrays").tree
-    check_shapes(source, leaves, stored)
+    folders.check_shapes(source, leaves, stored)
     arrays: dict[str, np.ndarray] = _restored(source, arrays=ocp.args.StandardRestore())["arrays"]
     changed = []
     for name, saved in leaves.items():
