@@ -4,6 +4,8 @@
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make mutation   change the code in 210 places, and see whether the tests notice
 # make notebook   run the notebook of docs/notebooks, and write its page
+# make fuzz   feed every parser what its files are not, for MINUTES=10
+# make long   100,000 steps with logging and saving: memory, speed, files, cost of saves
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -19,7 +21,7 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation notebook lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation notebook fuzz long lint format docs lock clean
 
 setup: $(READY)
 
@@ -65,6 +67,16 @@ notebook: $(READY)
 	$(BIN)/python -m jupytext --quiet --execute --to ipynb --output - $(NOTEBOOK).py | $(BIN)/python -m nbconvert --stdin \
 		--CoalesceStreamsPreprocessor.enabled=True --to markdown --template-file docs/hooks/notebook.md.j2 \
 		--output $(notdir $(NOTEBOOK)) --output-dir $(dir $(NOTEBOOK))
+
+# Of any number of minutes; it ends with a count of what was tried, and an error where a parser broke the law.
+MINUTES ?= 10
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3.0"
+	$(BIN)/python tests/fuzz.py $(MINUTES)
+
+# A hundred thousand steps, logged and saved: does memory grow, does it get slower, what does saving cost?
+long: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/long_run.py tests/long_run.json
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optax
-import tyro
 
-from experiments._settings import Settings, network, run
+from experiments._settings import Settings, network, run, start
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
@@ -113,4 +112,4 @@ def command() -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Digits, description=__doc__))
+    start(main, Digits, __doc__)
