@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kdjax import _checks, _processes, _trees
-from kdjax._files import as_json, check_writable
+from kdjax._files import as_json, check_writable, naming
 from kdjax._types import Tree, Weights
 
 
@@ -64,8 +64,9 @@ def save_weights(
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
     _check_name(target)
     check_writable(target.parent)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(target, args=_to_write(weights, description or {}))
+    content = _to_write(weights, description or {})
+    with _named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(target, args=content)
 
 
 def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:
@@ -136,8 +137,13 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
             child.rmdir()
     _processes.wait()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(root, options=options) as run:
+    with _named(root):
+        run = ocp.CheckpointManager(root, options=options)
+    try:
         yield run
+    finally:
+        with _named(root):
+            run.close()
 
 
 def save_state(run: ocp.CheckpointManager, step: int, state: Tree, record: Mapping[str, Any] | None = None) -> None:
@@ -158,7 +164,9 @@ def save_state(run: ocp.CheckpointManager, step: int, state: Tree, record: Mappi
     last = run.latest_step()
     if last is not None and step <= last:
         raise ValueError(f"step must be greater than the last one saved in {run.directory}, {last}; got {step}.")
-    run.save(step, args=_to_write(state, record or {}))
+    content = _to_write(state, record or {})
+    with _named(run.directory):
+        run.save(step, args=content)
 
 
 def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[str, Any]] | None:
@@ -207,6 +215,16 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
     if damaged:
         raise DamagedError(f"No state in {run.directory} is whole. {' '.join(map(str, damaged.values()))}")
     return None
+
+
+@contextmanager
+def _named(folder: os.PathLike[str]) -> Iterator[None]:
+    """Whatever Orbax and tensorstore say of a write that failed, as an OSError that names the folder."""
+    try:
+        with naming(folder):
+            yield
+    except (ValueError, RuntimeError) as error:
+        raise OSError(f"The checkpoint {os.fspath(folder)} cannot be written: {error}") from error
 
 
 def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:

@@ -70,8 +70,10 @@ def in_folder(
             if record["digests"].get(name) != digest_of_rows(array):
                 raise StaleError(f"path must hold what was written; {_file(folder, name)} has changed since.")
         return opened(folder, "r")
-    with _made_whole(folder) as unfinished:
-        written = opened(unfinished, "w+")
+    with _files.naming(folder), _made_whole(folder) as unfinished:
+        for name, one in layout.items():
+            _allocate(_file(unfinished, name), math.prod(one.shape) * one.dtype.itemsize)
+        written = opened(unfinished, "r+")
         fill(written)
         for array in written.values():
             array.flush()
@@ -97,6 +99,15 @@ def _digest_of(record: Mapping[str, Any]) -> str:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{quote(name, safe='')}.bin"
+
+
+def _allocate(file: Path, size: int) -> None:
+    """Room on the disk for all of it: a process that finds none while it writes into mapped memory is killed by SIGBUS."""
+    with open(file, "xb") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)
+        else:
+            opened.truncate(size)
 
 
 @contextlib.contextmanager

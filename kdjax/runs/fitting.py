@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from kdjax import _processes
-from kdjax._files import append_json_line
+from kdjax._files import append_json_line, write_json_lines
 from kdjax._types import TrainState, Tree, Weights
 from kdjax.batches import epoch_indices
 from kdjax.checkpoints import (
@@ -200,6 +200,4 @@ _all_finite = jax.jit(all_finite)
 def _rewrite(path: Path, history: list[dict[str, Any]]) -> None:
     """After a resumption the file holds what the restored state has seen, and nothing that was trained and then lost."""
     if _processes.is_first():
-        path.unlink(missing_ok=True)
-        for record in history:
-            append_json_line(path, record)
+        write_json_lines(path, history)

@@ -1,0 +1,261 @@
+"""Whatever kdjax saves: what is there before, the save, how it is read, and how one goes on after a fault."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from saved import bits, spoil
+
+from kdjax import TrainState, Weights
+from kdjax.caching import cache_teacher
+from kdjax.checkpoints import load_weights, open_run, restore_state, save_state, save_weights
+from kdjax.export import from_safetensors, open_stablehlo, to_safetensors, to_stablehlo
+from kdjax.runs import append_json_line, open_folder, open_results
+from kdjax.runs.fitting import keep_weights
+
+CONFIG = {"title": "small", "seeds": 2, "data_digests": {"train": "a", "test": "b"}}
+
+
+@dataclass(frozen=True)
+class Save:
+    """Attributes:
+    before: makes the folder as it is before.
+    save: the save that is struck.
+    check: "before" or "after", which the folder is like; raises where it is neither.
+    again: goes on after the fault, as a person would; what is then read must be "after".
+    tidy: whether nothing unfinished may be left once one has gone on.
+    """
+
+    before: Callable[[Path], object]
+    save: Callable[[Path], object]
+    check: Callable[[Path], str]
+    again: Callable[[Path], object]
+    tidy: bool = True
+
+
+def weights(number: int) -> Weights:
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3) + np.float32(number)
+    return Weights({"kernel": kernel, "bias": np.full(3, number, np.float32)}, {})
+
+
+def state(number: int) -> TrainState:
+    params = {"kernel": np.full((2, 3), number, np.float32)}
+    return TrainState(np.int32(number), params, {"mean": np.float32(number)}, (), jax.random.key(number))
+
+
+# --- weights
+
+
+def whole_weights(folder: Path) -> str:
+    if not (folder / "w").exists():
+        return "before"
+    assert bits(load_weights(folder / "w", weights(1))) == bits(weights(1)), "other weights"
+    return "after"
+
+
+def missing_weights(folder: Path) -> None:
+    if not (folder / "w").exists():
+        save_weights(folder / "w", weights(1))
+
+
+def damaged_weights(folder: Path) -> None:
+    folder.mkdir()
+    save_weights(folder / "w", weights(1))
+    spoil(folder / "w")
+
+
+def mended_weights(folder: Path) -> str:
+    try:
+        return whole_weights(folder)
+    except ValueError:
+        return "before"  # damaged, as it was
+
+
+def mend(folder: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keep_weights(folder / "w", weights(1), {})
+
+
+# --- states
+
+
+def two_states(folder: Path) -> None:
+    with open_run(folder / "state") as run:
+        for number in (1, 2):
+            save_state(run, number, state(number), {"step": number})
+
+
+def third_state(folder: Path) -> None:
+    with open_run(folder / "state") as run:
+        save_state(run, 3, state(3), {"step": 3})
+
+
+def newest(folder: Path, known: tuple[int, int] = (2, 3)) -> str:
+    with open_run(folder / "state") as run:
+        found, record = restore_state(run, state(0))
+    number = record["step"]
+    assert number in known, f"the state after step {number}"
+    assert bits(found) == bits(jax.tree.map(jax.numpy.asarray, state(number))), "another state"
+    return "after" if number == known[1] else "before"
+
+
+def state_again(folder: Path) -> None:
+    if newest(folder) == "before":
+        third_state(folder)
+
+
+def one_damaged(folder: Path) -> None:
+    two_states(folder)
+    spoil(folder / "state" / "2")
+
+
+def gone_back(folder: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        newest(folder, (0, 1))
+
+
+def after_going_back(folder: Path) -> str:
+    gone_back(folder)
+    return "after"
+
+
+# --- records
+
+
+def one_result(folder: Path) -> None:
+    folder.mkdir()
+    open_results(folder / "results.json", {"commit": "a"})[1](0, "alone", lambda: {"accuracy": 0.5})
+
+
+def another_result(folder: Path) -> None:
+    open_results(folder / "results.json", {"commit": "a"})[1](0, "distilled", lambda: {"accuracy": 0.75})
+
+
+def results_of(folder: Path) -> str:
+    seeds = open_results(folder / "results.json", {})[0]["seeds"]
+    assert seeds[0].pop("alone") == {"accuracy": 0.5}
+    assert seeds in ([{}], [{"distilled": {"accuracy": 0.75}}])
+    return "after" if seeds[0] else "before"
+
+
+def begun(folder: Path, resume: bool = False) -> None:
+    with open_folder(folder / "run", CONFIG, resume=resume) as out:
+        (out / "seed-0").mkdir(exist_ok=True)
+
+
+def begun_again(folder: Path) -> None:
+    try:
+        begun(folder)
+    except FileExistsError:
+        begun(folder, resume=True)
+
+
+def config_of(folder: Path) -> str:
+    file = folder / "run" / "config.json"
+    if not file.exists():
+        return "before"
+    assert json.loads(file.read_text()) == CONFIG
+    return "after"
+
+
+def first_line(folder: Path) -> None:
+    folder.mkdir()
+    append_json_line(folder / "metrics.jsonl", {"epoch": 1})
+
+
+def next_line(folder: Path) -> None:
+    append_json_line(folder / "metrics.jsonl", {"epoch": 2})
+
+
+def lines_of(folder: Path) -> str:
+    """After a kill in the midst of a line that line is no JSON; all before and after it are whole."""
+    text = (folder / "metrics.jsonl").read_text()
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            assert '{"epoch": 2}'.startswith(line), line
+    assert found in ([{"epoch": 1}], [{"epoch": 1}, {"epoch": 2}])
+    return "after" if len(found) == 2 else "before"
+
+
+def line_again(folder: Path) -> None:
+    if lines_of(folder) == "before":
+        next_line(folder)
+
+
+# --- what is handed over
+
+
+def teacher(params, model_state, inputs, *, train, rng=None):
+    return inputs @ params["kernel"] + params["bias"][None], model_state
+
+
+def cached(folder: Path):
+    inputs = np.linspace(-1, 1, 14, dtype=np.float32).reshape(7, 2)
+    return cache_teacher(teacher, weights(1), inputs, path=folder / "cache")["teacher"].logits
+
+
+@functools.cache
+def wanted_logits():
+    inputs = np.linspace(-1, 1, 14, dtype=np.float32).reshape(7, 2)
+    return np.asarray(cache_teacher(teacher, weights(1), inputs)["teacher"].logits)
+
+
+def cache_of(folder: Path) -> str:
+    if not (folder / "cache").exists():
+        return "before"
+    np.testing.assert_array_equal(cached(folder), wanted_logits())
+    return "after"
+
+
+def safetensors(folder: Path) -> None:
+    if not (folder / "student.safetensors").exists():
+        to_safetensors(folder / "student.safetensors", weights(1))
+
+
+def safetensors_of(folder: Path) -> str:
+    if not (folder / "student.safetensors").exists():
+        return "before"
+    found, _ = from_safetensors(folder / "student.safetensors", weights(1))
+    assert bits(found) == bits(weights(1))
+    return "after"
+
+
+def stablehlo(folder: Path) -> None:
+    if not (folder / "student").exists():
+        to_stablehlo(folder / "student", teacher, weights(1), np.ones((4, 2), np.float32), platforms=["cpu"])
+
+
+def stablehlo_of(folder: Path) -> str:
+    if not (folder / "student").exists():
+        return "before"
+    program, _ = open_stablehlo(folder / "student")
+    logits, _ = teacher(*weights(1), np.ones((4, 2), np.float32), train=False)
+    np.testing.assert_array_equal(program(np.ones((4, 2), np.float32)), logits)
+    return "after"
+
+
+SAVES = {
+    "weights": Save(Path.mkdir, missing_weights, whole_weights, missing_weights),
+    "weights written anew": Save(damaged_weights, mend, mended_weights, mend),
+    "a training state": Save(two_states, third_state, newest, state_again),
+    "a damaged state set aside": Save(one_damaged, gone_back, after_going_back, gone_back),
+    "results.json": Save(one_result, another_result, results_of, another_result, tidy=False),
+    "a run's folder and config.json": Save(Path.mkdir, begun, config_of, begun_again),
+    "a line of metrics.jsonl": Save(first_line, next_line, lines_of, line_again),
+    "a teacher's cache": Save(Path.mkdir, cached, cache_of, cached, tidy=False),
+    "an export to safetensors": Save(Path.mkdir, safetensors, safetensors_of, safetensors, tidy=False),
+    "an export to StableHLO": Save(Path.mkdir, stablehlo, stablehlo_of, stablehlo, tidy=False),
+}
