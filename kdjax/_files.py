@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,20 @@ def write_json_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(as_json(record, "record"), ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest_of_json(document: Any) -> str:
+    """Of what JSON holds, whatever the order of its keys."""
+    return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def set_aside(folder: Path) -> None:
+    """Renames rather than removes: what cannot be read today may be read on another day."""
+    names = {child.name for child in folder.parent.iterdir()}
+    name = f"damaged-{folder.name}"
+    while name in names:
+        name += "-again"
+    folder.rename(folder.with_name(name))
 
 
 def check_writable(folder: Path) -> None:

@@ -10,13 +10,11 @@ the devices of many, whole or split: it is gathered in each process's memory and
 that a run of two processes goes on in one, or in four.
 """
 
-import json
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kdjax import _checks, _processes, _trees
-from kdjax._files import as_json, check_writable, naming
+from kdjax._files import as_json, check_writable, digest_of_json, naming, set_aside
 from kdjax._types import Tree, Weights
 
 
@@ -189,7 +187,7 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
     """
     run.wait_until_finished()
     steps = sorted(run.all_steps(), reverse=True)
-    if _processes.differing({"steps": _digest_of(steps)}):
+    if _processes.differing({"steps": digest_of_json(steps)}):
         where = f"process {jax.process_index()} finds the steps {steps} in {run.directory}, another process others"
         raise ValueError(f"folder must be one that all processes see; {where}.")
     damaged: dict[int, DamagedError] = {}
@@ -284,11 +282,7 @@ def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: T
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:
-    return _digest_of({key: entry for key, entry in record.items() if key != "blake2b"})
-
-
-def _digest_of(document: Any) -> str:
-    return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return digest_of_json({key: entry for key, entry in record.items() if key != "blake2b"})
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -305,12 +299,3 @@ def _check_name(folder: Path) -> None:
         raise ValueError(
             f"A checkpoint's path must have no brackets, in which Orbax loses what it writes; got {folder}."
         )
-
-
-def set_aside(folder: Path) -> None:
-    """Renames rather than removes: what cannot be read today may be read on another day."""
-    names = {child.name for child in folder.parent.iterdir()}
-    name = f"damaged-{folder.name}"
-    while name in names:
-        name += "-again"
-    folder.rename(folder.with_name(name))

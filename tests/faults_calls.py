@@ -147,6 +147,7 @@ def run(name: str, *, share: float = 1.0, seed: int = 0) -> dict:
     save = SAVES[name]
     with tempfile.TemporaryDirectory(dir=os.environ.get("FAULTS_FOLDER")) as scratch:
         root = Path(scratch)
+        (root / "before").mkdir()
         in_child(lambda: save.before(root / "before"))
         shutil.copytree(root / "before", root / "counted")
         calls = in_child(lambda: calls_of(save.save, root / "counted"))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ CONFIG = {"title": "small", "seeds": 2, "data_digests": {"train": "a", "test": "
 @dataclass(frozen=True)
 class Save:
     """Attributes:
-    before: makes the folder as it is before.
+    before: fills the folder as it is before.
     save: the save that is struck.
     check: "before" or "after", which the folder is like; raises where it is neither.
     again: goes on after the fault, as a person would; what is then read must be "after".
@@ -35,6 +36,10 @@ class Save:
     check: Callable[[Path], str]
     again: Callable[[Path], object]
     tidy: bool = True
+
+
+def nothing(folder: Path) -> None:
+    """A save into an empty folder."""
 
 
 def weights(number: int) -> Weights:
@@ -63,7 +68,6 @@ def missing_weights(folder: Path) -> None:
 
 
 def damaged_weights(folder: Path) -> None:
-    folder.mkdir()
     save_weights(folder / "w", weights(1))
     spoil(folder / "w")
 
@@ -76,8 +80,6 @@ def mended_weights(folder: Path) -> str:
 
 
 def mend(folder: Path) -> None:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         keep_weights(folder / "w", weights(1), {})
@@ -117,8 +119,6 @@ def one_damaged(folder: Path) -> None:
 
 
 def gone_back(folder: Path) -> None:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         newest(folder, (0, 1))
@@ -133,7 +133,6 @@ def after_going_back(folder: Path) -> str:
 
 
 def one_result(folder: Path) -> None:
-    folder.mkdir()
     open_results(folder / "results.json", {"commit": "a"})[1](0, "alone", lambda: {"accuracy": 0.5})
 
 
@@ -169,7 +168,6 @@ def config_of(folder: Path) -> str:
 
 
 def first_line(folder: Path) -> None:
-    folder.mkdir()
     append_json_line(folder / "metrics.jsonl", {"epoch": 1})
 
 
@@ -248,14 +246,14 @@ def stablehlo_of(folder: Path) -> str:
 
 
 SAVES = {
-    "weights": Save(Path.mkdir, missing_weights, whole_weights, missing_weights),
+    "weights": Save(nothing, missing_weights, whole_weights, missing_weights),
     "weights written anew": Save(damaged_weights, mend, mended_weights, mend),
     "a training state": Save(two_states, third_state, newest, state_again),
     "a damaged state set aside": Save(one_damaged, gone_back, after_going_back, gone_back),
     "results.json": Save(one_result, another_result, results_of, another_result, tidy=False),
-    "a run's folder and config.json": Save(Path.mkdir, begun, config_of, begun_again),
+    "a run's folder and config.json": Save(nothing, begun, config_of, begun_again),
     "a line of metrics.jsonl": Save(first_line, next_line, lines_of, line_again),
-    "a teacher's cache": Save(Path.mkdir, cached, cache_of, cached, tidy=False),
-    "an export to safetensors": Save(Path.mkdir, safetensors, safetensors_of, safetensors, tidy=False),
-    "an export to StableHLO": Save(Path.mkdir, stablehlo, stablehlo_of, stablehlo, tidy=False),
+    "a teacher's cache": Save(nothing, cached, cache_of, cached, tidy=False),
+    "an export to safetensors": Save(nothing, safetensors, safetensors_of, safetensors, tidy=False),
+    "an export to StableHLO": Save(nothing, stablehlo, stablehlo_of, stablehlo, tidy=False),
 }

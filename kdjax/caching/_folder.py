@@ -79,7 +79,7 @@ def in_folder(
             array.flush()
         digests = {name: digest_of_rows(array) for name, array in written.items()}
         record = {**identity, "digests": digests}
-        _files.write_json(unfinished / _RECORD, record | {"record": _digest_of(record)})
+        _files.write_json(unfinished / _RECORD, record | {"record": _files.digest_of_json(record)})
     return opened(folder, "r")
 
 
@@ -91,10 +91,6 @@ def digest_of_rows(arrays: Tree) -> str:
         for start in range(0, len(array), _ROWS):
             digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
     return digest.hexdigest()
-
-
-def _digest_of(record: Mapping[str, Any]) -> str:
-    return blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -134,7 +130,7 @@ def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         kept = None
     own = kept.pop("record", None) if isinstance(kept, dict) else None
     # None: of an older version. A change anywhere in the record is no other teacher.
-    if not isinstance(kept, dict) or own not in (None, _digest_of(kept)) or not isinstance(kept.get("digests"), dict):
+    if not isinstance(kept, dict) or own not in (None, _files.digest_of_json(kept)) or not isinstance(kept.get("digests"), dict):
         raise StaleError(
             f"path must hold what was written; {file} is damaged. Remove the folder, or give another path."
         )

@@ -110,7 +110,9 @@ def _same(path: Path, config: dict[str, Any]) -> None:
         if type(before.get("seeds", 0)) is not int:
             raise ValueError(f"{path} must hold a whole number of seeds, as the run wrote it; got {before['seeds']!r}.")
         if config.get("seeds", 0) < before.get("seeds", 0):
-            raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
+            raise ValueError(
+                f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}. {path} says so."
+            )
     _files.write_json(path, config)
 
 
