@@ -138,7 +138,7 @@ KEPT = {
     "results.json": Kept(write_results, read_results),
     "config.json": Kept(write_config, read_config, damaged="run/config.json", fresh=True),
     "safetensors": Kept(saves.safetensors, read_safetensors),
-    "StableHLO": Kept(saves.stablehlo, read_stablehlo, bits=1, lengths=False),
+    "StableHLO": Kept(saves.stablehlo, read_stablehlo, lengths=False),
 }
 
 

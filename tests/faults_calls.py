@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+from faults_runs import RUNS
 from faults_saves import SAVES
 
 ONCE, FROM_THEN_ON, KILL = 1, 2, 3
@@ -144,7 +145,7 @@ def run(name: str, *, share: float = 1.0, seed: int = 0) -> dict:
     """All faults of one save, or a seeded share of them; needs the shim loaded and no JAX backend yet."""
     import random
 
-    save = SAVES[name]
+    save = (SAVES | RUNS)[name]
     with tempfile.TemporaryDirectory(dir=os.environ.get("FAULTS_FOLDER")) as scratch:
         root = Path(scratch)
         (root / "before").mkdir()

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,6 +98,13 @@ def _remove_left_overs(folder: Path) -> None:
     for path in sorted(folder.rglob(".*")):
         if _LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed writers left in a run's folder, unless somebody writes there now."""
+    with suppress(BlockingIOError), (folder / _LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_left_overs(folder)
 
 
 def _same(path: Path, config: dict[str, Any]) -> None:

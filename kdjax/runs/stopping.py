@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 RESUME = 75  # EX_TEMPFAIL of sysexits.h: try again later
 STOPPED = 130  # what a shell gives to a program that Ctrl-C has ended
+_calls = count()  # of all blocks: the processes agree on one of these numbers
 
 
 class StoppedError(Exception):
@@ -54,9 +55,13 @@ def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]
             raise KeyboardInterrupt
         print("Asked to stop: saving after this step. Asked again, it stops at once.", file=sys.stderr, flush=True)
 
+    def agreed() -> bool:
+        if not asked and multihost_utils.reached_preemption_sync_point(next(_calls)):
+            asked.append(signal.SIGTERM)
+        return bool(asked)
+
     if jax.process_count() > 1:
-        calls = count()
-        yield lambda: bool(multihost_utils.reached_preemption_sync_point(next(calls)))
+        yield agreed
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
