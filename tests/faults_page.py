@@ -60,7 +60,7 @@ file that it does not need.
 
 ## Trainings that are killed
 
-Of 200 steps each, with small networks of 90 to 180 weights, saved every 20 steps (every 5 where SIGKILL came at random). Killed
+Of 200 steps each, with small networks of 90 to 180 weights, saved every 40 steps (every 5 where SIGKILL came at random). Killed
 before a step: what is in memory is thrown away, in one process. The other kills end real processes, each run twice before it
 may finish. Asked to stop: what SIGTERM does to `kdjax compare`, after each step of one of its networks; weights and each epoch's
 numbers are those of the unbroken run.
