@@ -1,4 +1,4 @@
-"""Every call of a save that changes a file failed in turn: once, from then on as on a full disk, or the process killed there.
+"""Every call of a save that changes a file failed in turn: once, from then on as on a full disk, or by a kill there.
 
 `faults_calls.c`, loaded before libc, sees the calls of Python, Orbax and tensorstore alike. Each fault is a forked
 process of its own, and what it left is looked at by another.

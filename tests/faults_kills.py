@@ -1,4 +1,4 @@
-"""Training that is killed: before each of its steps, and by SIGKILL at any moment; it must end in the bits of an unbroken one."""
+"""Training that is killed before each of its steps, or at any moment: it must end in the bits of an unbroken one."""
 
 import os
 import random

@@ -34,42 +34,43 @@ A difference without a word counts as a failure, and so does an error that names
 
 ## Calls that fail
 
-Each call of a save that changes the disk (open for writing, write, allocate, fsync, truncate, rename, mkdir, unlink, rmdir) was
-struck in turn, in a process of its own. A library that is loaded before libc (`tests/faults_calls.c`) does it, so that the
-calls of Python, Orbax and tensorstore are struck alike. It needs Linux and a C compiler; without one this part is left out.
+Each call of a save that changes the disk (open for writing, write, allocate, fsync, truncate, rename, mkdir, unlink, rmdir)
+was struck in turn, in a process of its own. A library that is loaded before libc (`tests/faults_calls.c`) does it, so that
+the calls of Python, Orbax and tensorstore are struck alike. It needs Linux and a C compiler; without one this part is left
+out.
 
 - **ENOSPC once**, **EIO once**: this call fails, those after it do not.
 - **ENOSPC from then on**: a disk that is full. A write takes a half first, then all that would take room fails.
 - **killed**: the process ends at the call; a write has written a half by then.
 
-Afterwards another process reads what is there, goes on as a person would, and must come to the new content with nothing
-half-written left over.
+Afterwards another process reads what is there, goes on as a person would, and must come to the new content. Nothing
+half-written may then be left in a folder of weights, of states or of a run.
 
 {calls}
 
-Of a comparison and a report, which take seconds each, a drawn share of the places was struck, and the figures of a report were
-not drawn anew.
+Of a comparison and a report, which take seconds each, a drawn share of the places was struck, and the figures of a report
+were not drawn anew.
 
 ## Bytes that change
 
-Each bit of these files was changed in turn, or one bit of each byte; each file was cut to each of its lengths, or at each 512
-bytes and at some odd lengths; and deleted. "right data" is what a byte gives that Orbax does not read, or that was cut from a
-file that it does not need.
+Each bit of these files was changed in turn, of the training states one bit of each byte; each file was cut to each of its
+lengths, the larger ones at each 512 bytes and at some odd lengths; and deleted. "right" is what a byte gives that Orbax does
+not read, or one of a file that it does not need.
 
 {bytes}
 
 ## Trainings that are killed
 
-Of 200 steps each, with small networks of 90 to 180 weights, saved every 40 steps (every 5 where SIGKILL came at random). Killed
-before a step: what is in memory is thrown away, in one process. The other kills end real processes, each run twice before it
-may finish. Asked to stop: what SIGTERM does to `kdjax compare`, after each step of one of its networks; weights and each epoch's
-numbers are those of the unbroken run.
+Of 200 steps each, of networks of 78 weights, saved every 40 steps (every 5 where SIGKILL came at random). Killed before a
+step: what is in memory is thrown away, in one process. The other kills end real processes, each run twice before it may
+finish. Asked to stop: what SIGTERM does to `kdjax compare`, after each step of one of its networks; weights and each
+epoch's numbers are those of the unbroken run.
 
 {kills}
 
-Of two processes the one that is left ends by itself, within {bound} seconds, with JAX's message that another one died. JAX looks for
-dead processes by heartbeats; here they were 10 seconds apart, and by default it takes up to 100 seconds, unless
-``jax.distributed.initialize(heartbeat_timeout_seconds=…)`` says otherwise. SIGTERM to one stops both after the same step.
+Of two processes the one that is left ends by itself, within {bound} seconds, with JAX's message that another one died. JAX
+takes a process for dead that has sent no heartbeat: here for 10 seconds, and for 100 unless
+`jax.distributed.initialize(heartbeat_timeout_seconds=…)` says otherwise. SIGTERM to one stops both after the same step.
 
 ## What this does not show
 

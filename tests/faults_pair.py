@@ -1,4 +1,4 @@
-"""Two processes that train together: one is killed, the other ends by itself and says why, and the pair goes on to the same bits.
+"""Two processes that train together: one is killed, the other ends and says why, and the pair goes on to the same bits.
 
 As a script it is one of the two, started with an address, its index and the folder.
 """

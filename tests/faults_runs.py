@@ -51,7 +51,14 @@ def compared(folder: Path, resume: bool = False, report: bool = False):
     try:
         console = Console(file=io.StringIO())
         return compare(
-            folder / "run", data=data(), seeds=1, cache="disk", resume=resume, console=console, print_every=0, **recipes()
+            folder / "run",
+            data=data(),
+            seeds=1,
+            cache="disk",
+            resume=resume,
+            console=console,
+            print_every=0,
+            **recipes(),
         )
     finally:
         module.report_at_end = own

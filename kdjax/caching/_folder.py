@@ -130,7 +130,11 @@ def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         kept = None
     own = kept.pop("record", None) if isinstance(kept, dict) else None
     # None: of an older version. A change anywhere in the record is no other teacher.
-    if not isinstance(kept, dict) or own not in (None, _files.digest_of_json(kept)) or not isinstance(kept.get("digests"), dict):
+    if (
+        not isinstance(kept, dict)
+        or own not in (None, _files.digest_of_json(kept))
+        or not isinstance(kept.get("digests"), dict)
+    ):
         raise StaleError(
             f"path must hold what was written; {file} is damaged. Remove the folder, or give another path."
         )

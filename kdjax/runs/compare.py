@@ -94,8 +94,8 @@ def compare(
         anew with a tenth of the learning rate, three times at most; states are then saved after every epoch.
       track: where numbers, settings and the report's figures go besides: makers of writers, such as
         `kdjax.runs.tracking.TensorBoard`. One that fails is said, and stops nothing.
-      stop: asked after each call of the device, a step on a CPU; where it says True, the state is saved, and the run ends by a
-        StoppedError. `kdjax.runs.stopped_by_signals` gives one. Of several processes all must get the same answer.
+      stop: asked after each call of the device, a step on a CPU; where it says True, the state is saved, and the run ends
+        by a StoppedError. `kdjax.runs.stopped_by_signals` gives one. Of several processes all must get the same answer.
       config: what else the run is made of, as JSON can hold it: recorded, and compared at a resumption.
       title: of the table.
       print_every: print a line each so many epochs; 0: only after the last of each network.
