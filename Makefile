@@ -3,6 +3,7 @@
 # make quick  the fast ones of losses, terms and the step
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make mutation   change the code in 210 places, and see whether the tests notice
+# make faults break saves, files and runs in tens of thousands of places, and write docs/reliability-faults.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -18,7 +19,7 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation faults lint format docs lock clean
 
 setup: $(READY)
 
@@ -54,6 +55,10 @@ verification: $(READY)
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
 	$(BIN)/python tests/mutation.py
+
+# Up to half an hour of two cores; nothing is written where one fault ends otherwise than it should. Linux and a C compiler.
+faults: $(READY)
+	JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python tests/faults.py --out docs/reliability-faults.md
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
