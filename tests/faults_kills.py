@@ -59,7 +59,7 @@ def asked_at_each_step(*, share: float = 1.0, seed: int = 0) -> dict:
     }
 
 
-def at_random(name: str, *, rounds: int = 6, kills: int = 2, every: int = 5, seed: int = 0) -> dict:
+def at_random(name: str, *, rounds: int = 4, kills: int = 2, every: int = 5, seed: int = 0) -> dict:
     """Real processes, each killed by SIGKILL at a moment drawn from the time of an unbroken one, twice in a run."""
     drawn, failures, counted = random.Random(f"{seed} {name}"), [], Counter()
     with tempfile.TemporaryDirectory(dir=os.environ.get("FAULTS_FOLDER")) as scratch:

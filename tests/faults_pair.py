@@ -95,7 +95,7 @@ def struck(folder: Path, outputs: Path, step: int, victim: int, number: signal.S
         pair.close()
 
 
-def run(*, kills: int = 4, stops: int = 2, seed: int = 0) -> dict:
+def run(*, kills: int = 2, stops: int = 1, seed: int = 0) -> dict:
     """So many kills, and stops by SIGTERM, each of a run of its own that is then gone on with."""
     drawn, failures, counted = random.Random(seed), [], Counter()
     with tempfile.TemporaryDirectory(dir=os.environ.get("FAULTS_FOLDER")) as scratch:

@@ -116,7 +116,7 @@ def test_a_line_that_a_full_disk_takes_in_part_is_told_and_taken_back(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(_files, "open", lambda path, mode, buffering: Full(path, mode.replace("b", "")), raising=False)
-        with pytest.raises(OSError, match="No space left on device: .*metrics.jsonl"):
+        with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
             append_json_line(path, {"epoch": 2})
         assert path.read_text() == '{"epoch": 1}\n'
     path.write_text('{"epoch": 1}\n{"epo')  # as a kill leaves it

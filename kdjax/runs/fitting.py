@@ -85,6 +85,13 @@ def fit(
         begun = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
         return restore_state(run, begun) or (begun, {})
 
+    asked: list[bool] = []
+
+    def ends() -> bool:
+        """Whether `stop` has said so: once is enough, also at the last step of an epoch."""
+        asked.extend([True] if stop is not None and not asked and stop() else [])
+        return bool(asked)
+
     def tell(record: Mapping[str, Any]) -> None:
         done = record["epoch"] * steps
         numbers = numbers_at(recipe, done - 1)
@@ -119,7 +126,7 @@ def fit(
                     train,
                     order[begun["done"] :],
                     watch=watch,
-                    stop=stop,
+                    stop=ends,
                     begun=(begun["done"], begun["means"]),
                 )
                 diverging.finish(means)
@@ -155,14 +162,13 @@ def fit(
             if _processes.is_first():
                 append_json_line(folder / "metrics.jsonl", history[-1])
             tell(history[-1])
-            ends = stop is not None and stop()
-            if saves or ends:
+            if saves or asked:
                 save_state(run, int(state.step), state, about)
                 last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
                 line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
-            if ends and not last:
+            if asked and not last:
                 raise _stopped(label, int(state.step), recipe.epochs * steps, folder)
         settings = described(recipe)
         settings |= {f"objective/{name}": text for name, text in settings.pop("objective").items()}
