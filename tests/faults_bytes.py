@@ -10,21 +10,18 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import faults_records as records
 import faults_saves as saves
-import jax
-import jax.numpy as jnp
 import numpy as np
 from faults_calls import is_named
 from saved import bits
 
-from kdjax import Weights
-from kdjax.checkpoints import load_weights, open_run, read_description, restore_state, save_weights
+from kdjax.checkpoints import save_weights
 from kdjax.export import from_safetensors, open_stablehlo
 from kdjax.runs import open_folder, open_results
 
@@ -50,43 +47,8 @@ class Kept:
     fresh: bool = False
 
 
-def write_weights(folder: Path) -> None:
-    save_weights(folder / "w", saves.weights(1), description={"model": "dense"})
-
-
-def read_weights(folder: Path) -> str:
-    assert bits(load_weights(folder / "w", saves.weights(1))) == bits(saves.weights(1))
-    assert read_description(folder / "w") == {"model": "dense"}
-    return "right"
-
-
-def large_weights() -> Weights:
-    return Weights({"kernel": np.random.default_rng(0).normal(size=(90, 100)).astype(np.float32)}, {})
-
-
-def read_large(folder: Path) -> str:
-    assert bits(load_weights(folder / "w", large_weights())) == bits(large_weights())
-    return "right"
-
-
-def read_state(folder: Path) -> str:
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        with open_run(folder / "state") as run:
-            found = restore_state(run, saves.state(0))
-    assert found is not None, "no state at all, and no error"
-    number = found[1]["step"]
-    assert bits(found[0]) == bits(jax.tree.map(jnp.asarray, saves.state(number))), "another state"
-    if number == 2:
-        return "right"
-    warned = any("Going back from step 2 to step 1" in str(one.message) for one in said)
-    assert number == 1, number
-    assert warned, "an older state without a word"
-    return "state before, with a warning"
-
-
 def write_results(folder: Path) -> None:
-    entry = open_results(folder / "results.json", {"commit": "a", "config": saves.CONFIG})[1]
+    entry = open_results(folder / "results.json", {"commit": "a", "config": records.CONFIG})[1]
     entry(0, "alone", lambda: {"accuracy": 0.5})
 
 
@@ -97,13 +59,13 @@ def read_results(folder: Path) -> str:
 
 
 def write_config(folder: Path) -> None:
-    with open_folder(folder / "run", saves.CONFIG, resume=False):
+    with open_folder(folder / "run", records.CONFIG, resume=False):
         pass
 
 
 def read_config(folder: Path) -> str:
-    with open_folder(folder / "run", saves.CONFIG, resume=True) as out:
-        assert json.loads((out / "config.json").read_text()) == saves.CONFIG
+    with open_folder(folder / "run", records.CONFIG, resume=True) as out:
+        assert json.loads((out / "config.json").read_text()) == records.CONFIG
     return "right"
 
 
@@ -129,16 +91,16 @@ def read_stablehlo(folder: Path) -> str:
 
 
 KEPT = {
-    "weights": Kept(write_weights, read_weights),
+    "weights": Kept(saves.write_weights, saves.read_weights),
     "weights of 36 KB": Kept(
-        lambda folder: save_weights(folder / "w", large_weights()), read_large, bits=0, lengths=False
+        lambda folder: save_weights(folder / "w", saves.large_weights()), saves.read_large, bits=0, lengths=False
     ),
-    "training states": Kept(saves.two_states, read_state, bits=1, damaged="state/2", fresh=True),
-    "a teacher's cache": Kept(saves.cached, after(saves.cache_of)),
+    "training states": Kept(saves.two_states, saves.read_state, bits=1, damaged="state/2", fresh=True),
+    "a teacher's cache": Kept(records.cached, after(records.cache_of)),
     "results.json": Kept(write_results, read_results),
     "config.json": Kept(write_config, read_config, damaged="run/config.json", fresh=True),
-    "safetensors": Kept(saves.safetensors, read_safetensors),
-    "StableHLO": Kept(saves.stablehlo, read_stablehlo, lengths=False),
+    "safetensors": Kept(records.safetensors, read_safetensors),
+    "StableHLO": Kept(records.stablehlo, read_stablehlo, lengths=False),
 }
 
 

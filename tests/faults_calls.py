@@ -17,8 +17,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+from faults_records import SAVES
 from faults_runs import RUNS
-from faults_saves import SAVES
 
 ONCE, FROM_THEN_ON, KILL = 1, 2, 3
 MODES = {

@@ -66,7 +66,8 @@ def test_a_training_that_is_killed_before_some_steps_ends_in_the_same_bits():
 STRUCK = """
 import json, pathlib
 import faults_calls
-from faults_saves import SAVES, Save
+from faults_records import SAVES
+from faults_saves import Save
 
 def save(folder):
     try:
