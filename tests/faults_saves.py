@@ -151,7 +151,7 @@ def read_state(folder: Path) -> str:
             found = restore_state(run, state(0))
     assert found is not None, "no state at all, and no error"
     number = found[1]["step"]
-    assert bits(found[0]) == bits(jax.tree.map(jnp.asarray, state(number))), "another state"
+    assert bits(found[0]) == bits(jax.tree.map(jax.numpy.asarray, state(number))), "another state"
     if number == 2:
         return "right"
     warned = any("Going back from step 2 to step 1" in str(one.message) for one in said)
