@@ -6,6 +6,7 @@
 # make notebook   run the notebook of docs/notebooks, and write its page
 # make fuzz   feed every parser what its files are not, for MINUTES=10
 # make long   100,000 steps with logging and saving: memory, speed, files, cost of saves
+# make faults break saves, files and runs in tens of thousands of places, and write docs/reliability-faults.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 
@@ -21,7 +22,7 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation notebook fuzz long lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation notebook fuzz long faults lint format docs lock clean
 
 setup: $(READY)
 
@@ -77,6 +78,10 @@ fuzz: $(READY)
 # A hundred thousand steps, logged and saved: does memory grow, does it get slower, what does saving cost?
 long: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python tests/long_run.py tests/long_run.json
+
+# Up to half an hour of two cores; nothing is written where one fault ends otherwise than it should. Linux and a C compiler.
+faults: $(READY)
+	JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python tests/faults.py --out docs/reliability-faults.md
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

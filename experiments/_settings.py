@@ -15,12 +15,20 @@ from experiments._networks import make_model
 from kdjax.command._main import EXPECTED
 from kdjax.data import Dataset, load
 from kdjax.networks import from_linen
-from kdjax.runs import compare, digest, open_folder, open_results, provenance
+from kdjax.runs import (
+    StoppedError,
+    compare,
+    digest,
+    open_folder,
+    open_results,
+    provenance,
+    stopped_by_signals,
+)
 from kdjax.runs.recipes import Diverged
+from kdjax.runs.stopping import STOPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"
-STOPPED = 130  # what a shell gives to a program that Ctrl-C has ended
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def run(name: str, settings: Settings, data: Sequence[Any], *, part: str | None 
     keep_programs()
     whole = settings.folder(name)
     out = whole if part is None else whole / part
-    with _stoppable(whole):
+    with _stoppable(whole), stopped_by_signals() as stop:
         compare(
             out,
             data=data,
@@ -136,6 +144,7 @@ def run(name: str, settings: Settings, data: Sequence[Any], *, part: str | None 
             config=settings.recorded(),
             title=name if part is None else f"{name}-{part}",
             print_every=settings.print_every,
+            stop=stop,
             **recipes,
         )
     return out
@@ -148,7 +157,8 @@ def recorded(name: str, settings: Run, data: list[Dataset]) -> Iterator[tuple[di
     out = settings.folder(name)
     digests = {one.split: digest(one.inputs, one.labels) for one in data}
     about = settings.recorded() | {"data_digests": digests}
-    with _stoppable(out), open_folder(out, about, resume=settings.resume) as folder:
+    # What these scripts have trained is saved entry by entry.
+    with _stoppable(out), stopped_by_signals(at_once=True), open_folder(out, about, resume=settings.resume) as folder:
         file = folder / "results.json"
         yield *open_results(file, provenance(about, data=digests)), file
 
@@ -168,6 +178,7 @@ def start(main: Callable[[Any], Any], settings: type, description: str | None) -
 def _stoppable(out: Path) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"Stopped. The same command with --resume --out {out} goes on from where it was.")
-        raise SystemExit(STOPPED) from None
+    except (KeyboardInterrupt, StoppedError) as stopped:
+        said = f"{str(stopped)[:1].upper()}{str(stopped)[1:]}" or "Stopped."
+        print(f"{said} The same command with --resume --out {out} goes on from where it was.")
+        raise SystemExit(getattr(stopped, "code", STOPPED)) from None

@@ -123,15 +123,6 @@ def check_name(folder: Path) -> None:
         )
 
 
-def set_aside(folder: Path) -> None:
-    """Renames rather than removes: what cannot be read today may be read on another day."""
-    names = {child.name for child in folder.parent.iterdir()}
-    name = f"damaged-{folder.name}"
-    while name in names:
-        name += "-again"
-    folder.rename(folder.with_name(name))
-
-
 def _within(pieces: Any, shape: tuple[int, ...]) -> bool:
     if pieces is None or len(pieces) != len(shape):
         return False

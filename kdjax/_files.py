@@ -8,7 +8,9 @@ import math
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,18 +108,30 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
       data: its whole content.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     # beside the target, since only within one file system is a rename a single act
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An error of the system that does not name `path`, as that of a write to a full disk does not, comes to name it."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or os.fspath(path) in str(error):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -144,6 +158,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     """Adds `record` to a file of JSON lines, in one write to its end: two writers do not mix their lines.
 
+    Where a killed writer left a part of a line, the record begins a line of its own. A write that fails, as on a full
+    disk, leaves nothing of the record.
+
     Args:
       path: the file, made if it is missing, with the folders above it.
       record: as for `as_json`.
@@ -151,11 +168,45 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
     Raises:
       ValueError: naming the entry that JSON cannot hold; the file is then untouched.
     """
-    line = json.dumps(as_json(record, "record"), ensure_ascii=False, allow_nan=False) + "\n"
+    line = _line(record)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "ab", buffering=0) as file:
-        file.write(line.encode())
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "a+b", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            if before and os.pread(file.fileno(), 1, before - 1) != b"\n":
+                line = b"\n" + line
+            written = 0
+            try:
+                while written < len(line):  # a disk that becomes full takes a part, and says so at the next write only
+                    written += file.write(line[written:])
+            except OSError:
+                if file.seek(0, os.SEEK_END) == before + written:  # nobody else has written since
+                    file.truncate(before)
+                raise
+
+
+def write_json_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON lines, one a record, whole or not at all."""
+    write_bytes(path, b"".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(as_json(record, "record"), ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest_of_json(document: Any) -> str:
+    """Of what JSON holds, whatever the order of its keys."""
+    return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def set_aside(folder: Path) -> None:
+    """Renames rather than removes: what cannot be read today may be read on another day."""
+    names = {child.name for child in folder.parent.iterdir()}
+    name = f"damaged-{folder.name}"
+    while name in names:
+        name += "-again"
+    folder.rename(folder.with_name(name))
 
 
 def check_writable(folder: Path) -> None:

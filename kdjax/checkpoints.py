@@ -10,12 +10,10 @@ the devices of many, whole or split: it is gathered in each process's memory and
 that a run of two processes goes on in one, or in four.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,7 @@ import orbax.checkpoint as ocp
 from kdjax import _checkpoint_folders as folders
 from kdjax import _checks, _processes, _trees
 from kdjax._checkpoint_folders import DamagedError as DamagedError
-from kdjax._checkpoint_folders import set_aside as set_aside
-from kdjax._files import FORMAT, as_json, check_format, check_writable
+from kdjax._files import FORMAT, as_json, check_format, check_writable, digest_of_json, naming, set_aside
 from kdjax._types import Tree, Weights
 
 _FORMAT = 1  # of a checkpoint's record
@@ -64,8 +61,9 @@ def save_weights(
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
     folders.check_name(target)
     check_writable(target.parent)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(target, args=_to_write(weights, description or {}))
+    content = _to_write(weights, description or {})
+    with _named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(target, args=content)
 
 
 def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:
@@ -138,8 +136,13 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
             child.rmdir()
     _processes.wait()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(root, options=options) as run:
+    with _named(root):
+        run = ocp.CheckpointManager(root, options=options)
+    try:
         yield run
+    finally:
+        with _named(root):
+            run.close()
 
 
 def save_state(run: ocp.CheckpointManager, step: int, state: Tree, record: Mapping[str, Any] | None = None) -> None:
@@ -160,7 +163,9 @@ def save_state(run: ocp.CheckpointManager, step: int, state: Tree, record: Mappi
     last = run.latest_step()
     if last is not None and step <= last:
         raise ValueError(f"step must be greater than the last one saved in {run.directory}, {last}; got {step}.")
-    run.save(step, args=_to_write(state, record or {}))
+    content = _to_write(state, record or {})
+    with _named(run.directory):
+        run.save(step, args=content)
 
 
 def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[str, Any]] | None:
@@ -183,7 +188,7 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
     """
     run.wait_until_finished()
     steps = sorted(run.all_steps(), reverse=True)
-    if _processes.differing({"steps": _digest_of(steps)}):
+    if _processes.differing({"steps": digest_of_json(steps)}):
         where = f"process {jax.process_index()} finds the steps {steps} in {run.directory}, another process others"
         raise ValueError(f"folder must be one that all processes see; {where}.")
     damaged: dict[int, DamagedError] = {}
@@ -215,6 +220,16 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
     if damaged:
         raise DamagedError(f"No state in {run.directory} is whole. {' '.join(map(str, damaged.values()))}")
     return None
+
+
+@contextmanager
+def _named(folder: os.PathLike[str]) -> Iterator[None]:
+    """Whatever Orbax and tensorstore say of a write that failed, as an OSError that names the folder."""
+    try:
+        with naming(folder):
+            yield
+    except (ValueError, RuntimeError) as error:
+        raise OSError(f"The checkpoint {os.fspath(folder)} cannot be written: {error}") from error
 
 
 def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
@@ -286,8 +301,4 @@ def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: T
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:
-    return _digest_of({key: entry for key, entry in record.items() if key != "blake2b"})
-
-
-def _digest_of(document: Any) -> str:
-    return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return digest_of_json({key: entry for key, entry in record.items() if key != "blake2b"})

@@ -1,5 +1,6 @@
 """A teacher's cached outputs: the same numbers as the teacher's own, and never those of another."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -36,6 +37,19 @@ FEATURES = ["embedding"]
 
 def said(inputs=INPUTS):
     return APPLY(TEACHER.params, TEACHER.model_state, inputs, train=False)[0]
+
+
+def test_a_disk_that_has_no_room_for_the_cache_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+    """Mapped memory would say so by SIGBUS, which ends the process without a word."""
+
+    def full(descriptor, start, size):
+        assert size > 0
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_folder.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/cache'"):
+        cache_teacher(APPLY, TEACHER, INPUTS, path=tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("batch_size", [7, 40, 500])

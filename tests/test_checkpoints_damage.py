@@ -114,6 +114,22 @@ def test_nothing_stays_of_a_save_that_fails(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_orbax_says_of_a_failed_write_names_the_folder(tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to fsync file")
+
+    def failing(*arguments, **keywords):
+        raise OSError(28, "No space left on device", "_METADATA")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    with pytest.raises(OSError, match=f"The checkpoint {tmp_path}/w cannot be written: RESOURCE_EXHAUSTED"):
+        save_weights(tmp_path / "w", some_weights())
+    with open_run(tmp_path / "state") as run:
+        monkeypatch.setattr(run, "save", failing)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/state'"):
+            save_state(run, 1, some_state())
+
+
 def test_a_save_that_was_killed_is_no_obstacle(tmp_path):
     left = tmp_path / "w.orbax-checkpoint-tmp"
     left.mkdir()

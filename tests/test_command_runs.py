@@ -1,7 +1,12 @@
 """A comparison by command: trained, verified, exported, and what the settings become."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +23,7 @@ from kdjax.export import from_safetensors, open_stablehlo
 from kdjax.losses import logit_mse
 from kdjax.objectives.schedules import at
 
+ROOT = Path(__file__).parents[1]
 TINY = ["--teacher", "cnn_tiny", "--student", "cnn_tiny", "--data", "digits", "--epochs", "1", "--print-every", "0"]
 DATA = tuple(load("digits", split) for split in ("train", "test"))
 
@@ -55,6 +61,25 @@ def edited(finished):
 
     yield edit
     file.write_bytes(before)
+
+
+def test_sigterm_saves_after_the_step_and_the_code_says_that_it_can_be_gone_on_with(tmp_path):
+    """A real process; that the bits are those of an unbroken run, test_runs_fitting.py asks."""
+    out = tmp_path / "run"
+    words = ["compare", *TINY[:-3], "400", "--print-every", "1", "--seeds", "1", "--out", str(out)]
+    command = [sys.executable, "-u", "-m", "kdjax", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while "seed 0 teacher" not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert re.search(
+        r"kdjax: seed 0 teacher: stopped after step \d+ of 7600, as asked; it is saved in .*/state\.", said
+    )
+    assert said.endswith("The same command with --resume goes on from there.\n")
+    (state,) = (out / "seed-0" / "teacher" / "state").iterdir()
+    assert f"after step {state.name} of" in said
 
 
 def test_a_run_records_what_it_takes_to_build_it_again(finished):

@@ -138,6 +138,28 @@ def test_a_changed_program_and_a_changed_record_are_refused(tmp_path):
         open_stablehlo(path)
 
 
+def test_an_export_that_failed_or_was_killed_before_the_program_is_made_again(tmp_path, monkeypatch):
+    def export():
+        return to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES, platforms=["cpu"])
+
+    def full(path, data):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdjax.export._stablehlo.write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            export()
+    assert not list(tmp_path.iterdir())
+    export()
+    (tmp_path / "student").unlink()  # the record alone, as a kill leaves it
+    export()
+    open_stablehlo(tmp_path / "student")
+    (tmp_path / "student").unlink()
+    (tmp_path / "student.json").write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match=r"student\.json exists already"):
+        export()
+
+
 def test_what_stands_at_the_path_stays(tmp_path):
     path = tmp_path / "student"
     path.write_text("mine")

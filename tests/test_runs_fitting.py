@@ -14,7 +14,7 @@ from rich.console import Console
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.checkpoints import load_weights
 from kdjax.losses import soft_target_kl
-from kdjax.runs import Recipe, fitting
+from kdjax.runs import Recipe, StoppedError, fitting
 from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.recipes import prepare
 from kdjax.training import DivergedError
@@ -25,12 +25,12 @@ DATA = {"inputs": jax.numpy.asarray(INPUTS), "labels": jax.numpy.asarray(INPUTS.
 NETWORK = tiny.network(5, classes=4)
 
 
-def trained(folder, optimizer, data=DATA, *, epochs=4, text=None, **settings):
+def trained(folder, optimizer, data=DATA, *, epochs=4, text=None, stop=None, **settings):
     recipe = Recipe(NETWORK, GOAL, lambda updates: optimizer, epochs, 8, name="dense", learning_rate=0.5)
     trainer = prepare(recipe, 24, **settings)
     weights = trainer.init(jax.random.key(0), DATA["inputs"][:1])
     console = Console(file=text or io.StringIO(), width=300)
-    return fit(trainer, weights, data, DATA, seed=3, folder=folder, console=console, label="seed 3 own")
+    return fit(trainer, weights, data, DATA, seed=3, folder=folder, console=console, label="seed 3 own", stop=stop)
 
 
 def explodes_at(update, factor=1e16):
@@ -55,6 +55,22 @@ def test_an_explosion_stops_and_says_all_there_is_to_know(tmp_path, monkeypatch)
     assert "in epoch 3 of 4: at step 3 " in said
     assert "(9 of the run)" in said
     assert said.endswith(f"The last good state is that after epoch 2, in {tmp_path / 'b' / 'state'}.")
+
+
+def test_a_training_that_is_asked_to_stop_goes_on_from_that_step_to_the_same_bits(tmp_path):
+    weights, history = trained(tmp_path / "whole", optax.adam(0.1))
+    for calls, step in ((2, 2), (3, 5), (1, 6)):  # within an epoch, over its end, and at the end of one
+        stops = iter([False] * (calls - 1) + [True])
+        with pytest.raises(
+            StoppedError, match=rf"seed 3 own: stopped after step {step} of 12, as asked; .*parts/state"
+        ):
+            trained(tmp_path / "parts", optax.adam(0.1), stop=lambda own=stops: next(own))
+    again, resumed = trained(tmp_path / "parts", optax.adam(0.1))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, weights, again)))
+    wanted, found = ([one | {"seconds": 0} for one in each] for each in (history, resumed))
+    assert found == wanted
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == resumed
 
 
 def test_weights_that_are_damaged_are_written_again_and_whole_ones_stay(tmp_path):
@@ -117,7 +133,7 @@ def test_a_lower_rate_goes_back_one_epoch_and_is_kept_at_a_resumption(tmp_path, 
 
     def stopping(run, step, *others):
         saved(run, step, *others)
-        if step == 3:
+        if step == 9:  # 3 updates an epoch
             raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting, "save_state", stopping)

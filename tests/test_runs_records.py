@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,38 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         write_json(tmp_path / "value.json", 2)
     assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
     assert strict((tmp_path / "value.json").read_text()) == 1
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    """The system's own error of a write or an fsync names none."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match=rf"\[Errno 28\] No space left on device: '{tmp_path}/value.json'"):
+        write_json(tmp_path / "value.json", 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_that_a_full_disk_takes_in_part_is_told_and_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"epoch": 1})
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if len(data) < 12:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "open", lambda path, mode, buffering: Full(path, mode.replace("b", "")), raising=False)
+        with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+            append_json_line(path, {"epoch": 2})
+        assert path.read_text() == '{"epoch": 1}\n'
+    path.write_text('{"epoch": 1}\n{"epo')  # as a kill leaves it
+    append_json_line(path, {"epoch": 2})
+    assert path.read_text().splitlines() == ['{"epoch": 1}', '{"epo', '{"epoch": 2}']
 
 
 def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):

@@ -47,6 +47,27 @@ def expected(epoch):
     return bits(epoch(fresh_state(), teacher_weights(), GOAL, DATA, ORDER))
 
 
+def test_a_pass_that_was_stopped_and_begun_again_has_the_same_bits_and_means(epoch, expected):
+    stops = iter([False, False, True])
+    state, means = epoch(fresh_state(), teacher_weights(), GOAL, DATA, ORDER, stop=lambda: next(stops))
+    assert int(state.step) == 3
+    seen, again = [], iter([False, True])
+    state, means = epoch(
+        state,
+        teacher_weights(),
+        GOAL,
+        DATA,
+        ORDER[3:],
+        begun=(3, means),
+        watch=lambda done, _: seen.append(done),
+        stop=lambda: next(again),
+    )
+    result = epoch(state, teacher_weights(), GOAL, DATA, ORDER[5:], begun=(5, means))
+    assert seen == [4, 5]
+    assert bits(result)[1] == expected[1]
+    chex.assert_trees_all_equal(bits(result)[0], expected[0])
+
+
 @pytest.fixture(scope="module")
 def by_hand():
     compiled, state, metrics = jit_step(step()), fresh_state(), []

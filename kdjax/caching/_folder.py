@@ -71,14 +71,16 @@ def in_folder(
             if record["digests"].get(name) != digest_of_rows(array):
                 raise StaleError(f"path must hold what was written; {_file(folder, name)} has changed since.")
         return opened(folder, "r")
-    with _made_whole(folder) as unfinished:
-        written = opened(unfinished, "w+")
+    with _files.naming(folder), _made_whole(folder) as unfinished:
+        for name, one in layout.items():
+            _allocate(_file(unfinished, name), math.prod(one.shape) * one.dtype.itemsize)
+        written = opened(unfinished, "r+")
         fill(written)
         for array in written.values():
             array.flush()
         digests = {name: digest_of_rows(array) for name, array in written.items()}
         record = {_files.FORMAT: _FORMAT, **identity, "digests": digests}
-        _files.write_json(unfinished / _RECORD, record | {"record": _digest_of(record)})
+        _files.write_json(unfinished / _RECORD, record | {"record": _files.digest_of_json(record)})
     return opened(folder, "r")
 
 
@@ -92,12 +94,17 @@ def digest_of_rows(arrays: Tree) -> str:
     return digest.hexdigest()
 
 
-def _digest_of(record: Mapping[str, Any]) -> str:
-    return blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{quote(name, safe='')}.bin"
+
+
+def _allocate(file: Path, size: int) -> None:
+    """Room on the disk for all of it: a process that finds none while it writes into mapped memory is killed by SIGBUS."""
+    with open(file, "xb") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)
+        else:
+            opened.truncate(size)
 
 
 @contextlib.contextmanager
@@ -124,7 +131,11 @@ def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         kept = None
     own = kept.pop("record", None) if isinstance(kept, dict) else None
     # None: of an older version. A change anywhere in the record is no other teacher.
-    if not isinstance(kept, dict) or own not in (None, _digest_of(kept)) or not isinstance(kept.get("digests"), dict):
+    if (
+        not isinstance(kept, dict)
+        or own not in (None, _files.digest_of_json(kept))
+        or not isinstance(kept.get("digests"), dict)
+    ):
         raise StaleError(
             f"path must hold what was written; {file} is damaged. Remove the folder, or give another path."
         )

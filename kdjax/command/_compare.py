@@ -1,5 +1,6 @@
 """``kdjax compare``: teacher, student alone and student distilled, over seeds."""
 
+import sys
 from pathlib import Path
 
 from kdjax.command._settings import Compare
@@ -24,22 +25,28 @@ def compare(settings: Compare) -> int:
     # Of a path `compare` reads too what the teacher was trained on.
     one = len(settings.given_teacher) == 1
     given = settings.given_teacher[0] if one else _recipes.given_weights(settings, data)
-    runs.compare(
-        out,
-        data=data,
-        preprocess=_recipes.preprocess_of(data),
-        given_teacher=given,
-        **_recipes.recipes(
-            settings, data, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
-        ),
-        seeds=settings.seeds,
-        resume=settings.resume,
-        devices=settings.devices,
-        dtype=settings.dtype,
-        diverged=settings.diverged,
-        config=settings.recorded(),
-        title=f"{settings.student} from {'+'.join(settings.teachers)}",
-        print_every=settings.print_every,
-        console=console,
-    )
+    try:
+        with runs.stopped_by_signals() as stop:
+            runs.compare(
+                out,
+                data=data,
+                preprocess=_recipes.preprocess_of(data),
+                given_teacher=given,
+                **_recipes.recipes(
+                    settings, data, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+                ),
+                seeds=settings.seeds,
+                resume=settings.resume,
+                devices=settings.devices,
+                dtype=settings.dtype,
+                diverged=settings.diverged,
+                config=settings.recorded(),
+                title=f"{settings.student} from {'+'.join(settings.teachers)}",
+                print_every=settings.print_every,
+                console=console,
+                stop=stop,
+            )
+    except runs.StoppedError as stopped:
+        print(f"kdjax: {stopped} The same command with --resume goes on from there.", file=sys.stderr)
+        return stopped.code
     return 0

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0; 1 after an error, which is said on standard error in a sentence, with a traceback by ``--debug``;
-      130 where Ctrl-C has stopped it.
+      75 where SIGTERM has stopped a comparison, which is saved and can be gone on with; 130 where Ctrl-C has.
 
     Raises:
       SystemExit: of code 0 after ``--help``, and of code 2 where the words make no command.

@@ -75,7 +75,9 @@ def to_stablehlo(
       >>> record["inputs"], program.call(np.ones((7, 3), np.float32)).shape
       ({'inputs': {'shape': [None, 3], 'dtype': 'float32'}}, (7, 2))
     """
-    target, beside = _student.free(path), _student.free(_record_of(Path(path)))
+    target, beside = _student.free(path), _record_of(Path(path))
+    if not _is_left_over(beside):
+        _student.free(beside)
     for platform in platforms:
         _checks.one_of("platforms", platform, ("cpu", "cuda", "rocm", "tpu"))
     if not platforms:
@@ -92,7 +94,11 @@ def to_stablehlo(
     record |= {"sha256": _student.digest(data), "largest_difference": difference}
     # The record first: where the program is, what it is said to be is there too.
     write_json(beside, record | {_OWN: _student.digest_of_record(record)})
-    write_bytes(target, data)
+    try:
+        write_bytes(target, data)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     return record
 
 
@@ -129,6 +135,15 @@ def open_stablehlo(path: str | os.PathLike[str]) -> tuple[Callable[[Tree], Array
     if _student.digest(data) != said:
         raise ValueError(f"The program {source} is damaged: it is not what {beside} describes.")
     return jax.jit(export.deserialize(bytearray(data)).call), record
+
+
+def _is_left_over(beside: Path) -> bool:
+    """Whether it is the record of an export that was killed before it wrote the program."""
+    try:
+        record = json.loads(beside.read_text())
+        return bool(record.pop(_OWN) == _student.digest_of_record(record))
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
+        return False
 
 
 def _record_of(path: Path) -> Path:

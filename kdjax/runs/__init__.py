@@ -14,10 +14,13 @@ from kdjax.runs.records import write_results as write_results
 from kdjax.runs.remeasured import Measured as Measured
 from kdjax.runs.remeasured import remeasure as remeasure
 from kdjax.runs.report import write_report as write_report
+from kdjax.runs.stopping import StoppedError as StoppedError
+from kdjax.runs.stopping import stopped_by_signals as stopped_by_signals
 
 __all__ = [
     "Measured",
     "Recipe",
+    "StoppedError",
     "append_json_line",
     "as_json",
     "compare",
@@ -26,6 +29,7 @@ __all__ = [
     "open_results",
     "provenance",
     "remeasure",
+    "stopped_by_signals",
     "write_bytes",
     "write_json",
     "write_report",

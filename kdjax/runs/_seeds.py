@@ -57,6 +57,7 @@ class Shared:
     ignore_label: int | None = None
     diverged: Diverged = "stop"
     track: Sequence[Track] = ()
+    stop: Callable[[], bool] | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -232,6 +233,7 @@ class Shared:
                 place=self.placed,
                 print_every=self.print_every,
                 track=self.track,
+                stop=self.stop,
             )
         except DivergedError as error:
             if said := self.labels_outside("train", trainer) or not_finite(self.data.train):

@@ -59,6 +59,7 @@ def compare(
     dtype: str = "float32",
     diverged: Diverged = "stop",
     track: Sequence[Track] = (),
+    stop: Callable[[], bool] | None = None,
     config: Mapping[str, Any] | None = None,
     title: str = "comparison",
     print_every: int = 1,
@@ -95,6 +96,8 @@ def compare(
         anew with a tenth of the learning rate, three times at most; states are then saved after every epoch.
       track: where numbers, settings and the report's figures go besides: makers of writers, such as
         `kdjax.runs.tracking.TensorBoard`. One that fails is said, and stops nothing.
+      stop: asked after each call of the device, a step on a CPU; where it says True, the state is saved, and the run ends
+        by a StoppedError. `kdjax.runs.stopped_by_signals` gives one. Of several processes all must get the same answer.
       config: what else the run is made of, as JSON can hold it: recorded, and compared at a resumption.
       title: of the table.
       print_every: print a line each so many epochs; 0: only after the last of each network.
@@ -110,6 +113,7 @@ def compare(
       FileExistsError, NotADirectoryError, PermissionError, RuntimeError: if `out` cannot be the run's folder; nothing is
         trained then.
       kdjax.training.DivergedError: a FloatingPointError, if training diverges.
+      StoppedError: where `stop` said so. With `resume` the run goes on from that step, to the same bits.
     """
     from rich.console import Console
 
@@ -136,6 +140,7 @@ def compare(
         ignore_label,
         diverged,
         track,
+        stop,
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
     if diverged == "skip" and (said := not_finite(run.data.train)):

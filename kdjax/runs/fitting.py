@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from kdjax import _processes
-from kdjax._files import append_json_line
+from kdjax._files import append_json_line, set_aside, write_json_lines
 from kdjax._types import TrainState, Tree, Weights
 from kdjax.batches import epoch_indices
 from kdjax.checkpoints import (
@@ -21,10 +21,10 @@ from kdjax.checkpoints import (
     restore_state,
     save_state,
     save_weights,
-    set_aside,
 )
 from kdjax.runs import progress, tracking
 from kdjax.runs.recipes import Trainer, described, numbers_at
+from kdjax.runs.stopping import StoppedError
 from kdjax.training import DivergedError, DivergenceWatch, init_state, weights_of
 from kdjax.training.divergence import all_finite, of_counted
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_SAVES = 30.0
+NOTHING: Mapping[str, Any] = {"done": 0, "means": {}, "seconds": 0.0}  # of an epoch, has been made before
 LOWER, TIMES = 0.1, 3  # the learning rate, each time that training goes back, and how often it may
 
 
@@ -49,6 +50,7 @@ def fit(
     place: Callable[[Tree], Tree] = lambda tree: tree,
     print_every: int = 1,
     track: Sequence[tracking.Track] = (),
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Weights, list[dict[str, Any]]]:
     """Trains for the recipe's epochs, from `folder`'s last good state where there is one.
 
@@ -65,6 +67,7 @@ def fit(
       place: puts the state where it is to be, such as on every device of a mesh.
       print_every: print a line each so many epochs; 0: only after the last.
       track: makers of writers, which are told each epoch besides.
+      stop: asked after each call of the device; where it says True, the state is saved, and the training ends.
 
     Returns:
       The final weights, without connectors, and one record an epoch: train means, test means, seconds.
@@ -72,6 +75,7 @@ def fit(
     Raises:
       DivergedError: a FloatingPointError, if training diverges, as `kdjax.training.divergence` says, and the trainer is to
         stop then, or a lower rate or skipped updates did not help. What was saved before it stays.
+      StoppedError: where `stop` said so. Called again, training goes on from that step, to the same bits.
     """
     recipe, examples = trainer.recipe, len(jax.tree.leaves(train["inputs"])[0])
     steps = examples // recipe.batch_size
@@ -80,6 +84,13 @@ def fit(
         """What is saved, or the start."""
         begun = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
         return restore_state(run, begun) or (begun, {})
+
+    asked: list[bool] = []
+
+    def ends() -> bool:
+        """Whether `stop` has said so: once is enough, also at the last step of an epoch."""
+        asked.extend([True] if stop is not None and not asked and stop() else [])
+        return bool(asked)
 
     def tell(record: Mapping[str, Any]) -> None:
         done = record["epoch"] * steps
@@ -98,8 +109,9 @@ def fit(
             tell(before)
         diverging = DivergenceWatch(record.get("start"))
         last_save, saved = time.monotonic(), len(history)
+        begun = record.get("begun") or NOTHING
         while len(history) < recipe.epochs:
-            epoch, started = len(history), time.monotonic()
+            epoch, started = len(history), time.monotonic() - begun["seconds"]
             order = np.asarray(epoch_indices(examples, recipe.batch_size, seed=seed, epoch=epoch))
 
             def watch(done: int, metrics: Any, before: int = epoch * steps, judge: Any = diverging) -> None:
@@ -108,14 +120,24 @@ def fit(
 
             last = epoch + 1 == recipe.epochs
             try:
-                state, means = advance(state, teacher, recipe.objective, train, order, watch=watch)
+                state, means = advance(
+                    state,
+                    teacher,
+                    recipe.objective,
+                    train,
+                    order[begun["done"] :],
+                    watch=watch,
+                    stop=ends,
+                    begun=(begun["done"], begun["means"]),
+                )
                 diverging.finish(means)
+                done, begun = int(state.step) - epoch * steps, NOTHING
                 # To go back is to go back one epoch, whatever the clock says.
-                saves = last or trainer.diverged == "lower_rate"
+                saves = done < steps or last or trainer.diverged == "lower_rate"
                 # Every process saves its part: all must come to the same answer.
                 saves = saves or _processes.anywhere(time.monotonic() - last_save > SECONDS_BETWEEN_SAVES)
                 if saves and not _all_finite((state.params, state.model_state)):
-                    raise DivergedError(f"after step {steps} its weights are not all finite", steps)
+                    raise DivergedError(f"after step {done} its weights are not all finite", done)
             except DivergedError as error:
                 said = diverged_message(trainer, label, error, epoch, steps, LOWER**lowered, folder / "state", saved)
                 if trainer.diverged != "lower_rate" or lowered == TIMES:
@@ -129,18 +151,26 @@ def fit(
                 diverging = DivergenceWatch(record.get("start", diverging.start))
                 continue
             seconds = time.monotonic() - started
+            about = {"history": history, "start": diverging.start, "lowered": lowered}
+            if done < steps:
+                if trainer.diverged != "lower_rate":  # which goes back to the state after an epoch
+                    about["begun"] = {"done": done, "means": means, "seconds": seconds}
+                    save_state(run, int(state.step), state, about)
+                raise _stopped(label, epoch * steps + done, recipe.epochs * steps, folder)
             measured = trainer.evaluate(weights_of(state), test)
             one = {"epoch": epoch + 1, "train": of_counted(means), "test": measured, "seconds": seconds}
             history.append(one | {"rate": LOWER**lowered} if lowered else one)
             if _processes.is_first():
                 append_json_line(folder / "metrics.jsonl", history[-1])
             tell(history[-1])
-            if saves:
-                save_state(run, epoch + 1, state, {"history": history, "start": diverging.start, "lowered": lowered})
+            if saves or asked:
+                save_state(run, int(state.step), state, about)
                 last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
                 line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds, numbers)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
+            if asked and not last:
+                raise _stopped(label, int(state.step), recipe.epochs * steps, folder)
         settings = described(recipe)
         settings |= {f"objective/{name}": text for name, text in settings.pop("objective").items()}
         measured = history[-1]["test"].items()
@@ -195,12 +225,14 @@ def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None
         save_weights(path, weights, description=about)
 
 
+def _stopped(label: str, done: int, steps: int, folder: Path) -> StoppedError:
+    return StoppedError(f"{label}: stopped after step {done} of {steps}, as asked; it is saved in {folder / 'state'}.")
+
+
 _all_finite = jax.jit(all_finite)
 
 
 def _rewrite(path: Path, history: list[dict[str, Any]]) -> None:
     """After a resumption the file holds what the restored state has seen, and nothing that was trained and then lost."""
     if _processes.is_first():
-        path.unlink(missing_ok=True)
-        for record in history:
-            append_json_line(path, record)
+        write_json_lines(path, history)

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,6 +124,13 @@ def _remove_left_overs(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def tidy(folder: Path) -> None:
+    """Removes what killed writers left in a run's folder, unless somebody writes there now."""
+    with suppress(BlockingIOError), (folder / _LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_left_overs(folder)
+
+
 def _same(path: Path, config: dict[str, Any]) -> None:
     if path.exists():
         before = read_object(path)
@@ -136,7 +143,9 @@ def _same(path: Path, config: dict[str, Any]) -> None:
         if type(before.get("seeds", 0)) is not int:
             raise ValueError(f"{path} must hold a whole number of seeds, as the run wrote it; got {before['seeds']!r}.")
         if config.get("seeds", 0) < before.get("seeds", 0):
-            raise ValueError(f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}.")
+            raise ValueError(
+                f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}. {path} says so."
+            )
         config = config | {key: before[key] for key in ("chosen",) if key in before}
     _files.write_json(path, {_files.FORMAT: RECORD_FORMAT} | config)
 

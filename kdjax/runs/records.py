@@ -1,6 +1,5 @@
 """What a run says of itself: one record of where its numbers come from, for every command."""
 
-import json
 import os
 import platform
 import shlex
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax._files import FORMAT
+from kdjax._files import FORMAT, digest_of_json
 from kdjax._files import append_json_line as append_json_line
 from kdjax._files import as_json as as_json
 from kdjax._files import write_bytes as write_bytes
@@ -87,7 +86,7 @@ def open_results(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
         results = read_object(file)
         if not isinstance(results.get("seeds"), list):
             raise ValueError(f"{file} must hold a list of seeds, as the run wrote it; it is damaged.")
-        if results.pop("digest", None) not in (None, _digest_of(results)):  # None: of an older version
+        if results.pop("digest", None) not in (None, digest_of_json(results)):  # None: of an older version
             raise ValueError(
                 f"{file} must hold what the run wrote; its digest is another: it is damaged or was edited."
             )
@@ -109,11 +108,7 @@ def open_results(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
     """Writes results that `open_results` is to go on with, and their digest beside them."""
     own = as_json(results)
-    write_json(path, own | {"digest": _digest_of(own)})
-
-
-def _digest_of(results: Mapping[str, Any]) -> str:
-    return blake2b(json.dumps(results, sort_keys=True).encode(), digest_size=16).hexdigest()
+    write_json(path, own | {"digest": digest_of_json(own)})
 
 
 def digest(*arrays: Any) -> str:

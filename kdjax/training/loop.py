@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax import _checks
+from kdjax._processes import place
 from kdjax._types import Apply, Tree, Weights
 from kdjax.batches import evaluation_indices, take
 from kdjax.metrics import accuracy, agreeing, finished
@@ -26,10 +27,11 @@ STEPS_PER_CALL = 64  # in one scan, on GPU and TPU
 
 Arrays = Mapping[str, Any]
 Watch = Callable[[int, Metrics], object]
+Stop = Callable[[], bool]
 
 
 def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, mesh: Mesh | None = None) -> Any:
-    """Builds ``epoch(state, teacher, objective, arrays, order=None, *, watch=None) -> (state, means)``: one pass.
+    """Builds ``epoch(state, teacher, objective, arrays, order=None, *, watch=None, …) -> (state, means)``: one pass.
 
     Args:
       step: any ``step(state, teacher, objective, batch) -> (state, metrics)``, not compiled yet: of `make_train_step`,
@@ -51,6 +53,10 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
           an iterable. The batch's ``"indices"`` are its row, where the data have none of their own.
         - `watch`: called after every compiled call, of `steps_per_call` steps, with the number of steps so far and the
           newest metrics, which may not be there yet: ``metrics["loss"].is_ready()`` asks, and reading one waits.
+        - `stop`: asked after every compiled call; where it says True, the pass ends there. Of several processes all must
+          get the same answer.
+        - `begun`: of a pass that was ended before, the number of steps and their means; `order` then has the rows that are
+          left. Steps and means go on from there, to the same bits as those of an unbroken pass.
 
       that returns the new state and each metric's mean over the steps, as a float, or for a sweep as an array [students].
       The device is waited for once, at the end.
@@ -110,20 +116,26 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
         order: Any = None,
         *,
         watch: Watch | None = None,
+        stop: Stop | None = None,
+        begun: tuple[int, Mapping[str, Any]] = (0, {}),
     ) -> tuple[Any, dict[str, Any]]:
         per_call = steps_per_call or (1 if jax.default_backend() == "cpu" else STEPS_PER_CALL)
         resident, calls = _calls(arrays, order, per_call, mesh)
         apart(state, teacher)
         totals: Any = None
-        done = 0
+        done, before = begun
         for rows in calls:
             if totals is None:
                 totals = zeros(state, teacher, objective, resident, rows)
+                if done:
+                    totals = {name: _total(before[name], done, like) for name, like in totals.items()}
             state, totals, newest = advance(state, totals, teacher, objective, resident, rows)
             done += len(jax.tree.leaves(rows)[0])
             if watch is not None:
                 watch(done, newest)
-        if not done:
+            if stop is not None and stop():
+                break
+        if totals is None:
             raise ValueError("arrays must give one batch at least; got none.")
         return state, {name: _mean(total, done) for name, total in totals.items()}
 
@@ -264,6 +276,11 @@ def _split(batch: Tree, mesh: Mesh | None) -> Tree:
     if mesh is None:
         return batch
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def _total(mean: Any, steps: int, like: jax.Array) -> jax.Array:
+    """The sum of which it was the mean: in float64 the product is so near that it is rounded to the same float32."""
+    return place(np.asarray(np.asarray(mean, np.float64) * steps, like.dtype), like.sharding)
 
 
 def _mean(total: Any, steps: int) -> Any:

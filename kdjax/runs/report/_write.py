@@ -12,7 +12,7 @@ import numpy as np
 from kdjax import _processes
 from kdjax._files import write_bytes
 from kdjax._types import Weights
-from kdjax.runs.folders import read_object
+from kdjax.runs.folders import read_object, tidy
 from kdjax.runs.recipes import Trainer
 from kdjax.runs.report import _curves, _examples, _kept, _maps, _numbers, _page
 from kdjax.runs.report._style import Drawn, as_png, styled
@@ -54,6 +54,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
             f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds or parameters of "
             f"{', '.join(_maps.NAMES)}."
         )
+    tidy(folder)
     kept, arrays = _kept.load(folder) or (None, {})
     if (folder / FIGURES).is_symlink():
         raise ValueError(

@@ -1,0 +1,56 @@
+"""SIGTERM and Ctrl-C: a run is asked to end, and ends where it can be gone on with."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from kdjax.runs import StoppedError, stopped_by_signals
+
+
+def asked(*numbers, **settings):
+    """A block that is sent signals, and then does as `fit` does where it is asked to stop."""
+    with stopped_by_signals(**settings) as stop:
+        assert not stop()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        assert not settings, "it went on"
+        assert stop()
+        raise StoppedError("own: stopped after step 3 of 8, as asked.")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_asks_once_and_the_code_says_which_it_was(number, code, capsys):
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(StoppedError, match="step 3 of 8") as seen:
+        asked(number)
+    assert seen.value.code == code
+    assert "Asked to stop: saving after this step" in capsys.readouterr().err
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_asked_again_it_stops_at_once():
+    with pytest.raises(KeyboardInterrupt):
+        asked(signal.SIGTERM, signal.SIGTERM)
+
+
+def test_work_that_is_saved_piece_by_piece_is_stopped_where_it_is():
+    with pytest.raises(StoppedError, match="what was finished is saved") as seen:
+        asked(signal.SIGTERM, at_once=True)
+    assert seen.value.code == 75
+    with pytest.raises(KeyboardInterrupt):
+        asked(signal.SIGINT, at_once=True)
+
+
+def test_another_thread_is_told_of_no_signal():
+    seen = []
+
+    def work():
+        with stopped_by_signals() as stop:
+            seen.append(stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
