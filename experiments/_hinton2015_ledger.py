@@ -108,7 +108,7 @@ def _of_paper(lines: list[Line]) -> Table:
 
 
 def _value(figures: Mapping[str, Any], figure: str, percent: bool) -> float:
-    return figures[figure] * (100 / figures["of"] if percent else 1)
+    return float(figures[figure]) * (100 / figures["of"] if percent else 1)
 
 
 def _of_curves(figures: list[dict[str, Any]]) -> Table:
@@ -118,6 +118,7 @@ def _of_curves(figures: list[dict[str, Any]]) -> Table:
     )
     for temperature in figures[0][widths[0]]:
         shown.add_row(
-            temperature, *(f"{mean_interval([one[width][temperature] for one in figures]):.1f}" for width in widths)
+            temperature,
+            *(f"{mean_interval([float(one[width][temperature]) for one in figures]):.1f}" for width in widths),
         )
     return shown

@@ -51,7 +51,8 @@ def choose(bench: Bench, entry: Asked) -> dict[str, Any]:
     for which in TRANSFER:
         chosen[f"alpha_{which}"] = min(settings.alphas, key=lambda one, which=which: errors_of_transfer(which, one))
     for name, values in compared.items():
-        bench.console.print(f"{name.removeprefix('search ')}: validation errors {mean_interval(values):.1f}")
+        mean = mean_interval([float(one) for one in values])
+        bench.console.print(f"{name.removeprefix('search ')}: validation errors {mean:.1f}", highlight=False)
     return chosen | {"compared": compared}
 
 

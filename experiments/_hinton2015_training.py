@@ -149,7 +149,7 @@ def trainer_of(
         step, evaluate = _together(step), partial(_each, evaluate)
     if jittered:
         step = augmented(step, JITTER)
-    return trainer._replace(step=step, epoch=make_epoch(step), evaluate=evaluate)
+    return trainer._replace(init=jax.jit(trainer.init), step=step, epoch=make_epoch(step), evaluate=evaluate)
 
 
 def _together(step: Any) -> Any:
@@ -205,7 +205,7 @@ def fitted(
     key = jax.random.fold_in(jax.random.key(seed), int(name.endswith("teacher")))
     weights, history = fit(
         trainer,
-        jax.jit(trainer.init)(key, arrays["inputs"][:1]),
+        trainer.init(key, arrays["inputs"][:1]),
         arrays,
         told,
         seed=seed,

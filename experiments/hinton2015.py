@@ -5,10 +5,10 @@
     python experiments/hinton2015.py --table OUT/ledger.jsonl
 
 A teacher of 2 × 1200 ReLUs with dropout, a weight constraint and jittered pictures; students of 2 × 800 from labels alone
-and from its soft targets at T = 20; small students at several T; a transfer set without any 3, and one of 7 and 8 only, after
-which a bias is moved. The paper chose that bias on the test digits; here validation digits choose it, which no transfer set
-has. The paper does not give the length of training or the weight of the labels: the part `search` compares them and the
-views, on validation digits and with seeds of its own; the choice is recorded, and the other parts use it.
+and from its soft targets at T = 20; small students at several T; a transfer set without any 3, and one of 7 and 8 only,
+after which a bias is moved. The paper chose that bias on the test digits; here validation digits choose it, which no
+transfer set has. The paper does not give the length of training or the weight of the labels: the part `search` compares
+them and the views, on validation digits and with seeds of its own; the choice is recorded, and the other parts use it.
 
 Each seed and part is a line of the ledger. A run that was stopped goes on with --resume. Reference: arXiv:1503.02531.
 """
@@ -133,24 +133,27 @@ def main(settings: Hinton2015) -> Path | None:
             found = choose(bench, entry)
             results["choice"] = _line("search", None, found, settings, results)
             write_results(file, results)
+        ledgers.add(ledger, lines_of(results))
         if "choice" in results:
             chosen = {name: value for name, value in results["choice"]["figures"].items() if name != "compared"}
             console.print(f"Chosen on validation digits: {chosen}")
             settings = replace(settings, **chosen)
             bench = replace(bench, settings=settings)
+
+        def line(seed: int, part: str) -> dict[str, Any]:
+            return _line(part, seed, PARTS[part](bench, seed), settings, results)
+
         for seed in range(settings.seeds):
-            for part in (one for one in PARTS if one in settings.parts):
-                line = entry(
-                    seed,
-                    part,
-                    lambda seed, part: _line(part, seed, PARTS[part](bench, seed), settings, results),
-                    seed,
-                    part,
-                )
-                ledgers.add(ledger, [line])
-        lines = [one[part] for one in results["seeds"] for part in PARTS if part in one]
-        ledgers.add(ledger, [*([results["choice"]] if "choice" in results else []), *lines])
-    return _show(console, ledger) if lines else ledger
+            for part in PARTS:
+                if part in settings.parts:
+                    ledgers.add(ledger, [entry(seed, part, line, seed, part)])
+    return ledger if settings.parts == ("search",) else _show(console, ledger)
+
+
+def lines_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the run has found so far, as the ledger has it."""
+    choice = [results["choice"]] if "choice" in results else []
+    return choice + [one[part] for one in results["seeds"] for part in PARTS if part in one]
 
 
 def bench_of(settings: Hinton2015, data: list[Dataset], folder: Path, console: Console) -> Bench:

@@ -31,7 +31,8 @@ def data(tmp_path_factory):
     """480 real digits of 8 × 8 to train on, and 120 to test on."""
     train, test = (load("digits", split) for split in ("train", "test"))
     path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, x_train=train.inputs[:480], y_train=train.labels[:480], x_test=test.inputs[:120], y_test=test.labels[:120])
+    own, others = ({"x": one.inputs[:count], "y": one.labels[:count]} for one, count in ((train, 480), (test, 120)))
+    np.savez(path, x_train=own["x"], y_train=own["y"], x_test=others["x"], y_test=others["y"])
     return f"npz:{path}"
 
 
@@ -52,7 +53,7 @@ def figures(lines):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("hinton") / "out"
-    return out, run(data, out, parts=("search", *parts.PARTS))
+    return out, run(data, out)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def bench(data, tmp_path_factory):
 def test_every_part_gives_its_figures(whole):
     _, lines = whole
     found = figures(lines)
-    assert list(found) == [("search", None), *((part, 0) for part in parts.PARTS)]
+    assert list(found) == [(part, 0) for part in parts.PARTS]
     for part in ("teacher", "alone", "alone_jittered", "distilled"):
         assert 0 < found[part, 0]["errors"] < 120 == found[part, 0]["of"]
     assert list(found["curves", 0]["6"]) == ["labels alone", "1", "8"]
@@ -72,41 +73,69 @@ def test_every_part_gives_its_figures(whole):
     assert threes["fewest_errors_of_any_bias"] <= threes["errors_with_bias"]
     assert threes["errors_of_3_with_bias"] <= threes["errors_of_3"] <= threes["pictures_of_3"]
     assert found["only_7_8", 0]["bias"] <= 0 <= threes["bias"]
-    assert {"settings", "versions", "hardware", "commit", "date", "data"} <= lines[1].keys()
+    assert {"settings", "versions", "hardware", "commit", "date", "data"} <= lines[0].keys()
 
 
-def test_the_choice_has_the_fewest_validation_errors_and_is_used(whole):
-    _, lines = whole
-    chosen = lines[0]["figures"]
-    mean = {name: np.mean(errors) for name, errors in chosen["compared"].items()}
-    first = {name: value for name, value in mean.items() if "views" in name and name.endswith("epochs=1")}
-    assert len(first) == 4
-    assert mean[f"search alpha={chosen['alpha']:g} views={chosen['views']} epochs=1"] == min(first.values())
-    used = lines[-1]["settings"]
-    assert all(used[name] == value for name, value in chosen.items() if name != "compared")
+@pytest.fixture
+def search_without_training(monkeypatch):
+    """What each student and teacher of the search is given; the errors are made up, the fewest with α = 0.5 and jitter."""
+    given, module = [], hinton2015.choose.__globals__
+
+    def student(bench, seed, name, arrays, told, *, epochs, alpha, views, teacher):
+        given.append((seed, arrays, told))
+        return None, None, {"errors": [5.0 - 4 * alpha, float(views == "none"), abs(epochs - 2.0)]}
+
+    def transferred(bench, seed, which, arrays, told, *, alpha, teacher, folder):
+        given.append((seed, arrays, told))
+        assert (bench.settings.views, bench.settings.epochs) == ("jitter", 2)
+        return {"validation_errors_with_bias": 10 * alpha if which == "only_7_8" else 1 - alpha}
+
+    def teacher(bench, seed, arrays, told):
+        given.append((seed, arrays, told))
+        return None, {}
+
+    names = {"trained_student": student, "transferred": transferred, "trained_teacher": teacher}
+    for name, stands_in in (names | {"with_soft_targets": lambda bench, teacher, arrays: arrays}).items():
+        monkeypatch.setitem(module, name, stands_in)
+    return given
 
 
-def test_the_search_sees_neither_the_test_digits_nor_the_validation_digits_in_training(bench, monkeypatch):
-    seen = []
-    monkeypatch.setattr(hinton2015.choose.__globals__["trained_teacher"].__globals__["np"], "seterr", np.seterr)
-    search = hinton2015.choose.__globals__
+CHOSEN = {"alpha": 0.5, "views": "jitter", "epochs": 2, "alpha_without_3": 0.5, "alpha_only_7_8": 0.0}
 
-    def watched(bench, seed, *rest, **named):
-        arrays, told = (rest[-2], rest[-1])
-        seen.append((seed, len(arrays["labels"]), told))
-        return None, None, {"errors": [1.0]}
 
-    monkeypatch.setitem(search, "trained_student", watched)
-    monkeypatch.setitem(search, "trained_teacher", lambda bench, seed, arrays, told: watched(bench, seed, arrays, told)[:2])
-    monkeypatch.setitem(search, "with_soft_targets", lambda bench, teacher, arrays: arrays)
-    monkeypatch.setitem(search, "transferred", lambda *given, **named: {"validation_errors_with_bias": 1})
-    search["choose"](bench, lambda seed, name, make, *arguments: make(*arguments))
-    assert seen
-    assert all(seed >= 1000 and count == 400 and told is bench.validation for seed, count, told in seen)
+def test_the_search_chooses_by_validation_digits_that_nothing_of_it_trains_on(bench, search_without_training):
+    found = hinton2015.choose(bench, lambda seed, name, make, *arguments: make(*arguments))
+    assert {name: found[name] for name in CHOSEN} == CHOSEN
+    assert len(found["compared"]) == 4 + 1 + 2 * 2
+    for seed, arrays, told in search_without_training:
+        assert seed >= 1000
+        assert arrays is bench.rest
+        assert told is bench.validation
+
+
+def test_the_parts_use_the_choice_and_a_resumption_does_too(data, tmp_path, search_without_training, monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        hinton2015, "PARTS", {"alone": lambda bench, seed: used.append(bench.settings) or {"errors": 1, "of": 9}}
+    )
+    with pytest.raises(ValueError, match="--resume needs a run"):
+        run(data, tmp_path / "out", parts=("alone",), resume=True)
+    lines = run(data, tmp_path / "out", parts=("search", "alone"))
+    assert [line["part"] for line in lines] == ["search", "alone"]
+    run(data, tmp_path / "out", parts=("alone",), seeds=2, resume=True)
+    assert len(used) == 2
+    assert all({name: getattr(one, name) for name in CHOSEN} == CHOSEN for one in used)
+    assert all(lines[1]["settings"][name] == value for name, value in CHOSEN.items())
+
+
+def test_a_search_that_comes_too_late_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(hinton2015, "PARTS", {"alone": lambda bench, seed: {"errors": 1, "of": 9}})
+    run(data, tmp_path / "out", parts=("alone",))
+    with pytest.raises(ValueError, match="parts must have search first"):
+        run(data, tmp_path / "out", parts=("search",), resume=True)
 
 
 def test_a_stopped_run_goes_on_to_the_same_figures_and_no_line_is_there_twice(data, whole, tmp_path, monkeypatch):
-    chosen = {name: value for name, value in whole[1][0]["figures"].items() if name != "compared"}
     wanted, count, add = ("teacher", "distilled", "without_3"), [], ledgers.add
 
     def stop(ledger, lines):
@@ -118,10 +147,10 @@ def test_a_stopped_run_goes_on_to_the_same_figures_and_no_line_is_there_twice(da
     with monkeypatch.context() as patch:
         patch.setattr(ledgers, "add", stop)
         with pytest.raises(SystemExit):
-            run(data, tmp_path / "out", parts=wanted, **chosen)
+            run(data, tmp_path / "out", parts=wanted)
     parts.taught.cache_clear()
-    lines = run(data, tmp_path / "out", parts=wanted, resume=True, **chosen)
-    again = run(data, tmp_path / "out", parts=wanted, resume=True, **chosen)
+    lines = run(data, tmp_path / "out", parts=wanted, resume=True)
+    again = run(data, tmp_path / "out", parts=wanted, resume=True)
     assert again == lines
     assert [line["part"] for line in lines] == list(wanted)
     unbroken = figures(whole[1])
@@ -184,7 +213,7 @@ def test_the_tables_are_made_from_the_ledger(whole, capsys):
     out, lines = whole
     hinton2015.main(hinton2015.Hinton2015(table=out / "ledger.jsonl"))
     printed = capsys.readouterr().out
-    assert str(lines[1]["figures"]["errors"]) in printed
+    assert str(lines[0]["figures"]["errors"]) in printed
     assert "paper" in printed
     assert "2 × 6" in printed
 
@@ -195,7 +224,7 @@ def test_a_seed_counts_once_in_the_table_and_a_damaged_line_is_named(tmp_path):
     for seed, errors in ((0, 90), (0, 70), (1, 72)):
         ledgers.add(ledger, [ledgers.line_of("teacher", seed, {"errors": errors, "of": 10_000}, about)])
     (table,) = ledgers.tables(ledger)
-    here, n = (list(table.columns[place].cells)[0] for place in (3, 4))
+    here, n = (next(iter(table.columns[place].cells)) for place in (3, 4))
     assert (here[:4], n) == ("71.0", "2")
     ledger.write_text(ledger.read_text() + "{\n")
     with pytest.raises(ValueError, match="line 4 of"):
@@ -217,6 +246,6 @@ def test_bad_settings_are_named(changes, said):
         replace(SHORT, **changes)
 
 
-def test_too_many_validation_pictures_and_a_search_that_comes_too_late_are_named(data, whole, tmp_path):
+def test_data_that_do_not_fit_are_named(data, tmp_path):
     with pytest.raises(ValueError, match="validation must be less than the 480 training pictures; got 480"):
         run(data, tmp_path / "out", validation=480)
