@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments._hinton2015_training import Bench, fitted, goal, teacher_apply, trainer_of
+from experiments._hinton2015_training import Bench, fitted, goal, trainer_of
 from experiments._setting import Arrays
 from kdjax import Apply, Weights
 from kdjax.caching import cache_teacher
+from kdjax.networks import from_linen
 
 AMOUNTS = np.arange(0, 401) / 10  # of a bias, among which the validation digits choose
 Figures = dict[str, Any]
@@ -19,15 +20,19 @@ Taught = tuple[Weights, Arrays]
 
 def trained_teacher(bench: Bench, seed: int, arrays: Arrays, told: Arrays) -> tuple[Weights, Figures]:
     """The seed's teacher, trained on these arrays, or read where it has been."""
-    width, epochs = bench.settings.teacher_width, bench.settings.teacher_epochs
-    trainer = trainer_of(bench, "teacher", width, len(arrays["labels"]), epochs, taught=False, jittered=True)
+    settings = bench.settings
+    network = bench.network(settings.teacher_width, dropout=settings.dropout, input_dropout=settings.input_dropout)
+    trainer = trainer_of(
+        network, len(arrays["labels"]), settings.teacher_epochs, settings.batch_size, settings.learning_rate,
+        limit=settings.max_norm, jittered=True,
+    )  # fmt: skip
     weights, found = fitted(bench, trainer, seed, "teacher", arrays, told)
     return weights, found | {"errors": _whole(sum(found["errors"]))}
 
 
 def with_soft_targets(bench: Bench, teacher: Weights, arrays: Arrays) -> Arrays:
     """The arrays with the teacher's logits, of the pictures as they are."""
-    return dict(arrays) | cache_teacher(teacher_apply(bench), teacher, arrays["inputs"])
+    return dict(arrays) | cache_teacher(from_linen(bench.teacher)[1], teacher, arrays["inputs"])
 
 
 @lru_cache(maxsize=1)
@@ -50,15 +55,17 @@ def trained_student(
     teacher: Weights | None = None,
 ) -> tuple[Weights, Apply, Figures]:
     """One student of the usual width; `alpha` None: labels alone."""
-    soft, jittered = alpha is not None, views == "jitter"
+    settings, taught, jittered = bench.settings, alpha is not None, views == "jitter"
+    in_step = taught and jittered  # the teacher says what it sees in the same view
     trainer = trainer_of(
-        bench, "student", bench.settings.student_width, len(arrays["labels"]), epochs, taught=soft, jittered=jittered
-    )
-    if soft and jittered:  # the teacher says what it sees in the same view
+        bench.network(settings.student_width), len(arrays["labels"]), epochs, settings.batch_size,
+        settings.learning_rate, taught=taught, beside=bench.teacher if in_step else None, jittered=jittered,
+    )  # fmt: skip
+    if in_step:
         arrays = {name: array for name, array in arrays.items() if name != "teacher"}
-    objectives = [goal(alpha, bench.settings.temperature)] if alpha is not None else []
+    objectives = [goal(alpha, settings.temperature)] if alpha is not None else []
     weights, found = fitted(
-        bench, trainer, seed, name, arrays, told, objectives=objectives, teacher=teacher if soft and jittered else None
+        bench, trainer, seed, name, arrays, told, objectives=objectives, teacher=teacher if in_step else None
     )
     return weights, trainer.apply, found
 
@@ -90,8 +97,8 @@ def curves(bench: Bench, seed: int) -> Figures:
     figures: Figures = {}
     for width in settings.curve_widths:
         trainer = trainer_of(
-            bench, "student", width, len(arrays["labels"]), settings.epochs, taught=True, jittered=False,
-            together=len(goals),
+            bench.network(width), len(arrays["labels"]), settings.epochs, settings.batch_size,
+            settings.learning_rate, taught=True, together=len(goals),
         )  # fmt: skip
         _, found = fitted(bench, trainer, seed, f"curve_{width}", arrays, bench.test, objectives=list(goals.values()))
         errors = [_whole(sum(one)) for one in found["errors"]]

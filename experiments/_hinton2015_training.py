@@ -14,7 +14,7 @@ from flax import linen as nn
 from rich.console import Console
 
 from experiments._setting import Arrays
-from kdjax import Apply, Objective, Outputs, Weights, cross_entropy, on_logits, weighted_sum
+from kdjax import Objective, Outputs, Weights, cross_entropy, on_logits, weighted_sum
 from kdjax.data import make_views, random_crop
 from kdjax.losses import soft_target_kl
 from kdjax.metrics import Measure, accuracy
@@ -96,10 +96,14 @@ class Bench:
     validation: Arrays
     test: Arrays
 
+    def network(self, width: int, **dropout: float) -> Dense:
+        """Two hidden layers."""
+        return Dense((width, width), self.classes, **dropout)
 
-def teacher_apply(bench: Bench) -> Apply:
-    """The teacher without its dropout, as it teaches."""
-    return from_linen(Dense((bench.settings.teacher_width,) * 2, bench.classes))[1]
+    @property
+    def teacher(self) -> Dense:
+        """The teacher as it teaches, without its dropout."""
+        return self.network(self.settings.teacher_width)
 
 
 def goal(alpha: float, temperature: float) -> Objective:
@@ -110,46 +114,51 @@ def goal(alpha: float, temperature: float) -> Objective:
 
 @lru_cache(maxsize=64)
 def trainer_of(
-    bench: Bench, kind: str, width: int, examples: int, epochs: int, *, taught: bool, jittered: bool, together: int = 1
+    network: Dense,
+    examples: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    *,
+    limit: float | None = None,
+    taught: bool = False,
+    beside: Dense | None = None,
+    jittered: bool = False,
+    together: int = 1,
 ) -> Trainer:
     """A network's trainer, compiled once for all seeds.
 
     Args:
-      bench: the settings and the data.
-      kind: ``"teacher"``, with dropout and the weight constraint, or ``"student"``.
-      width: of both hidden layers.
+      network: what is trained.
       examples: how many it trains on.
       epochs: passes over them.
-      taught: from soft targets too: those in the data, or with `jittered` those that the teacher gives the same view.
+      batch_size: examples an update.
+      learning_rate: Adam's, at the start; a cosine takes it to 0.
+      limit: of `max_norm`; None: no constraint.
+      taught: from soft targets too, those in the data or those of `beside`.
+      beside: the teacher, where the step runs it, on the very views that the student sees.
       jittered: on pictures moved by up to two pixels.
       together: how many students one program trains side by side.
     """
-    settings = bench.settings
-    network, last = Dense((width, width), bench.classes), []
-    if kind == "teacher":
-        network = network.clone(input_dropout=settings.input_dropout, dropout=settings.dropout)
-        last = [max_norm(settings.max_norm)]
 
     def optimizer(updates: int) -> optax.GradientTransformation:
-        return optax.chain(optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates)), *last)
+        adam = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
+        return adam if limit is None else optax.chain(adam, max_norm(limit))
 
+    objective, name = goal(0.5, 1.0) if taught else LABELS, f"{' × '.join(map(str, network.widths))}"
+    init, apply = from_linen(network)
     recipe = Recipe(
-        from_linen(network),
-        goal(0.5, 1.0) if taught else LABELS,
-        optimizer,
-        epochs,
-        settings.batch_size,
-        name=f"{kind} 2 × {width}",
-        learning_rate=settings.learning_rate,
+        (jax.jit(init), apply), objective, optimizer, epochs, batch_size, name=name, learning_rate=learning_rate
     )
-    beside = teacher_apply(bench) if taught and jittered else None
-    trainer = prepare(recipe, examples, teacher_apply=beside, measures=MEASURES)
+    trainer = prepare(
+        recipe, examples, teacher_apply=None if beside is None else from_linen(beside)[1], measures=MEASURES
+    )
     step, evaluate = trainer.step, trainer.evaluate
     if together > 1:
         step, evaluate = _together(step), partial(_each, evaluate)
     if jittered:
         step = augmented(step, JITTER)
-    return trainer._replace(init=jax.jit(trainer.init), step=step, epoch=make_epoch(step), evaluate=evaluate)
+    return trainer._replace(step=step, epoch=make_epoch(step), evaluate=evaluate)
 
 
 def _together(step: Any) -> Any:

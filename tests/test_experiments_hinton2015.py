@@ -188,8 +188,7 @@ def test_validation_digits_choose_the_bias(bench):
 
 
 def test_the_weight_constraint_holds_after_every_step(bench):
-    settings = replace(bench.settings, max_norm=0.5)
-    trainer = trainer_of(replace(bench, settings=settings), "teacher", 12, 480, 1, taught=False, jittered=True)
+    trainer = trainer_of(bench.network(12, dropout=0.5), 480, 1, 96, 1e-2, limit=0.5)
     weights = trainer.init(jax.random.key(0), bench.train["inputs"][:1])
     state = init_state(weights, trainer.optimizer, jax.random.key(0))
     for row in epoch_indices(480, 96, seed=0, epoch=0):
