@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 
 from experiments import _hinton2015_ledger as ledgers
-from experiments._hinton2015_parts import PARTS
+from experiments._hinton2015_parts import PARTS, TRANSFER, only
 from experiments._hinton2015_search import choose
 from experiments._hinton2015_training import Bench
 from experiments._settings import Run, recorded
@@ -107,6 +107,8 @@ class Hinton2015(Run):
                 raise ValueError(f"{name} must name each one once; got {values!r}.")
         if unknown := set(self.parts) - {"search", *PARTS}:
             raise ValueError(f"parts must be of search, {', '.join(PARTS)}; got {', '.join(sorted(unknown))}.")
+        if self.ledger is not None and self.ledger.is_dir():
+            raise ValueError(f"ledger must be a file, or none yet; {self.ledger} is a folder.")
         if self.table is not None and not self.table.is_file():
             raise ValueError(f"table must be the file of a ledger; there is none at {self.table}.")
 
@@ -121,10 +123,11 @@ def main(settings: Hinton2015) -> Path | None:
     if settings.table is not None:
         return _show(console, settings.table)
     data = settings.load()
+    folder = settings.folder(ledgers.WHAT)
+    ledger = settings.ledger or folder / "ledger.jsonl"
+    ledgers.read(ledger)  # a damaged one is found before anything is trained
+    bench = bench_of(settings, data, folder, console)
     with recorded(ledgers.WHAT, settings, data) as (results, entry, file):
-        ledger = settings.ledger or file.parent / "ledger.jsonl"
-        ledgers.read(ledger)  # a damaged one is found before anything is trained
-        bench = bench_of(settings, data, file.parent, console)
         if "search" in settings.parts and "choice" not in results:
             if any(part in one for one in results["seeds"] for part in PARTS):
                 raise ValueError(
@@ -167,10 +170,14 @@ def bench_of(settings: Hinton2015, data: list[Dataset], folder: Path, console: C
     mixed = np.random.default_rng(2015).permutation(count)
     held_out, rest = np.sort(mixed[: settings.validation]), np.sort(mixed[settings.validation :])
 
-    def rows(chosen: np.ndarray) -> dict[str, Any]:
-        return jax.tree.map(lambda array: array[chosen], train)
-
-    return Bench(settings, folder, console, classes, train, rows(rest), rows(held_out), test)
+    without, of_validation = (jax.tree.map(lambda array, own=own: array[own], train) for own in (rest, held_out))
+    for name, (own, left_out) in TRANSFER.items():
+        pictures = len(only(without, own, left_out)["labels"])
+        if pictures < settings.batch_size:
+            raise ValueError(
+                f"batch_size must be at most the {pictures} pictures of {name}; got {settings.batch_size}."
+            )
+    return Bench(settings, folder, console, classes, train, without, of_validation, test)
 
 
 def _line(part: str, seed: int | None, figures: Any, settings: Hinton2015, results: dict[str, Any]) -> dict[str, Any]:

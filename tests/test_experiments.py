@@ -14,6 +14,7 @@ import tyro
 from experiments import (
     common_mistakes,
     digits,
+    hinton2015,
     many_labels,
     model_compression,
     pipeline,
@@ -103,7 +104,7 @@ SETTINGS = {
     for script in (
         *(digits, model_compression, pipeline, soft_targets),
         *(many_labels, pixels, tokens, transformers),
-        *(common_mistakes, precision, search, strategies),
+        *(common_mistakes, hinton2015, precision, search, strategies),
     )
 }
 

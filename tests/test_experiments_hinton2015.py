@@ -248,3 +248,6 @@ def test_bad_settings_are_named(changes, said):
 def test_data_that_do_not_fit_are_named(data, tmp_path):
     with pytest.raises(ValueError, match="validation must be less than the 480 training pictures; got 480"):
         run(data, tmp_path / "out", validation=480)
+    with pytest.raises(ValueError, match=r"batch_size must be at most the \d+ pictures of only_7_8; got 200"):
+        run(data, tmp_path / "out", batch_size=200)
+    assert not (tmp_path / "out").exists()
