@@ -92,7 +92,7 @@ def _of_paper(lines: list[Line]) -> Table:
     named = ("data", "teacher_epochs", "epochs", "views", "alpha", "alpha_without_3", "alpha_only_7_8")
     told = ", ".join(f"{name} {settings[name]}" for name in named if name in settings)
     shown = Table(
-        "of 10,000 test digits", "paper", "one trial", "here", "n", "goal, at most", "reached",
+        "errors in the test digits", "paper", "one trial", "here", "n", "goal, at most", "reached",
         title=f"Mean ± 95 % interval over seeds, last epoch; the bias is chosen on validation digits. {told}",
     )  # fmt: skip
     for part, figure, words, paper, trial, goal, percent in ROWS:

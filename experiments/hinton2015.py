@@ -1,6 +1,6 @@
 """Hinton, Vinyals and Dean 2015, section 3: does a distilled network learn how to generalise, also to digits it never saw?
 
-    python experiments/hinton2015.py --data mnist --data-dir DIR --out OUT
+    python experiments/hinton2015.py --data mnist --data-dir DIR --out OUT --parts search
     python experiments/hinton2015.py --data mnist --data-dir DIR --out OUT --resume
     python experiments/hinton2015.py --table OUT/ledger.jsonl
 
@@ -10,7 +10,8 @@ after which a bias is moved. The paper chose that bias on the test digits; here 
 transfer set has. The paper does not give the length of training or the weight of the labels: the part `search` compares
 them and the views, on validation digits and with seeds of its own; the choice is recorded, and the other parts use it.
 
-Each seed and part is a line of the ledger. A run that was stopped goes on with --resume. Reference: arXiv:1503.02531.
+The first command compares, the second trains all other parts by the choice, and goes on where it was stopped; without the
+first, the options say what is trained. Each seed and part is a line of the ledger. Reference: arXiv:1503.02531.
 """
 
 from dataclasses import dataclass, replace

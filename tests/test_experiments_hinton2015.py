@@ -165,26 +165,35 @@ def test_a_transfer_set_has_the_wanted_classes_alone_and_no_validation_digit(ben
     assert not any(np.asarray(one).tobytes() in pictures for one in bench.validation["inputs"])
 
 
-def test_validation_digits_choose_the_bias(bench):
-    """Logits that are the inputs: the two parts want other amounts."""
+def test_validation_digits_choose_the_bias(bench, monkeypatch):
+    """Logits that are the inputs: on the test digits any bias above 9 would do, on the validation digits only 1 to 6."""
 
     def apply(params, model_state, inputs, *, train, rng=None):
         return inputs, model_state
 
-    def part(lead):  # threes are behind by `lead`, zeros ahead by more
-        logits = jnp.array([[lead, 0.0, 0.0, 0.0], [lead + 5.0, 0.0, 0.0, 0.0]])
+    def digits(behind):  # a three that is behind by so much, and a zero that is ahead by 5 more
+        logits = jnp.zeros((2, 10)).at[:, 0].set(jnp.array([behind, behind + 5.0]))
         return {"inputs": logits, "labels": jnp.array([3, 0])}
 
-    nothing = parts.Weights({}, {})
-    chosen = parts.biased(apply, nothing, part(1.0), (3,), 1)
-    place = parts.best(chosen.sum(axis=1))
-    assert 1.0 < parts.AMOUNTS[place] < 6.0
-    assert chosen[0].tolist() == [0, 0, 0, 1]
-    assert chosen[place].sum() == 0
-    assert chosen[-1].tolist() == [1, 0, 0, 0]
-    assert parts.biased(apply, nothing, part(9.0), (3,), 1)[place].sum() == 1
-    lowered = parts.biased(apply, nothing, {"inputs": jnp.array([[1.0, 0.0]]), "labels": jnp.array([1])}, (0,), -1)
-    assert lowered.sum(axis=1)[[0, 20]].tolist() == [1, 0]
+    trained = (parts.Weights({}, {}), apply, {"seconds": 1.0})
+    monkeypatch.setattr(parts, "trained_student", lambda *given, **named: trained)
+    bench = replace(bench, validation=digits(1.0))
+    asked = {"alpha": 0.1, "teacher": None}
+    found = parts.transferred(bench, 0, "without_3", bench.rest, digits(9.0), **asked)
+    assert 1.0 < found["bias"] < 6.0
+    assert (found["errors"], found["errors_with_bias"], found["validation_errors_with_bias"]) == (1, 1, 0)
+    assert (found["errors_of_3_with_bias"], found["fewest_errors_of_any_bias"]) == (1, 0)
+
+
+def test_a_bias_moves_the_errors_of_its_classes():
+    def apply(params, model_state, inputs, *, train, rng=None):
+        return inputs, model_state
+
+    arrays = {"inputs": jnp.array([[1.0, 0.0], [3.0, 0.0]]), "labels": jnp.array([1, 0])}
+    lowered = parts.biased(apply, parts.Weights({}, {}), arrays, (0,), -1)
+    assert lowered[[0, 20, 40]].tolist() == [[0, 1], [0, 0], [1, 0]]
+    assert parts.AMOUNTS[[0, 20, 40]].tolist() == [0, 2, 4]
+    assert parts.best(np.array([3, 1, 1, 1, 2])) == 2
 
 
 def test_the_weight_constraint_holds_after_every_step(bench):
