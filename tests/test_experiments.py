@@ -16,6 +16,7 @@ from experiments import (
     _settings,
     common_mistakes,
     digits,
+    hinton2015,
     many_labels,
     model_compression,
     pipeline,
@@ -106,7 +107,7 @@ SETTINGS = {
     for script in (
         *(digits, model_compression, pipeline, soft_targets),
         *(many_labels, pixels, tokens, transformers),
-        *(common_mistakes, precision, search, strategies),
+        *(common_mistakes, hinton2015, precision, search, strategies),
     )
 }
 
