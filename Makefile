@@ -3,6 +3,9 @@
 # make quick  the fast ones of losses, terms and the step
 # make verification   measure what every loss is held to, and write docs/verification-report.md
 # make mutation   change the code in 210 places, and see whether the tests notice
+# make notebook   run the notebook of docs/notebooks, and write its page
+# make fuzz   feed every parser what its files are not, for MINUTES=10
+# make long   100,000 steps with logging and saving: memory, speed, files, cost of saves
 # make faults break saves, files and runs in tens of thousands of places, and write docs/reliability-faults.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
@@ -19,13 +22,14 @@ PROGRAMS ?= $(CURDIR)/.cache/programs
 # A worker takes whole files, and of the longest file all that is asked of one loss: tests/conftest.py says which.
 SPREAD = JAX_COMPILATION_CACHE_DIR="$(PROGRAMS)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
-.PHONY: setup demo test quick slow verification mutation faults lint format docs lock clean
+.PHONY: setup demo test quick slow verification mutation notebook fuzz long faults lint format docs lock clean
 
 setup: $(READY)
 
 # A half-finished installation has no .ready file and is made again from the start.
 $(READY): requirements.lock
 	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link, and making it again would empty what it points to; delete the link"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -55,6 +59,25 @@ verification: $(READY)
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
 	$(BIN)/python tests/mutation.py
+
+# A minute; the page shows what was measured here.
+NOTEBOOK := docs/notebooks/four_tutorials
+notebook: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "ipykernel>=6.29" "jupytext>=1.16" "nbconvert>=7.16"
+	rm -rf $(NOTEBOOK)_files
+	$(BIN)/python -m jupytext --quiet --execute --to ipynb --output - $(NOTEBOOK).py | $(BIN)/python -m nbconvert --stdin \
+		--CoalesceStreamsPreprocessor.enabled=True --to markdown --template-file docs/hooks/notebook.md.j2 \
+		--output $(notdir $(NOTEBOOK)) --output-dir $(dir $(NOTEBOOK))
+
+# Of any number of minutes; it ends with a count of what was tried, and an error where a parser broke the law.
+MINUTES ?= 10
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3.0"
+	$(BIN)/python tests/fuzz.py $(MINUTES)
+
+# A hundred thousand steps, logged and saved: does memory grow, does it get slower, what does saving cost?
+long: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python tests/long_run.py tests/long_run.json
 
 # Up to half an hour of two cores; nothing is written where one fault ends otherwise than it should. Linux and a C compiler.
 faults: $(READY)

@@ -1,15 +1,18 @@
 """What every script's command line has, and how its settings become a run of `kdjax.runs.compare`."""
 
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import tyro
 
 from experiments._networks import make_model
+from kdjax.command._main import EXPECTED
 from kdjax.data import Dataset, load
 from kdjax.networks import from_linen
 from kdjax.runs import (
@@ -158,6 +161,17 @@ def recorded(name: str, settings: Run, data: list[Dataset]) -> Iterator[tuple[di
     with _stoppable(out), stopped_by_signals(at_once=True), open_folder(out, about, resume=settings.resume) as folder:
         file = folder / "results.json"
         yield *open_results(file, provenance(about, data=digests)), file
+
+
+def start(main: Callable[[Any], Any], settings: type, description: str | None) -> None:
+    """Runs a script by its command line; what people can mend is one line and exit code 1. ``python -X dev`` shows more."""
+    try:
+        main(tyro.cli(settings, description=description))
+    except EXPECTED as error:
+        if sys.flags.dev_mode:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {str(error) or type(error).__name__}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 @contextmanager

@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 
 from experiments._networks import make_model
 from experiments._setting import LABELS, Arrays, Network
-from experiments._settings import Run, recorded
+from experiments._settings import Run, recorded, start
 from kdjax import Objective, Outputs, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
@@ -308,4 +307,4 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonMistakes, description=__doc__))
+    start(main, CommonMistakes, __doc__)

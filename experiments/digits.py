@@ -8,16 +8,19 @@
     99.02 ± 0.16   96.48 ± 0.42   97.35 ± 0.42   +0.88 ± 0.52
 
 A third of the teacher's lead. The test split has 360 digits, one of them is 0.28 points, and single seeds differ by
-more than the gain: hence 32. The student, T and α were chosen on the validation split. The last line names the report,
-a page with all figures.
+more than the gain: hence 32. The student, T and α were chosen on the validation split. The last lines name the report,
+a page with all figures, and what to try next.
 """
 
+import os
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import optax
-import tyro
 
-from experiments._settings import Settings, network, run
+from experiments._settings import Settings, network, run, start
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
@@ -52,8 +55,24 @@ class Digits(Settings):
     """weight of the labels; the soft targets weigh 1 − alpha"""
 
 
+BEFORE = """\
+A large network, the teacher, learns to read handwritten digits. Then a small one, the student, learns it twice from the
+same start: alone, from the labels; and distilled, from the labels and from how sure the teacher is of every digit.
+All of this is done with {seeds}, since one run cannot tell the teacher's help from luck. A line is printed for
+each network that is finished; at the end come a table, what the teacher changed, and a report.
+"""
+AFTER = """
+What to do next:
+  see what was learnt       open {report} in a browser
+  try your own pictures     {kdjax} compare --teacher cnn_large --student cnn_tiny --data folder:DIR --size 32
+                            where DIR has train/CLASS/any.png and test/CLASS/any.png
+  write it in Python        docs/getting-started.md, five minutes"""
+
+
 def main(settings: Digits) -> None:
     data = settings.load()
+    seeds = "one seed" if settings.seeds == 1 else f"{settings.seeds} seeds, one after another"
+    print(BEFORE.format(seeds=seeds), flush=True)
     labels_only = weighted_sum(labels=(1.0, cross_entropy))
     with_teacher = weighted_sum(
         labels=(settings.alpha, cross_entropy),
@@ -74,7 +93,7 @@ def main(settings: Digits) -> None:
             learning_rate=settings.learning_rate,
         )
 
-    run(
+    out = run(
         "digits",
         settings,
         data,
@@ -83,7 +102,14 @@ def main(settings: Digits) -> None:
         alone=recipe(settings.student_model, labels_only, settings.epochs),
         distilled=recipe(settings.student_model, with_teacher, settings.epochs),
     )
+    print(AFTER.format(report=out / "report.html", kdjax=command()))
+
+
+def command() -> str:
+    """How `kdjax` is called here: by its name, or where this Python has it."""
+    beside = Path(sys.executable).with_name("kdjax")
+    return "kdjax" if shutil.which("kdjax") or not beside.exists() else os.path.relpath(beside)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Digits, description=__doc__))
+    start(main, Digits, __doc__)

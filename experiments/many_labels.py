@@ -6,10 +6,9 @@ python experiments/many_labels.py
 from dataclasses import dataclass
 
 import optax
-import tyro
 
 from experiments._canvases import canvases
-from experiments._settings import Settings, run
+from experiments._settings import Settings, run, start
 from experiments._unet import Whole
 from kdjax import on_logits, weighted_sum
 from kdjax.losses import soft_target_bce
@@ -84,4 +83,4 @@ def main(settings: ManyLabels) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ManyLabels, description=__doc__))
+    start(main, ManyLabels, __doc__)

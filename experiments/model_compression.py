@@ -16,9 +16,8 @@ few to say so.
 from dataclasses import dataclass
 
 import optax
-import tyro
 
-from experiments._settings import Settings, network, run
+from experiments._settings import Settings, network, run, start
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
@@ -77,4 +76,4 @@ def main(settings: ModelCompression) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ModelCompression, description=__doc__))
+    start(main, ModelCompression, __doc__)

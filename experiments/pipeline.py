@@ -20,9 +20,8 @@ is 0.2 points: three seeds show that it does no harm, and no more.
 from dataclasses import dataclass
 
 import optax
-import tyro
 
-from experiments._settings import Settings, network, run
+from experiments._settings import Settings, network, run, start
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import symmetric_range
 from kdjax.losses import soft_target_kl
@@ -81,4 +80,4 @@ def main(settings: Pipeline) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Pipeline, description=__doc__))
+    start(main, Pipeline, __doc__)

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import optax
-import tyro
 
 from experiments._canvases import canvases
-from experiments._settings import Settings, run
+from experiments._settings import Settings, run, start
 from experiments._unet import UNet
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.losses import soft_target_kl
@@ -93,4 +92,4 @@ def main(settings: Pixels) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Pixels, description=__doc__))
+    start(main, Pixels, __doc__)

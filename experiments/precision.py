@@ -17,11 +17,10 @@ accuracy.
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments._settings import Run, recorded
+from experiments._settings import Run, recorded, start
 from experiments.search import ALONE, DIGITS, Search, learning, teaching, way_of
 from kdjax.data import on_device, unit_range
 from kdjax.metrics import mean_interval, paired_difference
@@ -68,4 +67,4 @@ def main(settings: Precision) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Precision, description=__doc__))
+    start(main, Precision, __doc__)

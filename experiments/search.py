@@ -23,13 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments._networks import make_model
 from experiments._setting import Arrays
-from experiments._settings import Run, recorded
+from experiments._settings import Run, recorded, start
 from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
@@ -214,4 +213,4 @@ def test_table(arms: dict[str, Setting], accuracies: np.ndarray) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Search, description=__doc__))
+    start(main, Search, __doc__)

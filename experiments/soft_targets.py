@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optax
-import tyro
 
 from experiments._pictures import draw
-from experiments._settings import Settings, network, run
+from experiments._settings import Settings, network, run, start
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.data import unit_range
 from kdjax.losses import soft_target_kl
@@ -84,4 +83,4 @@ def main(settings: SoftTargets) -> Path:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SoftTargets, description=__doc__))
+    start(main, SoftTargets, __doc__)

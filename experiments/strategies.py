@@ -18,13 +18,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments._networks import make_model
 from experiments._setting import Setting, teacher_of
-from experiments._settings import Run, recorded
+from experiments._settings import Run, recorded, start
 from experiments._strategies import PLAIN
 from experiments._strategies_adaptive import ADAPTIVE
 from experiments._strategies_features import FEATURES
@@ -162,4 +161,4 @@ def said(interval: Interval, sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Strategies, description=__doc__))
+    start(main, Strategies, __doc__)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import optax
-import tyro
 
-from experiments._settings import Settings, run
+from experiments._settings import Settings, run, start
 from experiments._transformers import LanguageModel
 from kdjax import cross_entropy, on_logits, weighted_sum
 from kdjax.losses import jensen_shannon, reverse_kl, soft_target_kl
@@ -95,4 +94,4 @@ def main(settings: Tokens) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Tokens, description=__doc__))
+    start(main, Tokens, __doc__)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import optax
-import tyro
 
-from experiments._settings import Settings, run
+from experiments._settings import Settings, run, start
 from experiments._transformers import VisionTransformer
 from experiments._unet import Whole
 from kdjax import cross_entropy, on_logits, on_outputs, weighted_sum
@@ -103,4 +102,4 @@ def main(settings: Transformers) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Transformers, description=__doc__))
+    start(main, Transformers, __doc__)

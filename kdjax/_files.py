@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -11,9 +12,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+FORMAT = "kdjax_format"  # the name under which each record holds the number of its format
+
+
+class FormatError(ValueError):
+    """What is on disk is of a format that this kdjax does not know."""
+
+
+def check_format(record: Mapping[str, Any], newest: int, where: Any) -> None:
+    """That a record, which may be of before there were numbers, is of a format up to `newest`.
+
+    Example:
+      >>> check_format({"kdjax_format": 2}, 1, "results.json")
+      Traceback (most recent call last):
+      kdjax._files.FormatError: results.json must be of format 1 or older, as this kdjax reads them; it is of format 2, of \
+a newer one: install that.
+    """
+    found = record.get(FORMAT, newest)
+    if type(found) is not int or found < 1:
+        raise FormatError(f"{where} must be of format {newest} or older; it is of format {found!r:.99}, which is none.")
+    if found > newest:
+        raise FormatError(
+            f"{where} must be of format {newest} or older, as this kdjax reads them; it is of format {found}, of a newer "
+            "one: install that."
+        )
 
 
 def as_json(value: Any, name: str = "value") -> Any:
@@ -58,6 +84,20 @@ def as_json(value: Any, name: str = "value") -> Any:
         # kind V: bfloat16 and its like, of which json knows nothing and float32 holds every value
         return as_json((array.astype(np.float32) if array.dtype.kind == "V" else array).tolist(), name)
     raise ValueError(f"{name} must be something that JSON can hold; got {value!r} of type {type(value).__name__}.")
+
+
+class _Bounded(io.BufferedReader):
+    """Asks for no more than the file has: Python makes room for all that is asked for before it reads."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= 0:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
+def open_bounded(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a file to be read by parsers that believe the sizes in it: a header that lies costs no memory."""
+    return _Bounded(io.FileIO(path))
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -11,7 +11,6 @@ that a run of two processes goes on in one, or in four.
 """
 
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kdjax import _checkpoint_folders as folders
 from kdjax import _checks, _processes, _trees
-from kdjax._files import as_json, check_writable, digest_of_json, naming, set_aside
+from kdjax._checkpoint_folders import DamagedError as DamagedError
+from kdjax._files import FORMAT, as_json, check_format, check_writable, digest_of_json, naming, set_aside
 from kdjax._types import Tree, Weights
 
-
-class DamagedError(ValueError):
-    """What is on disk is not what was saved."""
+_FORMAT = 1  # of a checkpoint's record
 
 
 def save_weights(
@@ -60,7 +59,7 @@ def save_weights(
     target = Path(path).absolute()
     if _processes.anywhere(target.exists()):
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
-    _check_name(target)
+    folders.check_name(target)
     check_writable(target.parent)
     content = _to_write(weights, description or {})
     with _named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -82,9 +81,11 @@ def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:
       DamagedError: a ValueError that names the leaf whose bytes have changed.
       ValueError: naming leaves that are missing, unexpected, or of another shape or dtype.
     """
-    source = _existing(path)
-    arrays, record = _read(source)
-    return _rebuilt(arrays, record["leaves"], like, source)
+    source = folders.existing(path)
+    record = _record(source)
+    if other := folders.differences(source, record["leaves"], like):
+        raise ValueError(other)
+    return _rebuilt(_arrays(source, record["leaves"]), record["leaves"], like)
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -94,8 +95,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: if there are no weights at `path`.
       DamagedError: if it is not what was written.
     """
-    _, record = _read(_existing(path), with_arrays=False)
-    return record["entries"]
+    return _record(folders.existing(path))["entries"]
 
 
 @contextmanager
@@ -127,8 +127,9 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
     """
     _checks.whole("keep", keep, 1)
     root = Path(folder).absolute()
-    _check_name(root)
+    folders.check_name(root)
     check_writable(root)
+    folders.check_plain(root)
     for child in root.iterdir() if _processes.is_first() else ():
         # Orbax would take it for the latest step, and then silently save none before that number.
         if child.name.isdigit() and child.is_dir() and not any(child.iterdir()):
@@ -193,15 +194,21 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
     damaged: dict[int, DamagedError] = {}
     for step in steps:
         source = Path(run.directory) / str(step)
+        own = like(step) if callable(like) else like
+        other, arrays = "", {}
         try:
-            arrays, record = _read(source)
+            record = _record(source)
+            if not (other := folders.differences(source, record["leaves"], own)):
+                arrays = _arrays(source, record["leaves"])
         except DamagedError as error:
             damaged[step] = error
         # All go back together, or the processes would go on from different steps.
         if _processes.anywhere(step in damaged):
             damaged.setdefault(step, DamagedError(f"The checkpoint {source} cannot be read by another process."))
             continue
-        state = _rebuilt(arrays, record["leaves"], like(step) if callable(like) else like, source)
+        if other:
+            raise ValueError(other)
+        state = _rebuilt(arrays, record["leaves"], own)
         for number, reason in damaged.items():
             warnings.warn(f"{reason} Going back from step {number} to step {step}.", RuntimeWarning, stacklevel=2)
             if _processes.is_first():
@@ -237,65 +244,61 @@ def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
         raise ValueError("A checkpoint must have at least one array that is not empty; got none.")
     if different := _processes.differing({name: saved["blake2b"] for name, saved in table.items()}):
         raise ValueError(f"What is saved must be the same in every process; different are {_trees.listed(different)}.")
-    record = {"entries": as_json(entries, "record"), "leaves": table}
+    record = {FORMAT: _FORMAT, "entries": as_json(entries, "record"), "leaves": table}
     record["blake2b"] = _record_digest(record)
     return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
 
 
-def _read(source: Path, *, with_arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads both items and proves their digests, each process for itself: one that fails leaves none waiting."""
-    items = {"record": ocp.args.JsonRestore()} | ({"arrays": ocp.args.StandardRestore()} if with_arrays else {})
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-    try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            found = checkpointer.restore(source, args=ocp.args.Composite(**items))
-    except (PermissionError, MemoryError):  # these say nothing of the files
-        raise
-    except Exception as error:  # whatever a damaged file makes json, Orbax or tensorstore say
-        raise DamagedError(f"The checkpoint {source} cannot be read: {error}") from error
-    record = found["record"]
+def _record(source: Path) -> dict[str, Any]:
+    """What the checkpoint says of itself, proved by its digest."""
+    record = _restored(source, record=ocp.args.JsonRestore())["record"]
     if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
         raise DamagedError(f"The checkpoint {source} is damaged: its record is not what was written.")
-    if not with_arrays:
-        return {}, record
-    arrays: dict[str, np.ndarray] = found["arrays"]
+    check_format(record, _FORMAT, f"The checkpoint {source}")
+    folders.check_record(source, record)
+    return record
+
+
+def _arrays(source: Path, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """All arrays of a record, each of the bytes that it was saved with."""
+    folders.check_arrays(source, leaves)
+    with _as_damage(source):
+        stored = ocp.StandardCheckpointHandler().metadata(source / "arrays").tree
+    folders.check_shapes(source, leaves, stored)
+    arrays: dict[str, np.ndarray] = _restored(source, arrays=ocp.args.StandardRestore())["arrays"]
     changed = []
-    for name, saved in record["leaves"].items():
+    for name, saved in leaves.items():
         if 0 in saved["shape"]:
             arrays[name] = np.zeros(saved["shape"], jnp.dtype(saved["dtype"]))
         if name not in arrays or _trees.digest(np.asarray(arrays[name])) != saved["blake2b"]:
             changed.append(name)
     if changed:
         raise DamagedError(f"The checkpoint {source} is damaged: the bytes have changed of {_trees.listed(changed)}.")
-    return arrays, record
+    return arrays
 
 
-def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: Tree, source: Path) -> Any:
-    if lines := _trees.differences(table, like):
-        raise ValueError(
-            f"like must have the architecture of the checkpoint {source}; these leaves differ: "
-            f"{_trees.listed(lines, separator='; ')}."
-        )
+def _restored(source: Path, **items: Any) -> Any:
+    """Items that Orbax reads, each process for itself: one that fails leaves none waiting."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    with _as_damage(source), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        return checkpointer.restore(source, args=ocp.args.Composite(**items))
+
+
+@contextmanager
+def _as_damage(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (PermissionError, MemoryError):  # these say nothing of the files
+        raise
+    except Exception as error:  # whatever a damaged file makes json, Orbax or tensorstore say
+        raise DamagedError(f"The checkpoint {source} cannot be read: {error}") from error
+
+
+def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: Tree) -> Any:
     return _trees.rebuilt(arrays, {name: saved["key"] for name, saved in table.items()}, like)
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:
     return digest_of_json({key: entry for key, entry in record.items() if key != "blake2b"})
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    source = Path(path).absolute()
-    if not (source / "arrays").is_dir() or not (source / "record").is_dir():
-        why = "it is not a checkpoint of kdjax" if source.exists() else "there is no such folder"
-        raise FileNotFoundError(f"path must be a folder that save_weights made; got {source}: {why}.")
-    return source
-
-
-def _check_name(folder: Path) -> None:
-    # Orbax takes the path for a pattern when it gathers what it has written, finds nothing, and only logs it.
-    if re.search(r"\[.*\]", str(folder)):
-        raise ValueError(
-            f"A checkpoint's path must have no brackets, in which Orbax loses what it writes; got {folder}."
-        )

@@ -55,6 +55,7 @@ Z, MESH, SGD = jnp.ones((2, 3)), data_mesh(jax.devices()[:1]), optax.sgd(0.1)
 PICTURES = f"folder:{FOLDER}"
 
 WEIGHTS, GOAL = kdjax.Weights(jnp.ones((3, 3)), {}), weighted_sum(labels=(1.0, kdjax.cross_entropy))
+SPOILT = kdjax.Weights(jnp.full((3, 3), jnp.nan), {})
 BATCH = {"inputs": Z, "labels": jnp.array([0, 1])}
 EPOCH = make_epoch(lambda state, teacher, objective, batch: (state, {"loss": jnp.ones(())}))
 
@@ -138,17 +139,17 @@ ROWS = [
         "-1", "'a'", "1.5", "None")),
     *((f"one_step({value})", words) for value, words in (
         ("{}", r'batch must have "inputs"; got \[\]'), ("Z", "batch must be arrays by name.*; got shape"),
-        ("None", "batch must be arrays by name.*; got None"), ("{'inputs': Z}", "labels"),
+        ("None", "batch must be arrays by name.*; got None"), ("{'inputs': Z}", r"batch must have .labels.; it has \['inputs'\]"),
         ("BATCH, None", "objective must be one of weighted_sum; got None"),
         ("BATCH, kdjax.cross_entropy", "objective must be one of weighted_sum; got a function"),
-        ("BATCH | {'labels': jnp.array([0.5, 1.0])}", "labels"), ("BATCH | {'labels': jnp.arange(3)}", "labels"),
-        ("BATCH | {'labels': ['a', 'b']}", "labels"), ("BATCH | {'mask': jnp.ones(3)}", "mask"))),
+        ("BATCH | {'labels': jnp.array([0.5, 1.0])}", r'batch\["labels"\] must be whole class numbers of shape \(2,\); got .* float32'), ("BATCH | {'labels': jnp.arange(3)}", r'batch\["labels"\] must have one row for each example .*; got shape \(3,\)'),
+        ("BATCH | {'labels': ['a', 'b']}", r'batch\["labels"\] must be whole class numbers .*; got \[.a., .b.\]'), ("BATCH | {'mask': jnp.ones(3)}", r'batch\["mask"\] must have one row for each example .*; got shape \(3,\)'))),
     *((f"make_train_step(network, None, SGD)({value}, None, GOAL, BATCH)", f"state must be a TrainState.*; got {words}")
       for value, words in (("None", "None"), ("WEIGHTS", "a Weights"), ("{}", "a dict"))),
     *((f"make_evaluation(network)({value}, BATCH)", rf"weights must be Weights\(.*; got {words}") for value, words in (
         ("None", "None"), ("Z", "shape"), ("{}", "a dict"))),
     *((f"make_evaluation(network)(WEIGHTS, {value})", words) for value, words in (
-        ("None", "arrays must be arrays by name, or an iterable of batches; got a NoneType"), ("3", "got a int"),
+        ("None", "arrays must be arrays by name, or an iterable of batches; got a NoneType"), ("3", "arrays must be arrays by name, or an iterable of batches; got a int"),
         ("{'inputs': Z}", "batch must have"), ("BATCH, batch_size=0", "batch_size must be a whole number of 1 or more; got 0"),
         ("BATCH, batch_size=1.5", "batch_size must be a whole number of 1 or more; got 1.5"))),
     *((f"EPOCH(None, None, None, {value})", words) for value, words in (
@@ -156,13 +157,17 @@ ROWS = [
         ("BATCH, [[0.5]]", "order must be whole numbers"), ("BATCH, [[7]]", "order must lie between 0 and 1"),
         ("BATCH, [0, 1]", "order must be whole numbers"), ("{'a': jnp.ones(())}, [[0]]", "arrays must have one row"))),
     *((f"weighted_sum({value})", words) for value, words in (
-        ("", "."), ("a=3", "a"), ("a=(1.0, 3)", "a"), ("a=('x', kdjax.cross_entropy)", "a"), ("a=(None, kdjax.cross_entropy)", "a"),
-        ("a=(float('nan'), kdjax.cross_entropy)", "a"), ("a=kdjax.cross_entropy", "a"))),
+        ("", r"needs at least one term, as name=\(weight, term\); got none"), ("a=3", r"a must be a pair \(weight, term\) .*; got 3"),
+        ("a=(1.0, 3)", r"a must be a pair \(weight, term\) whose term is a function; got \(1.0, 3\)"),
+        ("a=('x', kdjax.cross_entropy)", "the weight of a must be a number or a function of the step; got 'x'"),
+        ("a=(None, kdjax.cross_entropy)", "the weight of a must be a number or a function of the step; got None"),
+        ("a=(float('nan'), kdjax.cross_entropy)", "the weight of a must be a finite number; got nan"),
+        ("a=kdjax.cross_entropy", r"a must be a pair \(weight, term\) .*; got <function"))),
     *((f"on_feature({value})", words) for value, words in (
         ("losses.hint, 3", "name must be a feature's name; got 3"), ("losses.hint, 'a', teacher=3", "teacher must be .*; got 3"),
         ("3, 'a'", "loss must be a function, .*; got 3"), ("losses.hint, None", "name must be a feature's name; got None"))),
     ("on_logits(3)", "loss must be a function, .*; got 3"),
-    ("on_logits(losses.soft_target_kl, temprature=3)", "temprature"),
+    ("on_logits(losses.soft_target_kl, temprature=3)", "soft_target_kl must be one of temperature; got 'temprature'. Did you mean"),
     *((f"make_sweep_step({value})", "step must be a function") for value in ("Z", "None")),
     *((f"make_mean_teacher_step({value})", words) for value, words in (
         ("Z, 0.9", "step must be a function"), ("lambda *a: a, 2.0", "decay must lie between 0.0 and 1.0; got 2.0"))),
@@ -173,9 +178,9 @@ ROWS = [
         ("Z, lambda key, batch: batch", "step must be a function"), ("lambda *a: a, None", "augment must be a function"))),
     *((f"plan({value})", words) for value, words in (
         ("", "phases must be one or more"), ("3", "phases must be of Phase"), ("Phase('a', 0, GOAL, SGD)", "steps of phase 'a'"),
-        ("Phase('a', 1.5, GOAL, SGD)", "steps of phase 'a'"), ("Phase('a', 1, GOAL, SGD), Phase('a', 1, GOAL, SGD)", "twice"))),
+        ("Phase('a', 1.5, GOAL, SGD)", "steps of phase 'a'"), ("Phase('a', 1, GOAL, SGD), Phase('a', 1, GOAL, SGD)", "phases must have a name each of their own; got 'a' twice"))),
     *((f"accumulate({value})", words) for value, words in (
-        ("SGD, 0", "batches must"), ("SGD, 1.5", "batches must"), ("None, 2", "optimizer must be an optax transformation"))),
+        ("SGD, 0", "batches must be a whole number of 1 or more; got 0"), ("SGD, 1.5", "batches must be a whole .*; got 1.5"), ("None, 2", "optimizer must be an optax transformation"))),
     ("freeze(SGD, 3)", "patterns must be regular expressions; 3 is none"),
     ("freeze(None, 'a')", "optimizer must be an optax transformation"),
     *((f"data_mesh({value})", f"devices must be of jax.devices.*; got {words}") for value, words in (
@@ -187,19 +192,23 @@ ROWS = [
     *((f"init_state(WEIGHTS, SGD, {value})", f"rng must be a key, as of jax.random.key.*; got {value}") for value in (
         "None", "0", "1.5")),
     *((f"cache_teacher({value})", words) for value, words in (
-        ("Z, WEIGHTS, Z", "Apply must be a function"), ("network, Z, Z", "."), ("network, WEIGHTS, None", "inputs must hold"),
-        ("network, WEIGHTS, Z, batch_size=0", "batch_size must"), ("network, WEIGHTS, Z, top_k=0", "top_k must"),
-        ("network, WEIGHTS, Z, features='x'", "."), ("network, WEIGHTS, Z, dtype='int9'", "dtype"),
+        ("Z, WEIGHTS, Z", "Apply must be a function"), ("network, Z, Z", r"teacher must be Weights\(.*; got"), ("network, WEIGHTS, None", "inputs must hold"),
+        ("network, WEIGHTS, Z, batch_size=0", "batch_size must be a whole number of 1 or more; got 0"), ("network, WEIGHTS, Z, top_k=0", "top_k must be a whole number of 1 or more; got 0"),
+        ("network, WEIGHTS, Z, features='x'", r"features must be among the teacher's, \[\]; got 'x'"), ("network, WEIGHTS, Z, dtype='int9'", "dtype must be one of float32, .*; got 'int9'"),
         ("network, WEIGHTS, jnp.ones((0, 3))", "inputs must hold one example at least"))),
     *((f"opened_run(keep={value})", f"keep must be a whole number of 1 or more; got {value}") for value in ("0", "1.5", "True")),
-    *((f"metrics.mean_interval({value})", ".") for value in ("[]", "'abc'", "[1.0, 'a']", "None")),
-    ("metrics.paired_difference([1.0], [1.0, 2.0])", "."),
-    *((f"stack({value})", ".") for value in ("[]", "Z")),
-    ("unstack(None)", "."),
+    *((f"metrics.mean_interval({value})", f"values must be .*numbers.*; got {words}") for value, words in (
+        ("[]", r"\[\]"), ("'abc'", "'abc'"), ("[1.0, 'a']", r"\[1.0, 'a'\]"), ("None", "None"))),
+    ("metrics.paired_difference([1.0], [1.0, 2.0])", r"first and second must have the same shape; got \(1,\) .* and \(2,\)"),
+    ("stack([])", "trees must hold one pytree a student, and one student at least; got none"),
+    ("stack(Z)", "trees must be a list of pytrees, one for each student; got a"),
+    ("unstack(None)", r"tree must have one leading axis in all leaves, \[students, …\]; got \[\]"),
     *((f"named_classes({value})", f"class_names must be .*; got {words}") for value, words in (
         ("'ab'", "'ab'"), ("None", "None"), ("3", "3"), ("()", r"\(\)"), ("('a', 'a')", r"\('a', 'a'\)"))),
-    *((f"schedules.linear({value})", ".") for value in ("0, 1, steps=0", "'a', 1, steps=5", "None, 1, steps=5")),
-    *((f"freeze(SGD{value})", words) for value, words in (("", "patterns must name at least one part"), (", '('", "patterns"))),
+    *((f"schedules.linear({value})", words) for value, words in (
+        ("0, 1, steps=0", "steps must be a finite number greater than 0; got 0"),
+        ("'a', 1, steps=5", "start must be a finite number; got 'a'"), ("None, 1, steps=5", "start must be a .*; got None"))),
+    *((f"freeze(SGD{value})", words) for value, words in (("", "patterns must name at least one part"), (", '('", r"patterns must be regular expressions; '\(' is none"))),
     ("train_only(SGD)", "patterns must name at least one part"),
     *((f"clip_while({value}, 1.0, above=0.5)", f"max_norm must be a finite number greater than 0; got {value}") for value in (
         "0", "-1.0", "'1'", "None")),
@@ -228,10 +237,12 @@ ROWS = [
     ("losses.linear_weighted_sum(losses.dist, jnp.ones(2), Z, Z.T, Z, Z.T)", "got dist, which compares tokens"),
     ("losses.linear_weighted_sum(losses.soft_target_kl, jnp.ones(2), Z, Z.T, Z, Z.T, chunk=1, temperature=jnp.ones(1))", "temperature must have one number for all"),
     # exports
-    ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, class_names=['one'])", "class_names"),
+    ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, class_names=['one'])", r"class_names must be 3 different words, .*; got \['one'\]"),
     ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, platforms=())", "platforms must name at least one; got none"),
     ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, Z, platforms=('phone',))", "platforms must be one of"),
     ("export.to_stablehlo(FOLDER / 'a.hlo', network, WEIGHTS, jnp.ones((2, 5)))", "example and weights must be the network's"),
+    *((f"export.{call}", "weights must be finite; NaN or infinity is in params") for call in (
+        "to_safetensors(FOLDER / 'n.safetensors', SPOILT)", "to_stablehlo(FOLDER / 'n.hlo', network, SPOILT, Z)")),
     ("export.to_safetensors(FOLDER / 'a.safetensors', kdjax.Weights({}, {}))", "weights must have at least one array; got none"),
     ("metrics.latency(network, WEIGHTS, Z, seconds=0.0)", "seconds must be a finite number greater than 0; got 0.0"),
 ]  # fmt: skip

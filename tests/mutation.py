@@ -42,7 +42,7 @@ ALSO = {
     "objectives/_weighted_sum": "objectives_terms training_step",
     "objectives/_places": "objectives_terms",
     "objectives/schedules": "objectives_terms training_optimizers_clipping",
-    "training/_step": "training_masks training_online training_ways training_devices_sharding connectors_training",
+    "training/_step": "training_masks training_online training_ways training_sharding connectors_training",
     "training/_axis": "training_ways training_devices connectors_training",
     "training/devices": "processes",
     "training/loop": "training_evaluation_loop",

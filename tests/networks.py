@@ -12,10 +12,18 @@ from kdjax.networks import from_linen
 BATCH = 16
 
 
-def student(axis_name=None):
+def student(axis_name=None, classes=10):
     """Returns (init, apply)."""
     return from_linen(
-        make_model("digits_student", widths=(4, 4), hidden=8, batch_norm=True, dropout=0.5, axis_name=axis_name)
+        make_model(
+            "digits_student",
+            classes=classes,
+            widths=(4, 4),
+            hidden=8,
+            batch_norm=True,
+            dropout=0.5,
+            axis_name=axis_name,
+        )
     )
 
 

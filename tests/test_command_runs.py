@@ -111,11 +111,8 @@ def test_other_results_than_the_networks_give_are_named(finished, edited, capsys
 def test_damaged_weights_are_named_and_the_others_are_verified(finished, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    arrays = (run / "seed-0" / "alone" / "weights").rglob("d/*")
-    largest = max(arrays, key=lambda file: file.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 255
-    largest.write_bytes(content)
+    # Not a byte of the arrays: Orbax leaves some in there that nobody reads.
+    (run / "seed-0" / "alone" / "weights" / "arrays" / "_METADATA").write_bytes(b"")
     assert main(["verify", str(run)]) == 1
     said = capsys.readouterr().out
     assert f"seed 0 alone, weights. The checkpoint {run / 'seed-0' / 'alone' / 'weights'}" in said

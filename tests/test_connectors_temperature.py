@@ -86,6 +86,18 @@ def test_the_student_learns_what_it_would_at_a_temperature_that_is_given():
     chex.assert_trees_all_close(connectors.student_of(after).params, expected.params, rtol=1e-5, atol=1e-6)
 
 
+def test_what_was_learnt_is_among_the_metrics():
+    """That of the update itself, before it moves."""
+    step, state = made_step(connectors.learnt_temperature(1.0, initial=4.0), optax.sgd(0.5))
+    step = jax.jit(step)
+    seen = []
+    for _ in range(3):
+        seen.append(temperature(state))
+        state, metrics = step(state, teacher(), OBJECTIVE, batch())
+        np.testing.assert_allclose(metrics["soft_temperature"], seen[-1], rtol=1e-6)
+    assert seen[0] < seen[1] < seen[2]
+
+
 def test_the_curriculum_is_half_a_cosine_wave_of_the_steps_seen():
     """λ, by hand: 0, (1 − √½)/2, ½, (1 + √½)/2, 1, 1."""
     connector = connectors.learnt_temperature(HALF_WAVE, initial=4.0)
@@ -218,6 +230,18 @@ def temperatures_of(state, connector):
     ]
     beside = connectors.connector_of(state, "t")
     return np.asarray(connector.apply(*beside, Seen(*outputs, batch(), False, None))[0][""]), outputs
+
+
+def test_of_each_example_s_own_the_metrics_have_the_mean_over_those_that_count():
+    step, state = made_step(instance_wise())
+    drawn = jax.random.normal(jax.random.key(9), state.params["connectors"]["t"]["out"].shape)
+    params = {**state.params, "connectors": {"t": {**state.params["connectors"]["t"], "out": drawn}}}
+    state = state._replace(params=params)
+    found, _ = temperatures_of(state, instance_wise())
+    counts = np.arange(len(found)) % 2 == 0
+    for more, expected in (({}, found.mean()), ({"mask": jnp.asarray(counts)}, found[counts].mean())):
+        _, metrics = jax.jit(step)(state, teacher(), OBJECTIVE, batch() | more)
+        np.testing.assert_allclose(metrics["soft_temperature"], expected, rtol=1e-5)
 
 
 def test_an_example_of_which_the_loss_grows_with_t_gets_a_higher_one():

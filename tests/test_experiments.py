@@ -6,14 +6,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import tyro
 
 from experiments import (
+    _settings,
     common_mistakes,
     digits,
+    hinton2015,
     many_labels,
     model_compression,
     pipeline,
@@ -26,6 +29,7 @@ from experiments import (
     transformers,
 )
 from kdjax.runs import fitting
+from kdjax.training import DivergedError
 
 SCRIPTS = Path(__file__).parents[1] / "experiments"
 SHORT = digits.Digits(seeds=2, teacher_epochs=2, epochs=3, batch_size=128)
@@ -103,7 +107,7 @@ SETTINGS = {
     for script in (
         *(digits, model_compression, pipeline, soft_targets),
         *(many_labels, pixels, tokens, transformers),
-        *(common_mistakes, precision, search, strategies),
+        *(common_mistakes, hinton2015, precision, search, strategies),
     )
 }
 
@@ -142,3 +146,17 @@ def test_an_epoch_of_real_mnist(script, mnist_dir, tmp_path):
     script.main(settings(data="mnist", data_dir=mnist_dir, seeds=1, epochs=1, out=tmp_path / "out"))
     record = json.loads((tmp_path / "out" / "results.json").read_text())["seeds"][0]
     assert min(record[network]["accuracy"] for network in ("teacher", "alone", "distilled")) > 0.8
+
+
+@pytest.mark.parametrize("dev_mode", [False, True])
+def test_what_people_can_mend_is_one_line_and_an_exit_code(dev_mode, monkeypatch, capsys):
+    def main(settings):
+        raise DivergedError(f"training of {settings.data} has diverged")
+
+    monkeypatch.setattr(sys, "argv", ["experiments/digits.py", "--data", "digits"])
+    monkeypatch.setattr(_settings.sys, "flags", SimpleNamespace(dev_mode=dev_mode))
+    with pytest.raises(DivergedError if dev_mode else SystemExit) as stopped:
+        _settings.start(main, digits.Digits, "What it does.")
+    if not dev_mode:
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err == "digits.py: error: training of digits has diverged\n"

@@ -158,6 +158,16 @@ def test_a_tensor_that_is_not_what_its_storage_holds_is_refused(tmp_path, change
         read(archive(tmp_path / "a.pt", {"w": tensor(**changes)}))
 
 
+def test_a_small_file_does_not_become_large_arrays(tmp_path):
+    """A thousand tensors may name one storage, and each would be copied."""
+    many = {str(name): tensor(size=(90_000,), stride=(1,), length=100_000, offset=name) for name in range(1000)}
+    with pytest.raises(ValueError, match=r"its tensors repeat their storages more than 3 times, \d+ among them"):
+        read(archive(tmp_path / "a.pt", many, numbers=bytes(400_000)))
+    tied = read(archive(tmp_path / "b.pt", dict.fromkeys("abcdefgh", many["0"]), numbers=bytes(400_000)))
+    assert len(tied) == 8
+    assert tied["a"] is tied["h"]
+
+
 def test_the_mapping_of_tensors_is_found_or_asked_for(tmp_path):
     several = archive(tmp_path / "a.pt", {"model": {"w": tensor()}, "ema": {"v": tensor()}, "epoch": 3})
     with pytest.raises(

@@ -17,6 +17,7 @@ from kdjax.checkpoints import read_description
 from kdjax.data import unit_range
 from kdjax.losses import hint
 from kdjax.runs import _seeds, fitting
+from kdjax.runs.folders import open_folder
 from kdjax.training import loop
 
 
@@ -112,8 +113,18 @@ def test_auto_keeps_the_teachers_outputs_where_there_is_room_and_says_so(
     monkeypatch.setattr(_seeds.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
     text = io.StringIO()
     one = _seeds.Shared(tmp_path, DATA, unit_range, "auto", 1, "float32", None, 0, Console(file=text))
-    assert one.place_of_cache(one.prepared(RECIPES)["teacher"]) == place
+    teacher = one.prepared(RECIPES)["teacher"]
+    with open_folder(tmp_path, {"cache": "auto"}, resume=False):
+        assert one.place_of_cache(teacher) == place
     assert words.format(out=tmp_path) in text.getvalue()
+    # A resumption stays with it, however much room there is by then: run in every step, the teacher's sums are others.
+    monkeypatch.setattr(_seeds, "free_memory", lambda: 0 if place == "memory" else 4_000_000)
+    with open_folder(tmp_path, {"cache": "auto"}, resume=True):
+        assert one.place_of_cache(teacher) == place
+    assert "as the run began" in text.getvalue()
+    (tmp_path / "config.json").write_text('{"cache": "auto", "chosen": {"cache": "nowhere"}}')
+    with pytest.raises(ValueError, match="the chosen cache must be one of memory, disk, off; got 'nowhere'"):
+        one.place_of_cache(teacher)
 
 
 def test_a_finished_run_grows_by_seeds_and_is_not_trained_again(finished, tmp_path):

@@ -218,7 +218,7 @@ def test_a_run_that_was_stopped_before_it_wrote_anything_is_begun_and_a_damaged_
         (tmp_path / name).touch()
     for resume in (False, True):
         with open_folder(tmp_path, {"epochs": 1}, resume=resume) as folder:
-            assert json.loads((folder / "config.json").read_text()) == {"epochs": 1}
+            assert json.loads((folder / "config.json").read_text()) == {"kdjax_format": 1, "epochs": 1}
     left = [tmp_path / "seed-0" / ".outputs.0a1b2c3d.tmp" / "logits.bin", tmp_path / "seed-0" / ".x.json.0a1b2c3d.tmp"]
     mine = [tmp_path / "seed-0" / ".mine", tmp_path / "seed-0" / "x.0a1b2c3d.tmp"]
     for path in (*left, *mine):
@@ -253,3 +253,28 @@ def test_a_teacher_of_another_kind_is_refused(finished, tmp_path, no_training):
     with pytest.raises(ValueError, match=r"teacher must hold finite numbers.*\['Dense_0'\]\['bias'\]"):
         run(tmp_path / "out", given_teacher=tmp_path / "broken")
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_are_not_finite_are_refused_where_updates_would_be_skipped(tmp_path):
+    """Each update that sees one would be left out, and in the end all of them."""
+    inputs = np.ones((8, 8, 8, 1), np.float32)
+    part = {"inputs": inputs, "labels": np.zeros(8, int)}
+    broken = part | {"inputs": np.where(np.arange(8)[:, None, None, None] == 5, np.nan, inputs)}
+    with pytest.raises(ValueError, match=r"data must be finite where diverged is 'skip'.* 1 examples .* example 5"):
+        run(tmp_path / "run", data=[broken, part], diverged="skip")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_follow_a_strangers_links(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with open_folder(tmp_path / "run", {"epochs": 1}, resume=False) as folder:
+        (folder / "inside").mkdir()
+    (folder / "seed-1").symlink_to("inside")
+    with open_folder(folder, {"epochs": 1}, resume=True):
+        pass
+    (folder / "seed-0").symlink_to("../outside")
+    said = pytest.raises(ValueError, match=r"seed-0 is a symbolic link that leads out of it")
+    with said, open_folder(folder, {"epochs": 1}, resume=True):
+        pass
+    assert not list(outside.iterdir())

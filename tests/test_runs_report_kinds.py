@@ -12,6 +12,7 @@ from kdjax._files import write_json
 from kdjax.losses import soft_target_kl
 from kdjax.objectives.schedules import linear
 from kdjax.runs import Recipe, write_report
+from kdjax.runs.report import _curves
 from kdjax.runs.report._collected import Network, collect
 from kdjax.runs.report._kept import load, save
 
@@ -142,6 +143,15 @@ def test_a_scheduled_temperature_is_kept_by_epoch(tmp_path):
     np.testing.assert_allclose(
         kept["numbers"]["soft temperature"], [4 - 2 / 6, 4 - 2 * 3 / 6, 4 - 2 * 5 / 6], rtol=1e-6
     )
+
+
+def test_a_learnt_temperature_is_drawn_and_what_is_known_twice_once():
+    lines = [{"train": {"soft": 1.0, "soft_weight": 0.5, "soft_temperature": one}} for one in (4.0, 5.0, 6.0)]
+    *_, drawn = _curves.terms({"distilled": [lines, lines]}, {"hard power": [2.0] * 3})
+    assert [line.get_label() for line in drawn.figure.axes[0].lines] == ["hard power", "soft temperature"]
+    assert "hard power stays at 2, soft temperature goes from 4 to 6" in drawn.finding
+    *_, again = _curves.terms({"distilled": [lines]}, {"soft temperature": [4.0, 5.0, 6.0]})
+    assert [line.get_label() for line in again.figure.axes[0].lines] == ["soft temperature"]
 
 
 def test_what_was_kept_is_bounded(tmp_path):

@@ -20,6 +20,7 @@ from kdjax import _files, _trees
 from kdjax._types import Tree, Weights
 
 _RECORD = "record.json"
+_FORMAT = 1
 _ROWS = 1000  # read at a time for a digest, which does not depend on it
 _SAID = {
     "teacher": "the teacher's weights are others",
@@ -78,7 +79,7 @@ def in_folder(
         for array in written.values():
             array.flush()
         digests = {name: digest_of_rows(array) for name, array in written.items()}
-        record = {**identity, "digests": digests}
+        record = {_files.FORMAT: _FORMAT, **identity, "digests": digests}
         _files.write_json(unfinished / _RECORD, record | {"record": _files.digest_of_json(record)})
     return opened(folder, "r")
 
@@ -138,6 +139,7 @@ def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         raise StaleError(
             f"path must hold what was written; {file} is damaged. Remove the folder, or give another path."
         )
+    _files.check_format(kept, _FORMAT, file)
     # Another JAX writes the same program in other words.
     same_jax = kept.get("jax") == identity["jax"]
     changed = [

@@ -90,6 +90,7 @@ def cache_teacher(
     """
     wish = checked(Wish(tuple(features), logits, top_k, draws, seed, dtype))
     _checks.whole("batch_size", batch_size, 1)
+    _checks.instance("teacher", teacher, Weights, "Weights(params, model_state)")
     rows = _rows_of(inputs)
     ask = partial(_said, apply=apply, wish=wish)
     some = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), inputs)

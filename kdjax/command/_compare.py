@@ -11,12 +11,16 @@ def compare(settings: Compare) -> int:
     from rich.console import Console
 
     from kdjax import runs
-    from kdjax.command import _recipes
+    from kdjax.command import _networks, _recipes
 
     console = Console()
-    out = settings.out or Path("runs") / f"{settings.student}-from-{'-'.join(settings.teacher)}"
+    named = f"{settings.student}-from-{'-'.join(settings.teacher)}".replace(":", ".")
+    out = settings.out or Path("runs") / named
     if settings.resume and not out.exists():
         raise ValueError(f"--resume needs a run to go on with; there is no folder {out}.")
+    for name in {*settings.teacher, settings.student}:
+        if ":" in name:
+            _networks.imported(name)  # before the data are, which may take long
     data = _recipes.loaded(settings)
     # Of a path `compare` reads too what the teacher was trained on.
     one = len(settings.given_teacher) == 1

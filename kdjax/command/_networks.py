@@ -1,5 +1,11 @@
-"""The networks that the command knows by name."""
+"""The networks that the command knows by name, and those of one's own, by module and function."""
 
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from kdjax import _checks
@@ -21,21 +27,85 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def check_name(argument: str, name: str) -> None:
-    """A ValueError that lists the names, where this is none."""
-    _checks.one_of(argument, name, list(NETWORKS))
+    """A ValueError that lists the names, where this is none and does not have the form ``module:function``."""
+    if ":" not in name:
+        return _checks.one_of(argument, name, [*NETWORKS, "MODULE:FUNCTION"])
+    module, _, function = name.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{argument} must be MODULE:FUNCTION, such as my_package.networks:small; got {name!r}.")
+    return None
 
 
 def network(name: str, classes: int) -> tuple[Any, Any]:
-    """As a pair (init, apply)."""
+    """As a pair (init, apply). Of ``module:function`` the module is imported: its code runs."""
     from kdjax import models
     from kdjax.networks import from_linen
 
+    if ":" in name:
+        return _pair(name, imported(name), classes)
     kind, settings = NETWORKS[name]
     return from_linen(getattr(models, kind)(**settings, classes=classes))
 
 
+def _pair(name: str, function: Any, classes: int) -> tuple[Any, Any]:
+    """What the function makes of the number of classes, by the adapter if it is a Linen module."""
+    from kdjax.networks import from_linen
+
+    try:
+        made = function(classes=classes)
+    except TypeError as error:
+        raise ValueError(f"{name} must take the number of classes, as classes={classes}: {error}.") from error
+    if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
+        init, apply = made
+        return init, apply
+    try:
+        return from_linen(made)
+    except ValueError as error:
+        raise ValueError(f"{name} must return a network, or a pair of functions (init, apply): {error}") from error
+
+
+def imported(name: str) -> Any:
+    """The function of ``module:function``, of a module in the present folder or of an installed package.
+
+    Raises:
+      ValueError: if there is no such module or function, with those of like names.
+    """
+    module, _, function = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:  # where the command is a script, Python looks beside that only
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not f"{module}.".startswith(f"{missing}."):
+            raise  # the module is there, and lacks another one
+        around, _, last = missing.rpartition(".")
+        others = (one.name for one in pkgutil.iter_modules(_places(around)))
+        where = f"in {around}" if around else f"in {here} nor among the installed packages"
+        raise ValueError(f"{name}: there is no module {last} {where}{_near(last, others)}") from error
+    value = getattr(found, function, None)
+    if value is None:
+        others = (one for one, its in vars(found).items() if callable(its) and not one.startswith("_"))
+        raise ValueError(f"{name}: {module} has no function {function}{_near(function, others)}")
+    if not callable(value):
+        raise ValueError(f"{name} must be a function; got {value!r:.99}.")
+    return value
+
+
+def _places(package: str) -> Iterable[str] | None:
+    """Where a package's modules lie; None: where all do."""
+    return getattr(sys.modules[package], "__path__", []) if package else None
+
+
+def _near(name: str, others: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(others))
+    return f"; did you mean {' or '.join(found)}?" if found else "."
+
+
 def layers_in_order(teacher: str, student: str) -> tuple[str, ...]:
     """The student's layers from the inputs to the logits, where both are chains of which channels can be selected."""
+    if not {teacher, student} <= NETWORKS.keys():
+        return ()
     (kind, settings), (its_kind, _) = NETWORKS[student], NETWORKS[teacher]
     if (kind, its_kind) != ("CNN", "CNN"):
         return ()

@@ -25,9 +25,10 @@ class Compare(Common):
 
     teacher: tuple[str, ...] = ()
     """the teacher's network: cnn_tiny, cnn_small, cnn, cnn_large, or a wide residual network of depth and width such as
-    wrn_40_2; again for each of several teachers, which must be given"""
+    wrn_40_2; or one's own, MODULE:FUNCTION, which is imported and called with classes=…; again for each of several teachers,
+    which must be given"""
     student: str
-    """the student's network, such as wrn_16_2"""
+    """the student's network, such as wrn_16_2 or my_networks:small"""
     data: str
     """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR, which holds train/CLASS/any.png and
     test/CLASS/any.png"""

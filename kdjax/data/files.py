@@ -3,6 +3,8 @@
 import gzip
 import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from kdjax._files import open_bounded
 from kdjax.data.dataset import Dataset, make_dataset, numbered_classes, require_alike, require_split
 
 GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 8
 MOST_EXPANDED = 1032  # bytes that deflate makes of one, at most
 PIECE = 1 << 20
+# RuntimeError: an encrypted member. NotImplementedError: a compression, or a version, that Python does not know.
+UNREADABLE = (
+    ValueError, OverflowError, OSError, EOFError, RuntimeError, NotImplementedError, struct.error, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 PARTS = {"train": "train", "test": "t10k"}
 
 
@@ -39,7 +47,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
       http://yann.lecun.com/exdb/mnist/ (the format, at the foot of the page)
     """
     header, magic, size = 4 + 4 * axes, bytes((0, 0, UNSIGNED_BYTE, axes)), path.stat().st_size
-    with path.open("rb") as file:
+    with open_bounded(path) as file:
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)
         try:
@@ -126,7 +134,7 @@ def read_npz(path: Path, split: str, name: str) -> Dataset:
     """
     if not path.exists():
         raise FileNotFoundError(f"source {name!r}: {path} does not exist.")
-    arrays = _archive(path, name)
+    arrays = read_archive(path, name)
     labels, class_names = read_archive_names(path, name, list(arrays), arrays)
     require_split(name, split, list(labels))
     return _chosen({part: arrays[f"x_{part}"] for part in labels}, labels, class_names, name, split)
@@ -152,7 +160,10 @@ def read_archive_names(
         raise ValueError(
             f"{path}: class_names must be a list of strings; got shape {names.shape} and dtype {names.dtype}."
         )
-    return labels, tuple(str(each) for each in names)
+    try:
+        return labels, tuple(str(each) for each in names)
+    except (SystemError, ValueError) as odd:  # numbers that stand for no letter
+        raise ValueError(f"{path}: class_names must be strings of letters; {odd}.") from odd
 
 
 def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -165,7 +176,8 @@ def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = read(stream)
-    except (RecursionError, MemoryError) as odd:  # of Python's parser: the header is an expression
+    # Of Python's parser: the header is an expression.
+    except (RecursionError, MemoryError, SyntaxError, tokenize.TokenError) as odd:
         raise ValueError("its header is no description of an array.") from odd
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never unpickled.")
@@ -184,20 +196,20 @@ def require_inside(path: Path, folder: Path, name: str) -> Path:
     return path
 
 
-def _archive(path: Path, name: str) -> dict[str, np.ndarray]:
+def read_archive(path: Path, name: str = "") -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, or of a folder of .npy files, none larger than what the file can hold, none unpickled."""
     try:
         if path.is_dir():
             files = [require_inside(file, path, name) for file in sorted(path.glob("*.npy"))]
-            return {file.stem: _array(file.stat().st_size, partial(Path.open, file, "rb")) for file in files}
-        with zipfile.ZipFile(path) as archive:
+            return {file.stem: _array(file.stat().st_size, partial(open_bounded, file)) for file in files}
+        with open_bounded(path) as file, zipfile.ZipFile(file) as archive:
             most = path.stat().st_size
             return {
                 member.filename.removesuffix(".npy"): _array(_size(member, most), partial(archive.open, member))
                 for member in archive.infolist()
                 if member.filename.endswith(".npy")
             }
-    # RuntimeError: an encrypted member. NotImplementedError: a compression that Python does not know.
-    except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as broken:
+    except UNREADABLE as broken:
         raise ValueError(f"{path} cannot be read as an .npz archive of plain arrays: {broken}") from broken
 
 

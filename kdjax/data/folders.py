@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax._files import open_bounded
 from kdjax.data.dataset import Dataset, make_dataset, require_split
 from kdjax.data.examples import Examples
 from kdjax.data.files import require_inside
@@ -18,6 +19,8 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow would find others by content, and hand PostScript to Ghostscript
 BOOKKEEPING = {"thumbs.db", "desktop.ini"}  # hidden files, of Windows
 GREY, COLOUR = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}  # Pillow's modes of 8 bits a channel
+# Pixels for each byte of a file, as deflate gives them at most; so many that no file is too small for them.
+MOST_PIXELS, ALWAYS = 1032, 1 << 18
 THREADS = 8  # decoders release Python's lock
 
 Size = tuple[int, int]
@@ -182,7 +185,11 @@ def _decoded(file: str, channels: int | None) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file, formats=FORMATS) as opened:
+        with open_bounded(file) as content, Image.open(content, formats=FORMATS) as opened:
+            if opened.width * opened.height > max(MOST_PIXELS * os.path.getsize(file), ALWAYS):
+                raise ValueError(
+                    f"it promises {opened.height} × {opened.width} pixels, more than such a file can hold."
+                )
             picture = ImageOps.exif_transpose(opened)  # reads the pixels too
             picture.load()
     except Exception as broken:  # whatever Pillow's decoders raise, SyntaxError among it

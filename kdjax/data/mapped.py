@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax._files import open_bounded
 from kdjax.data.dataset import checked_labels, require_split
 from kdjax.data.examples import Examples
-from kdjax.data.files import read_archive_names, read_header, require_inside
+from kdjax.data.files import UNREADABLE, read_archive_names, read_header, require_inside
 
 LOCAL_HEADER = 30  # bytes before a zip member's name; their last four are the lengths of the name and of an extra field
 
@@ -43,7 +44,7 @@ def open_archive(path: Path, split: str, name: str) -> Examples:
         for array in arrays.values():
             mapped(array)  # finds files that are shorter than they say
         read = {key: np.array(mapped(array)) for key, array in arrays.items() if not key.startswith("x_")}
-    except (ValueError, OverflowError, OSError, EOFError, struct.error, zipfile.BadZipFile) as broken:
+    except UNREADABLE as broken:
         raise ValueError(f"{path} cannot be read row by row: {broken}") from broken
     labels, class_names = read_archive_names(path, name, list(arrays), read)
     require_split(name, split, list(labels))
@@ -77,14 +78,14 @@ def _row(inputs: Mapped, labels: np.ndarray, index: int) -> tuple[np.ndarray, in
 def _in_folder(folder: Path, name: str) -> dict[str, Mapped]:
     found = {}
     for path in sorted(folder.glob("*.npy")):
-        with path.open("rb") as stream:
+        with open_bounded(path) as stream:
             found[path.stem] = _header(require_inside(path, folder, name), stream)
     return found
 
 
 def _in_zip(path: Path) -> dict[str, Mapped]:
     found = {}
-    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+    with open_bounded(path) as stream, zipfile.ZipFile(stream) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("it is compressed, so that only `load` reads it; write it by numpy.savez instead.")

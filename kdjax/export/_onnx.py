@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from kdjax import _checks
-from kdjax._files import as_json, write_bytes
+from kdjax._files import as_json, check_format, write_bytes
 from kdjax._types import Apply, Tree, Weights
 from kdjax.export import _student
 from kdjax.export._portable import for_any_platform
-from kdjax.export._student import Preprocess
+from kdjax.export._student import RECORD_FORMAT, Preprocess
 
 _RECORD = "kdjax"
 _LARGEST = 2**31
@@ -177,6 +177,7 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(metadata[_RECORD])
     except Exception as error:  # whatever a damaged file makes the protocol buffer's parser say
         raise ValueError(f"path must be a file of to_onnx, whole; {source} is none: {error!r}.") from error
+    check_format(record, RECORD_FORMAT, f"The record in {source}")
     return record
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import _trees
-from kdjax._files import as_json, write_bytes
+from kdjax._files import FORMAT, as_json, check_format, write_bytes
 from kdjax._types import Weights
 from kdjax.export import _student
+from kdjax.export._student import RECORD_FORMAT
 
 _OURS = "kdjax"
 
@@ -31,12 +32,12 @@ def to_safetensors(
       description: what to say of them, such as class names and the range of the inputs.
 
     Returns:
-      The record: ``"description"``, ``"leaves"`` by name (shape, dtype, blake2b), ``"bytes"``.
+      The record: ``"kdjax_format"``, ``"description"``, ``"leaves"`` by name (shape, dtype, blake2b), ``"bytes"``.
 
     Raises:
       FileExistsError: if something is at `path`; it stays as it was.
       ImportError: if ``safetensors`` is missing.
-      ValueError: if there is no array, or one of a kind that safetensors cannot hold.
+      ValueError: if there is no array, one that is not finite, or one of a kind that safetensors cannot hold.
 
     Example:
       >>> import tempfile
@@ -57,8 +58,13 @@ def to_safetensors(
         arrays[name] = np.asarray(leaf, order="C")
     if not arrays:
         raise ValueError("weights must have at least one array; got none.")
+    _student.check_finite(weights)
     leaves = {name: _trees.signature(array) | {"blake2b": _trees.digest(array)} for name, array in arrays.items()}
-    record: dict[str, Any] = {"description": as_json(description or {}, "description"), "leaves": leaves}
+    record: dict[str, Any] = {
+        FORMAT: RECORD_FORMAT,
+        "description": as_json(description or {}, "description"),
+        "leaves": leaves,
+    }
     metadata = {_OURS: json.dumps(record | {"sha256": _student.digest_of_record(record)})}
     try:
         data = save(arrays, metadata=metadata)
@@ -101,6 +107,7 @@ def from_safetensors(path: str | os.PathLike[str], like: Weights) -> tuple[Weigh
         raise ValueError(f"path must be a file of to_safetensors; {source} has no record of kdjax in its metadata.")
     if not isinstance(record, dict) or record.pop("sha256", None) != _student.digest_of_record(record):
         raise ValueError(f"The weights {source} are damaged: their record is not what was written.")
+    check_format(record, RECORD_FORMAT, f"The record in {source}")
     arrays, changed = {}, []
     for name, saved in record["leaves"].items():
         shape, dtype = tuple(saved["shape"]), jnp.dtype(saved["dtype"])

@@ -11,10 +11,10 @@ from jax import export
 from jaxtyping import Array
 
 from kdjax import _checks
-from kdjax._files import write_bytes, write_json
+from kdjax._files import check_format, write_bytes, write_json
 from kdjax._types import Apply, Tree, Weights
 from kdjax.export import _student
-from kdjax.export._student import Preprocess
+from kdjax.export._student import RECORD_FORMAT, Preprocess
 
 _OWN = "record_sha256"  # of all else in the record
 
@@ -48,7 +48,8 @@ def to_stablehlo(
         in bfloat16, which compilers round at places of their own, some 0.01.
 
     Returns:
-      The record: ``"inputs"`` and ``"logits"`` by shape and dtype, ``"class_names"``, ``"preprocess"`` (its name),
+      The record: ``"kdjax_format"``, ``"inputs"`` and ``"logits"`` by shape and dtype, ``"class_names"``, ``"preprocess"``
+      (its name),
       ``"parameters"``, ``"jax"`` (its version), ``"platforms"``, ``"bytes"``, ``"sha256"``, and ``"largest_difference"``
       (None where this machine has none of the platforms).
 
@@ -130,6 +131,7 @@ def open_stablehlo(path: str | os.PathLike[str]) -> tuple[Callable[[Tree], Array
         raise ValueError(f"The record {beside} is damaged or of another kind: {error!r}.") from error
     if not whole:
         raise ValueError(f"The record {beside} is damaged: it is not what was written.")
+    check_format(record, RECORD_FORMAT, f"The record {beside}")
     if _student.digest(data) != said:
         raise ValueError(f"The program {source} is damaged: it is not what {beside} describes.")
     return jax.jit(export.deserialize(bytearray(data)).call), record

@@ -15,8 +15,10 @@ from jax.extend.core import jaxpr_as_fun
 
 from kdjax import _trees
 from kdjax._apply import run
+from kdjax._files import FORMAT
 from kdjax._types import Apply, Tree, Weights
 
+RECORD_FORMAT = 1  # of what is said of an export
 Preprocess = Callable[[Any], Any]
 
 
@@ -50,6 +52,7 @@ def student(
     apply: Apply, weights: Weights, example: Tree, preprocess: Preprocess | None, class_names: Sequence[str] | None
 ) -> Student:
     """Runs the network once, and refuses what could not be exported or compared."""
+    check_finite(weights)
     # By way of JAX: where it has no 64 bits, the program has none either.
     example = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf)), batch_of("example", example))
     # By way of the host: what lies split over devices is one array in the program.
@@ -69,6 +72,7 @@ def student(
     (batch,) = export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), example)
     record = {
+        FORMAT: RECORD_FORMAT,
         "inputs": {name: any_batch(leaf) for name, leaf in named(example).items()},
         "logits": any_batch(logits),
         "class_names": _checked(class_names, logits),
@@ -77,6 +81,13 @@ def student(
         "jax": jax.__version__,
     }
     return Student(_of_any_batch(logits_of, shapes), example, logits, shapes, record)
+
+
+def check_finite(weights: Weights) -> None:
+    """That no number of a network is NaN or infinite: training has diverged, and nobody wants to be handed that."""
+    for name, leaf in _trees.by_path(weights).items():
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(f"weights must be finite; NaN or infinity is in {name}.")
 
 
 def batch_of(name: str, inputs: Tree) -> Tree:

@@ -151,7 +151,7 @@ def class_attention(
     student, teacher = (
         _math.unit(_math.adaptive_average_pool(maps, resolution, resolution), (1, 2)) for maps in (student, teacher)
     )
-    return _math.per_example_mean((student - teacher) ** 2)
+    return _math.per_example_mean(_math.squared_difference(student, teacher))
 
 
 def _of_same_channels(student: Array, teacher: Array) -> tuple[Array, Array]:

@@ -211,8 +211,11 @@ def normalized_kd(
     _checks.finite("gamma", gamma)
     softened_student, softened_teacher, is_target, square = _labelled(student, teacher, labels, temperature)
     student, teacher = _distributions.logit_pair(student, teacher)
-    log_share = jnp.where(is_target, jax.nn.log_softmax(teacher, axis=-1), -jnp.inf)
-    of_target = _distributions.cross_entropy(log_share, jax.nn.log_softmax(student, axis=-1))
+    of_student, of_teacher = (
+        jnp.sum(jnp.where(is_target, jax.nn.log_softmax(logits, axis=-1), 0.0), axis=-1)
+        for logits in (student, teacher)
+    )
+    of_target = -_distributions.weighted_log(of_teacher, of_student)
     of_others = _distributions.cross_entropy(
         _distributions.log_softmax_without(softened_teacher, is_target),
         _distributions.log_softmax_without(softened_student, is_target),

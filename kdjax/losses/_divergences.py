@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Number
-from kdjax.losses import _distributions, _math, _order
+from kdjax.losses import _distributions, _math, _mixtures, _order
 
 
 def total_variation(
@@ -91,7 +91,7 @@ def skewed_kl(
     _checks.between("alpha", alpha, 0.0, 1.0)
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     log_student, log_teacher = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
-    return square * _distributions.kl_to_mixture(log_teacher, log_student, jnp.asarray(alpha, student.dtype))
+    return square * jnp.sum(_mixtures.of_first(log_teacher, log_student, jnp.asarray(alpha, student.dtype)), axis=-1)
 
 
 def reverse_skewed_kl(
@@ -134,7 +134,7 @@ def reverse_skewed_kl(
     _checks.between("alpha", alpha, 0.0, 1.0)
     student, teacher, square = _distributions.softened(student, teacher, temperature)
     log_student, log_teacher = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
-    return square * _distributions.kl_to_mixture(log_student, log_teacher, jnp.asarray(alpha, student.dtype))
+    return square * jnp.sum(_mixtures.of_first(log_student, log_teacher, jnp.asarray(alpha, student.dtype)), axis=-1)
 
 
 def sorted_probabilities(
@@ -184,24 +184,29 @@ def sorted_probabilities(
             f"student and teacher must have the logits of two classes or more; got shapes {student.shape} and "
             f"{teacher.shape}."
         )
-    longest = max(student.shape[-1], teacher.shape[-1])
-    shares = (jax.nn.softmax(logits, axis=-1) for logits in (student, teacher))
-    first, second = (jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, longest - p.shape[-1])]) for p in shares)
-    return _distance_in_order(first, second)
+    return _distance_in_order(jax.nn.softmax(student, axis=-1), jax.nn.softmax(teacher, axis=-1))
 
 
 @jax.custom_jvp
-def _distance_in_order(first: Float[Array, "*batch classes"], second: Float[Array, "*batch classes"]) -> Array:
-    """Σ |p₍ᵢ₎ − q₍ᵢ₎| of numbers ≥ 0, each row sorted."""
-    return jnp.sum(jnp.abs(_order.ascending(first) - _order.ascending(second)), axis=-1)
+def _distance_in_order(first: Float[Array, "*batch classes"], second: Float[Array, "*batch other_classes"]) -> Array:
+    """Σ |p₍ᵢ₎ − q₍ᵢ₎| of numbers ≥ 0, each row sorted, the shorter one after zeros."""
+    return jnp.sum(jnp.abs(_difference_in_order(first, second)[0]), axis=-1)
 
 
 @partial(_distance_in_order.defjvp, symbolic_zeros=True)
 def _slope_in_order(given: tuple[Array, Array], moved: tuple[Any, Any]) -> tuple[Array, Array]:
-    in_order = [_order.ascending(shares) for shares in given]
-    signs = jnp.sign(in_order[0] - in_order[1])
+    difference, in_order = _difference_in_order(*given)
+    signs = jnp.sign(difference)
     slope = jnp.zeros(signs.shape[:-1], signs.dtype)
     for shares, own, sign, tangent in zip(given, in_order, (signs, -signs), moved, strict=True):
         if not isinstance(tangent, SymbolicZero):
-            slope = slope + jnp.sum(_order.at_own_places(shares, own, sign) * tangent, axis=-1)
+            its_sign = sign[..., sign.shape[-1] - shares.shape[-1] :]
+            slope = slope + jnp.sum(_order.at_own_places(shares, own, its_sign) * tangent, axis=-1)
     return _distance_in_order(*given), slope
+
+
+def _difference_in_order(first: Array, second: Array) -> tuple[Array, list[Array]]:
+    in_order = [_order.ascending(shares) for shares in (first, second)]
+    longest = max(first.shape[-1], second.shape[-1])
+    one, other = (jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(longest - p.shape[-1], 0)]) for p in in_order)
+    return one - other, in_order

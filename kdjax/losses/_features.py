@@ -47,7 +47,7 @@ def hint(
     _checks.rank_at_least("student", student, 2, "[batch, ...]")
     _checks.same_shape("student", student, "teacher", teacher)
     student, teacher = _math.widened(student, teacher)
-    return _math.per_example_mean((student - teacher) ** 2)
+    return _math.per_example_mean(_math.squared_difference(student, teacher))
 
 
 def cosine(

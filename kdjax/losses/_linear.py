@@ -8,10 +8,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kdjax import _checks
 from kdjax._types import Number
-from kdjax.losses import _distributions, _tokens, _word_sums
+from kdjax.losses import _mixtures, _tokens, _word_sums
 from kdjax.losses._vocabulary import Network, check_chunk, sums
 
-_OF_MIXTURE = _word_sums.divergence(_distributions.from_mixture)
+_OF_MIXTURE = _word_sums.divergence(_mixtures.of_both)
 
 
 def linear_cross_entropy(
@@ -214,7 +214,7 @@ def linear_jensen_shannon(
       teacher_head: likewise.
       beta: β between 0 and 1, the teacher's part in the mixture; at the ends as in `jensen_shannon`. May be traced.
       temperature: T > 0, one number or one for each token, [...]; larger is softer. May be traced.
-      chunk: words at a time; None: as many as make some four million logits.
+      chunk: words at a time; None: as many as make some half a million logits, 1,024 at least.
       where: the tokens that count, as in `linear_soft_target_kl`.
       axis_name: the axis over which the vocabulary is split, as in `linear_soft_target_kl`.
 

@@ -3,13 +3,16 @@
 Any axes may lead, such as [batch], [batch, time] or [batch, height, width]; a loss returns one number for each entry.
 """
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Number
-from kdjax.losses import _distributions
+from kdjax.losses import _distributions, _math, _mixtures
 
 
 def soft_target_kl(
@@ -149,7 +152,7 @@ def jensen_shannon(
     _checks.between("beta", beta, 0.0, 1.0)
     log_student, log_teacher, square = _softened(student, teacher, temperature)
     beta = jnp.asarray(beta, log_student.dtype)
-    return square * jnp.sum(_distributions.from_mixture(log_teacher, log_student, beta), axis=-1)
+    return square * jnp.sum(_mixtures.of_both(log_teacher, log_student, beta), axis=-1)
 
 
 def soft_target_bce(
@@ -196,12 +199,7 @@ def soft_target_bce(
     _checks.temperature("temperature", temperature, student.shape[:-1])
     temperature, divisor = _distributions.beside(temperature, student)
     student, teacher = student / divisor, teacher / divisor
-    logs = zip(_log_yes_and_no(teacher), _log_yes_and_no(student), strict=True)
-    parts = [
-        share * jnp.where(share == 0, 0.0, of_teacher - of_student)
-        for share, (of_teacher, of_student) in zip(_yes_and_no(teacher), logs, strict=True)
-    ]
-    return temperature**2 * jnp.sum(parts[0] + parts[1], axis=-1)
+    return temperature**2 * jnp.sum(_of_yes_and_no(student, teacher), axis=-1)
 
 
 def logit_mse(
@@ -239,26 +237,48 @@ def logit_mse(
       Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014, equation 1. https://arxiv.org/abs/1312.6184
     """
     student, teacher = _distributions.logit_pair(student, teacher)
-    return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-def _yes_and_no(logits: Float[Array, "*batch labels"]) -> tuple[Array, Array]:
-    """σ(z) and 1 − σ(z), both to full precision from one exponential."""
-    small = jnp.exp(-jnp.abs(logits))
-    likely, unlikely = 1.0 / (1.0 + small), small / (1.0 + small)
-    return jnp.where(logits < 0, unlikely, likely), jnp.where(logits < 0, likely, unlikely)
+    return jnp.mean(_math.squared_difference(student, teacher), axis=-1)
 
 
 @jax.custom_jvp
-def _log_yes_and_no(logits: Float[Array, "*batch labels"]) -> tuple[Array, Array]:
-    rest = jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return jnp.minimum(logits, 0.0) - rest, jnp.minimum(-logits, 0.0) - rest
+def _of_yes_and_no(student: Float[Array, "*batch labels"], teacher: Float[Array, "*batch labels"]) -> Array:
+    """KL(σ(t)‖σ(s)), label by label."""
+    _, student, (_, _, log_student), (yes, no, log_teacher) = _as_of_likely(student, teacher)
+    apart = log_teacher - log_student
+    return yes * apart + jnp.where(no == 0, 0.0, no * (apart + (student - jnp.abs(teacher))))
 
 
-@_log_yes_and_no.defjvp
-def _slopes(given: tuple[Array], moved: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    yes, no = _yes_and_no(*given)
-    return _log_yes_and_no(*given), (no * moved[0], -yes * moved[0])
+@partial(_of_yes_and_no.defjvp, symbolic_zeros=True)
+def _slope_of_yes_and_no(given: tuple[Array, Array], moved: tuple[Any, Any]) -> tuple[Array, Array]:
+    sign, student, (yes, no, _), (taught_yes, taught_no, _) = _as_of_likely(*given)
+    sure = taught_no == 0
+    apart = jnp.where(sure, 0.0, jnp.abs(given[1])) - jnp.where(sure, 0.0, student)
+    value = _of_yes_and_no(*given)
+    # σ(s) − σ(t), by products that keep the digits where both are nearly 1.
+    slopes = sign * (taught_no * yes - taught_yes * no), sign * taught_yes * taught_no * apart
+    return value, _math.along(slopes, moved, value)
+
+
+def _as_of_likely(student: Array, teacher: Array) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+    """With what the teacher denies turned round, which changes no divergence: signs, the student's logits, and both."""
+    sign = jnp.where(teacher < 0, -1.0, 1.0)
+    student = sign * student
+    small, likely, rest = _beyond(teacher)
+    its_small, its_likely, its_rest = _beyond(student)
+    its_unlikely = its_small * its_likely
+    denies = student < 0
+    of_student = (
+        jnp.where(denies, its_unlikely, its_likely),
+        jnp.where(denies, its_likely, its_unlikely),
+        jnp.minimum(student, 0.0) - its_rest,
+    )
+    return sign, student, of_student, (likely, small * likely, -rest)
+
+
+def _beyond(logits: Array) -> tuple[Array, Array, Array]:
+    """With e = exp(−|z|): e, 1/(1 + e) and log(1 + e)."""
+    small = jnp.exp(-jnp.abs(logits))
+    return small, 1.0 / (1.0 + small), _math.log_quotient(small, 2.0 + small)
 
 
 def _softened(

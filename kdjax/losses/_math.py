@@ -5,14 +5,22 @@ after alone leaves NaN in the gradient. And a mask asks for the case to be maske
 (x > 0), so that a NaN that comes in goes out and is seen.
 """
 
+import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.lax import Precision
 from jaxtyping import Array, Bool, Float
 
 from kdjax import _checks
+
+# Of eˣ − 1 the powers of x beyond the first, of log((1 + s)/(1 − s)) those of s² beyond it; half are enough for float32.
+# The sums end with the first power, not with a product: that would be fused with a subtraction, and equals would differ.
+_EXPM1 = [1 / math.factorial(power) for power in range(2, 18)]
+_LOG_IN_SQUARES = [2 / (2 * power + 1) for power in range(1, 17)]
 
 
 def widened(student: Any, teacher: Any) -> tuple[Array, Array]:
@@ -25,6 +33,21 @@ def widened(student: Any, teacher: Any) -> tuple[Array, Array]:
 
 def per_example_mean(values: Float[Array, " batch *rest"]) -> Float[Array, " batch"]:
     return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+@jax.custom_jvp
+def squared_difference(first: Float[Array, "*shape"], second: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """(a − b)²; of large arrays XLA writes no difference to memory, which costs more than the whole rest."""
+    return (first - second) ** 2
+
+
+@partial(squared_difference.defjvp, symbolic_zeros=True)
+def _slope_of_squares(given: tuple[Array, Array], moved: tuple[Any, Any]) -> tuple[Array, Array]:
+    first, second = given
+    # Taken the other way round: XLA would keep a difference that it has seen.
+    slope = 2.0 * (second - first)
+    value = squared_difference(first, second)
+    return value, along((-slope, slope), moved, value)
 
 
 def smooth_l1(difference: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -49,6 +72,36 @@ def safe_power(values: Float[Array, "*shape"], power: Any) -> Float[Array, "*sha
     """xᵖ for x ≥ 0; at x = 0 the value and the gradient are 0, for any p > 0."""
     zero = values <= 0
     return jnp.where(zero, 0.0, jnp.where(zero, 1.0, values) ** power)
+
+
+def log_quotient(difference: Float[Array, "*shape"], total: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """log(a/b) of a − b and a + b, with all its digits where a/b is between 2/3 and 2; a few products, no logarithm."""
+    ratio = difference / total
+    squares = ratio * ratio
+    return 2.0 * ratio + ratio * squares * _series(_LOG_IN_SQUARES, squares)
+
+
+def expm1_of_little(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """eˣ − 1 for |x| ≤ 1/2, with all its digits."""
+    return values + values * values * _series(_EXPM1, values)
+
+
+def _series(coefficients: list[float], values: Array) -> Array:
+    """Σ cₖ xᵏ, as far as the type has digits for."""
+    enough = coefficients[: len(coefficients) // 2] if values.dtype == jnp.float32 else coefficients
+    total = jnp.full_like(values, enough[-1])
+    for coefficient in reversed(enough[:-1]):
+        total = total * values + coefficient
+    return total
+
+
+def along(slopes: tuple[Array, ...], moved: tuple[Any, ...], value: Array) -> Array:
+    """The sum of slope times tangent, without the tangents that are known to be 0."""
+    total = jnp.zeros_like(value)
+    for slope, tangent in zip(slopes, moved, strict=True):
+        if not isinstance(tangent, SymbolicZero):
+            total = total + slope * tangent
+    return total
 
 
 def kept(rows: Float[Array, "*shape"], where: Any) -> Float[Array, "*shape"]:
@@ -97,9 +150,21 @@ def unit(values: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, 
     return values * safe_reciprocal(safe_sqrt(jnp.sum(values * values, axis=axes, keepdims=True)))
 
 
+@jax.custom_jvp
 def gram(rows: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
+    return _products(rows, rows)
+
+
+@gram.defjvp
+def _slope_of_gram(given: tuple[Array], moved: tuple[Array]) -> tuple[Array, Array]:
+    """One product, and itself turned: going back that is one product of a symmetric matrix, where JAX makes two."""
+    half = _products(moved[0], given[0])
+    return gram(given[0]), half + half.T
+
+
+def _products(first: Float[Array, "batch dim"], second: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     # Accelerators multiply float32 matrices in fewer bits unless told; differences of these products need them all.
-    return jnp.einsum("id,jd->ij", rows, rows, precision=Precision.HIGHEST)
+    return jnp.einsum("id,jd->ij", first, second, precision=Precision.HIGHEST)
 
 
 def centred(rows: Float[Array, "batch dim"], where: Any = None) -> Float[Array, "batch dim"]:
@@ -131,10 +196,12 @@ def adaptive_average_pool(
     """Averages to height × width, no larger than now; where sizes do not divide, neighbouring windows overlap."""
     if maps.shape[1:3] == (height, width):
         return maps
-    rows, columns = (
-        _window_means(old, new, maps.dtype) for old, new in zip(maps.shape[1:3], (height, width), strict=True)
+    (rows, heights), (columns, widths) = (
+        _windows(old, new, maps.dtype) for old, new in zip(maps.shape[1:3], (height, width), strict=True)
     )
-    return jnp.einsum("bhwc,ih,jw->bijc", maps, rows, columns, precision=Precision.HIGHEST)
+    # Divided after: what cancels in a sum leaves 0, and of shares it would leave rounding, which a unit vector is made of.
+    sums = jnp.einsum("bhwc,ih,jw->bijc", maps, rows, columns, precision=Precision.HIGHEST)
+    return sums / jnp.outer(heights, widths)[None, :, :, None]
 
 
 def averaged_to_one_size(
@@ -146,8 +213,8 @@ def averaged_to_one_size(
     return adaptive_average_pool(first, height, width), adaptive_average_pool(second, height, width)
 
 
-def _window_means(old: int, new: int, dtype: Any) -> Float[Array, "{new} {old}"]:
-    """Row i averages the cells ⌊i·old/new⌋ … ⌈(i+1)·old/new⌉ − 1."""
+def _windows(old: int, new: int, dtype: Any) -> tuple[Float[Array, "{new} {old}"], Float[Array, " {new}"]]:
+    """Row i is 1 at the cells ⌊i·old/new⌋ … ⌈(i+1)·old/new⌉ − 1 and 0 elsewhere; and how many they are."""
     window, cell = jnp.arange(new)[:, None], jnp.arange(old)[None, :]
     inside = (cell >= window * old // new) & (cell < -(-(window + 1) * old // new))
-    return inside / jnp.sum(inside, axis=1, keepdims=True, dtype=dtype)
+    return inside.astype(dtype), jnp.sum(inside, axis=1, dtype=dtype)

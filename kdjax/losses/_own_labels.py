@@ -117,7 +117,8 @@ def uskd_non_target(
     # From the smallest: the labelled class, which is given nothing, then the other C − 1.
     classes = student.shape[-1]
     law = jnp.concatenate([jnp.zeros(1), 1.0 / jnp.arange(classes - 1, 0, -1)]).astype(student.dtype)
-    weights = _order.at_own_places(score, _order.ascending(score), jnp.broadcast_to(law / jnp.sum(law), score.shape))
+    law = (law / jnp.sum(law)).reshape((1,) * (score.ndim - 1) + (classes,))
+    weights = _order.at_own_places(score, _order.ascending(score), law)
     return -jnp.sum(weights * jnp.where(is_target, 0.0, log_student), axis=-1)
 
 

@@ -35,12 +35,14 @@ class Kind(NamedTuple):
       finish: from the carry to the sums, each [tokens].
       slopes: (logits, first word, extras, sums, the sums' cotangents) to the logits' cotangents, and those of the one
         extra that has a gradient, or None.
+      many_arrays: whether it makes so many of a chunk's size that a cache should hold them.
     """
 
     begin: Callable[..., Any]
     advance: Callable[..., Any]
     finish: Callable[..., tuple[Array, ...]]
     slopes: Callable[..., tuple[tuple[Array, ...], Array | None]]
+    many_arrays: bool = False
 
 
 def sums(
@@ -59,6 +61,8 @@ def sums(
     tokens, words = networks[0].hidden.shape[0], networks[0].head.shape[1]
     if chunk is None:
         chunk = max(128, _ENTRIES // max(tokens, 1) // 128 * 128)
+        if kind.many_arrays:
+            chunk = min(chunk, max(1024, chunk // 8))
     everything: tuple[Any, ...] = alike((networks, inverse, extras, moving))
     return _sums(kind, min(chunk, words), *everything)
 

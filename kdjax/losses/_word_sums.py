@@ -110,4 +110,4 @@ def divergence(word: Callable[[Array, Array, Array], Array]) -> Kind:
         share, its = shares(one, other, extras)
         return (of_one + given[3][:, None] * share, of_other + given[4][:, None] * its), of_each[:, 0]
 
-    return Kind(begin=lambda zeros: (zeros,) * 5, advance=advance, finish=tuple, slopes=slopes)
+    return Kind(begin=lambda zeros: (zeros,) * 5, advance=advance, finish=tuple, slopes=slopes, many_arrays=True)

@@ -125,7 +125,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
       >>> mean_interval([1.0]).half_width
       nan
     """
-    array = np.asarray(values, np.float64)
+    array = _numbers("values", values)
     _checks.rank("values", array, 1, "[runs]")
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"values must be one or more finite numbers; got {array.tolist()}.")
@@ -164,7 +164,7 @@ def paired_difference(
       >>> paired_difference([0.9, 0.8], [0.8, 0.9]).excludes_zero
       False
     """
-    first_array, second_array = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    first_array, second_array = _numbers("first", first), _numbers("second", second)
     _checks.rank("first", first_array, 1, "[seeds]")
     _checks.same_shape("first", first_array, "second", second_array)
     return mean_interval(first_array - second_array, confidence=confidence)
@@ -184,3 +184,12 @@ def parameter_count(params: Tree) -> int:
       16
     """
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    try:
+        if values is not None:
+            return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be numbers, one for each run; got {values!r:.99}.")

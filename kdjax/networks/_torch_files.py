@@ -17,6 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from kdjax._files import open_bounded
+
+_COPIES, _FEW = 3, 1 << 16  # how often a file's bytes may come back as other arrays; bytes that are few
 _HEADER = 100_000_000  # bytes; the format's own limit
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began files before version 1.6
 
@@ -158,7 +161,7 @@ def read(path: str | Path, part: str | None = None) -> dict[str, np.ndarray]:
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     whole = path.stat().st_size
-    with path.open("rb") as file:
+    with open_bounded(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if whole < 8 or length > min(_HEADER, whole - 8):
             raise _Refused(f"its header would have {length} bytes, and the file has {whole}")
@@ -209,7 +212,7 @@ def _saved_by_torch(path: Path, part: str | None) -> dict[str, np.ndarray]:
         raise _Refused("it is in the format of PyTorch before 1.6; load it there and save it again by torch.save")
     if not zipfile.is_zipfile(path):
         raise _Refused("it is neither a zip archive, as torch.save writes it, nor named .safetensors")
-    with zipfile.ZipFile(path) as archive:
+    with open_bounded(path) as whole, zipfile.ZipFile(whole) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.count("/") <= 1 and name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
@@ -224,10 +227,18 @@ def _saved_by_torch(path: Path, part: str | None) -> dict[str, np.ndarray]:
         with archive.open(pickles[0]) as file:
             tensors = _state_dict(_Unpickler(file).load(), part)
         storages: dict[_Storage, np.ndarray] = {}
+        made: dict[_Tensor, np.ndarray] = {}  # tied weights are one array under several names
+        held = copied = 0
         for name, tensor in tensors.items():
             if tensor.storage not in storages:
                 storages[tensor.storage] = _storage(archive, folder, tensor.storage, order)
-            tensors[name] = _array(name, tensor, storages[tensor.storage])
+                held += storages[tensor.storage].nbytes
+            if tensor not in made:
+                made[tensor] = _array(name, tensor, storages[tensor.storage])
+                copied += made[tensor].nbytes
+            tensors[name] = made[tensor]
+            if copied > _COPIES * held + _FEW:
+                raise _Refused(f"its tensors repeat their storages more than {_COPIES} times, {name} among them")
     return tensors
 
 

@@ -15,7 +15,18 @@ from jaxtyping import Array, Float
 
 from kdjax._types import Batch, Number, Outputs, Term
 from kdjax.objectives import schedules
-from kdjax.objectives._counted import LABELLED, MASK, Counted, Unmade, both, keep, passing, read_counted, spread
+from kdjax.objectives._counted import (
+    LABELLED,
+    MASK,
+    Counted,
+    Unmade,
+    both,
+    keep,
+    mean_of,
+    passing,
+    read_counted,
+    spread,
+)
 from kdjax.objectives._places import PLACES, is_place, places_of, read_place
 from kdjax.objectives.schedules import Schedule, leaf_of
 
@@ -30,13 +41,14 @@ class Scores(NamedTuple):
         their weighted sum.
       counted: which of them count, as bools over their leading axes; None where all do.
       weights: the term's weight.
-      scheduled: by ``<term>_<name>``, the hyper-parameters that schedules give, such as T, as they are now.
+      moving: by ``<term>_<name>``, the hyper-parameters that schedules give or connectors learn, such as T, as they are now;
+        of those that each example has its own of, the mean. By ``<term>_scale``, what `scaled` weighs the term by.
     """
 
     terms: dict[str, Float[Array, " batch *positions"] | Unmade]
     counted: dict[str, Counted]
     weights: dict[str, Array]
-    scheduled: dict[str, Array]
+    moving: dict[str, Array]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("weights", "terms"), meta_fields=())
@@ -59,7 +71,8 @@ class Objective:
             passed = jax.tree.map(partial(passing, weight=weights[name]), keep(student, own))
             value = term(passed, keep(teacher, own), batch if own is None else {**batch, MASK: own})
             values[name], counted[name] = _checked(name, value, entries, own), own
-        return Scores(values, counted, weights, _scheduled(self.terms, step))
+        moving = _scheduled(self.terms, step) | _read(terms, student, teacher, batch, counted)
+        return Scores(values, counted, weights, moving)
 
 
 def _scheduled(terms: Mapping[str, Any], step: Number) -> dict[str, Array]:
@@ -69,6 +82,25 @@ def _scheduled(terms: Mapping[str, Any], step: Number) -> dict[str, Array]:
         for what, given in getattr(getattr(term, "term", term), "numbers", {}).items():
             if isinstance(given, Schedule) and not jnp.ndim(value := given(step)):
                 found[f"{name}_{what}"] = jnp.asarray(value, jnp.float32)
+    return found
+
+
+def _read(
+    terms: Mapping[str, Any], student: Outputs, teacher: Outputs | None, batch: Batch, counted: Mapping[str, Counted]
+) -> dict[str, Array]:
+    """What terms read by name and is one number, or one an example or position: a temperature that a connector learns."""
+    found, entries = {}, jnp.shape(student.logits)[:-1]
+    for name, term in terms.items():
+        places = dict(getattr(getattr(term, "term", term), "named_places", ()))
+        places |= {"scale": term.place} if isinstance(term, Scaled) else {}
+        for what, place in places.items():
+            value = read_place(term, student, teacher, batch, place)
+            if not hasattr(value, "shape") or value.shape != entries[: value.ndim]:
+                continue
+            if jnp.issubdtype(value.dtype, jnp.floating):
+                own = counted[name] if value.ndim else None
+                own = own if own is None else own.any(axis=tuple(range(value.ndim, own.ndim)))
+                found[f"{name}_{what}"] = mean_of(value, own)
     return found
 
 

@@ -75,7 +75,7 @@ def arrays_of(data: Sequence[Any], preprocess: Callable[[Any], Any] | None, plac
 def not_finite(arrays: Mapping[str, Any]) -> str | None:
     """The first example whose inputs are NaN or infinite, in words."""
     for leaf in jax.tree.leaves(arrays["inputs"]):
-        if np.issubdtype(np.result_type(leaf), np.floating):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             odd = np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1))
             if odd.size:
                 return f"the inputs of {odd.size:,} examples are not all finite, the first of them example {odd[0]:,}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from kdjax import _processes
+from kdjax import _checks, _processes
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.connectors import init_beside
@@ -21,6 +21,7 @@ from kdjax.objectives import cross_entropy
 from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside, not_finite
 from kdjax.runs._measured import has_classes
 from kdjax.runs.fitting import fit, keep_weights
+from kdjax.runs.folders import chosen
 from kdjax.runs.recipes import (
     Diverged,
     Recipe,
@@ -140,13 +141,16 @@ class Shared:
         size = 4 * math.prod(trainer.logits_shape(self.data.train["inputs"]))
         self.out.mkdir(parents=True, exist_ok=True)
         memory, disk = free_memory(), shutil.disk_usage(self.out).free
-        place = _everywhere(choose_place(size, memory=memory, disk=disk)) if self.cache == "auto" else self.cache
+        place, why = self.cache, ""
+        if place == "auto":
+            now = _everywhere(choose_place(size, memory=memory, disk=disk))
+            # Run in every step, the teacher's sums are of another order: a resumption stays with what was chosen.
+            place = chosen(self.out, "cache", now)
+            _checks.one_of("the chosen cache", place, ("memory", "disk", "off"))
+            free = f"{memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
+            why = f", as {free}" if place == now else ", as the run began"
         where = {"memory": "are kept in memory", "disk": f"are kept in {self.out}", "off": "are computed in every step"}
-        chosen = f", as {memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB of disk are free"
-        self.say(
-            f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}"
-            f"{chosen if self.cache == 'auto' else ''}."
-        )
+        self.say(f"The teacher's logits for the training data, {size / 1e6:.2f} MB, {where[place]}{why}.")
         return place
 
     def loaded(self, trainer: Trainer, given: Path | Weights) -> Weights:

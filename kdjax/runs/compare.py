@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import jax
+
 from kdjax import _checks, _processes, _trees
 from kdjax._types import Weights
 from kdjax.data import Dataset
 from kdjax.metrics import parameter_count
 from kdjax.runs import records
-from kdjax.runs._data import digest_of, inputs_of
+from kdjax.runs._data import digest_of, inputs_of, not_finite
 from kdjax.runs._measured import check_measures, digest_of_measures, headline
 from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.fitting import tracked_by
-from kdjax.runs.folders import open_folder
+from kdjax.runs.folders import NUMBERS, open_folder
 from kdjax.runs.recipes import (
     Diverged,
     Recipe,
@@ -141,6 +143,10 @@ def compare(
         stop,
     )
     recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
+    if diverged == "skip" and (said := not_finite(run.data.train)):
+        raise ValueError(
+            f"data must be finite where diverged is 'skip', which leaves out each update that sees what is not: {said}."
+        )
     trainers = run.prepared(recipes)
     digests = {name: digest_of(one) for name, one in zip(("train", "test"), data, strict=True)}
     about = dict(config or {}) | {
@@ -155,9 +161,10 @@ def compare(
     about |= {} if diverged == "stop" else {"diverged": diverged}
     about["programs"] = {name: digest_of_training(name, trainers, run.data.train, run.data.classes) for name in PHASES}
     # What is said of an objective in words leaves out most of a large array.
-    about["programs"] |= {f"{name}'s numbers": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
+    about["programs"] |= {f"{name}{NUMBERS}": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
     about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
     about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
+    about["jax"] = jax.__version__
     given = None
     if given_teacher is not None:
         its = given_teacher if isinstance(given_teacher, Weights) else Path(given_teacher)

@@ -94,10 +94,11 @@ def fit(
 
     def tell(record: Mapping[str, Any]) -> None:
         done = record["epoch"] * steps
-        numbers = numbers_at(recipe, done - 1)
-        tracked.scalars(tracking.scalars_of(record, numbers, steps * recipe.batch_size), done)
+        now = numbers_at(recipe, done - 1)
+        tracked.scalars(tracking.scalars_of(record, now, steps * recipe.batch_size), done)
 
-    shown = progress.bar(console, label, recipe.epochs * steps, examples=recipe.batch_size)
+    numbers = numbers_at(recipe, 0)
+    shown = progress.bar(console, label, recipe.epochs * steps, examples=recipe.batch_size, numbers=numbers)
     with tracked_by(track, folder, console) as tracked, open_run(folder / "state") as run, shown as show:
         state, record = restored(run)
         history: list[dict[str, Any]] = record.get("history", [])
@@ -166,7 +167,7 @@ def fit(
                 save_state(run, int(state.step), state, about)
                 last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
-                line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds)
+                line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds, numbers)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
             if asked and not last:
                 raise _stopped(label, int(state.step), recipe.epochs * steps, folder)

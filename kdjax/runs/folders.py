@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,9 +16,22 @@ from kdjax import _files, _processes
 
 _LOCK = ".lock"
 _CONFIG = "config.json"
+NUMBERS = "'s numbers"  # ends the name of a digest of numbers, among those of programs
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}(\.tmp)?")  # of _files, of caches, and of the trial whether one can write
+RECORD_FORMAT = 1  # of config.json and results.json
 # What may differ between a run and its resumption; of data and a given teacher there are digests.
-FREE = ("seeds", "test_seeds", "out", "resume", "print_every", "data_dir", "given_teacher")
+FREE = (
+    "seeds",
+    "test_seeds",
+    "out",
+    "resume",
+    "print_every",
+    "data_dir",
+    "given_teacher",
+    "jax",
+    _files.FORMAT,
+    "chosen",
+)
 
 
 @contextmanager
@@ -37,7 +51,7 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
       FileExistsError: if it holds a run and `resume` is not set, or holds something else.
       PermissionError: if it cannot be written.
       RuntimeError: if another process is writing there; in the others of several processes, whatever the first one found.
-      ValueError: if `config` differs from the run's, or what the folder says of itself is damaged.
+      ValueError: if `config` differs from the run's, what the folder says of itself is damaged, or a link leads out of it.
     """
     folder, refusal = Path(out), None
     with ExitStack() as held:
@@ -45,6 +59,7 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
             try:
                 _check_free(folder, resume)
                 _check_writable(folder)
+                _check_own(folder)
                 _lock(held.enter_context((folder / _LOCK).open("w")), folder)
                 _remove_left_overs(folder)
                 _same(folder / _CONFIG, _files.as_json(config, "config"))
@@ -73,6 +88,15 @@ def _check_free(folder: Path, resume: bool) -> None:
         raise FileExistsError(
             f"out holds no run that could be gone on with, and is not empty: {folder} has {others[0]}."
         )
+
+
+def _check_own(folder: Path) -> None:
+    """A run writes where its folder is, and nowhere else: what a stranger's links name stays as it is."""
+    root = folder.resolve()
+    for where, folders, files in os.walk(folder):
+        for path in (Path(where, name) for name in (*folders, *files)):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise ValueError(f"out must hold its own files; {path} is a symbolic link that leads out of it.")
 
 
 def _lock(file: IO[str], folder: Path) -> None:
@@ -111,6 +135,8 @@ def _same(path: Path, config: dict[str, Any]) -> None:
     if path.exists():
         before = read_object(path)
         changed = [key for key in config | before if key not in FREE and before.get(key) != config.get(key)]
+        if changed == ["programs"] and before.get("jax", config.get("jax")) != config.get("jax"):
+            changed = _of_another_jax(path, before, config)
         if changed:
             changes = ", ".join(_change(key, before.get(key), config.get(key)) for key in changed)
             raise ValueError(f"--resume needs the settings that the run in {path.parent} began with; {changes}.")
@@ -120,7 +146,22 @@ def _same(path: Path, config: dict[str, Any]) -> None:
             raise ValueError(
                 f"--resume needs at least the {before['seeds']} seeds of before; got {config['seeds']}. {path} says so."
             )
-    _files.write_json(path, config)
+        config = config | {key: before[key] for key in ("chosen",) if key in before}
+    _files.write_json(path, {_files.FORMAT: RECORD_FORMAT} | config)
+
+
+def _of_another_jax(path: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Programs are compared by what JAX writes, and another JAX writes the same in other words: the numbers are left."""
+    warnings.warn(
+        f"The run in {path.parent} began with JAX {before['jax']} and goes on with {config['jax']}: whether networks, "
+        "optimizers and losses are still the same is seen from their descriptions and numbers alone.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    own, its = (
+        {key: one for key, one in each["programs"].items() if key.endswith(NUMBERS)} for each in (before, config)
+    )
+    return ["programs"] if own != its else []
 
 
 def _change(name: str, before: Any, now: Any) -> str:
@@ -128,6 +169,22 @@ def _change(name: str, before: Any, now: Any) -> str:
         differing = [key for key in now | before if before.get(key) != now.get(key)]
         return ", ".join(_change(f"{name}[{key!r}]", before.get(key), now.get(key)) for key in differing)
     return f"{name} was {before!r} and is now {now!r}"
+
+
+def chosen(folder: Path, name: str, now: str) -> str:
+    """What the run in `folder` chose under that name when it began; if nothing yet, `now`, and it stays with that.
+
+    Of several processes all call this, with the same.
+    """
+    config = read_object(folder / _CONFIG)
+    before = config.get("chosen", {})
+    if not isinstance(before, dict) or not isinstance(before.get(name, ""), str):
+        raise ValueError(f"{folder / _CONFIG} must hold what the run chose, by name; got {before!r:.99}.")
+    if name in before:
+        return str(before[name])
+    if _processes.is_first():
+        _files.write_json(folder / _CONFIG, config | {"chosen": before | {name: now}})
+    return now
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -138,4 +195,5 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold JSON, as the run wrote it; it is damaged: {error}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, as the run wrote it; got a {type(found).__name__}.")
+    _files.check_format(found, RECORD_FORMAT, path)
     return found

@@ -221,7 +221,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
     connectors = sorted(recipe.connectors or {})
     return {
         "network": recipe.name,
-        "objective": {name: _without_addresses(text) for name, text in objective.items()},
+        "objective": {name: _wherever(text) for name, text in objective.items()},
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "connectors": connectors,
@@ -243,6 +243,6 @@ def _kind(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
-def _without_addresses(text: str) -> str:
-    """Functions by their names alone: where one is in memory is another in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+def _wherever(text: str) -> str:
+    """The same in every process and in every Python: where a function is in memory, and the module of a Partial, are not."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text).replace("jax.tree_util.Partial(", "Partial(")

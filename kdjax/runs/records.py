@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax._files import FORMAT, digest_of_json
 from kdjax._files import append_json_line as append_json_line
 from kdjax._files import as_json as as_json
-from kdjax._files import digest_of_json
 from kdjax._files import write_bytes as write_bytes
 from kdjax._files import write_json as write_json
-from kdjax.runs.folders import read_object
+from kdjax.runs.folders import RECORD_FORMAT, read_object
 
 PACKAGES = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -32,12 +32,13 @@ def provenance(config: Mapping[str, Any], *, data: Mapping[str, str] | None = No
       data: digests of what it reads, by name, as of `digest`.
 
     Returns:
-      ``"command"``, ``"config"``, ``"data"``, ``"versions"``, ``"hardware"`` (platform, kind and number of devices,
-      processes, cores, machine, load before the run) and ``"commit"``: of the script's repository, with ``+`` where files
-      differ from it; None outside of one.
+      ``"kdjax_format"``, the number of the record's format, ``"command"``, ``"config"``, ``"data"``, ``"versions"``,
+      ``"hardware"`` (platform, kind and number of devices, processes, cores, machine, load before the run) and
+      ``"commit"``: of the script's repository, with ``+`` where files differ from it; None outside of one.
     """
     devices = jax.devices()
     return as_json({
+        FORMAT: RECORD_FORMAT,
         "command": shlex.join(["python", *sys.argv]),
         "config": config,
         "data": dict(data or {}),

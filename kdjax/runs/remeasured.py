@@ -80,11 +80,14 @@ def remeasure(
 
     folder = Path(run)
     results = read_object(folder / "results.json")
-    if not results.get("seeds") or not all(isinstance(one, Mapping) for one in results["seeds"]):
+    seeds = results.get("seeds")
+    if not seeds or not isinstance(seeds, list) or not all(isinstance(one, Mapping) for one in seeds):
         raise ValueError(f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds.")
-    config = results.get("config", {})
+    config = results.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    digests = config.get("data_digests")
     for name, part in zip(("train", "test"), data, strict=True):
-        if digest_of(part) != config.get("data_digests", {}).get(name):
+        if not isinstance(digests, Mapping) or digest_of(part) != digests.get(name):
             raise ValueError(f"data must be those of the run; the {name} data have another digest than in {folder}.")
     quiet = Console(quiet=True)
     shared = Shared(

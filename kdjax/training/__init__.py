@@ -13,8 +13,6 @@ from kdjax.training.devices import pmap_step as pmap_step
 from kdjax.training.devices import process_rows as process_rows
 from kdjax.training.devices import replicate as replicate
 from kdjax.training.devices import shard_batch as shard_batch
-from kdjax.training.devices import shard_by_rules as shard_by_rules
-from kdjax.training.devices import shard_largest_axis as shard_largest_axis
 from kdjax.training.devices import shard_map_step as shard_map_step
 from kdjax.training.devices import split_batch as split_batch
 from kdjax.training.divergence import DivergedError as DivergedError
@@ -30,6 +28,8 @@ from kdjax.training.optimizers import clip_while as clip_while
 from kdjax.training.optimizers import freeze as freeze
 from kdjax.training.optimizers import freeze_model_state as freeze_model_state
 from kdjax.training.optimizers import train_only as train_only
+from kdjax.training.sharding import shard_by_rules as shard_by_rules
+from kdjax.training.sharding import shard_largest_axis as shard_largest_axis
 from kdjax.training.state import init_state as init_state
 from kdjax.training.state import weights_of as weights_of
 from kdjax.training.views import augmented as augmented

@@ -75,9 +75,9 @@ def make_train_step(
           ``"labelled"``, of the labels' shape, 0 where there is no label.
 
       that returns the new state and float32 scalars: ``loss``, each term's unweighted mean under its name, its weight under
-      ``<name>_weight``, what a schedule moves under ``<name>_temperature`` and the like, and ``accuracy``, where labels are
-      class numbers. A student that gives its head, a `Shared` feature, to terms that do not read its logits has none: they
-      are not built for it.
+      ``<name>_weight``, what a schedule moves or a connector learns under ``<name>_temperature`` and the like, what `scaled`
+      weighs a term by under ``<name>_scale``, and ``accuracy``, where labels are class numbers. A student that gives its
+      head, a `Shared` feature, to terms that do not read its logits has none: they are not built for it.
 
       What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
       on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself
@@ -221,7 +221,7 @@ def judge(
     parts = mean_over(axis_name, {name: weighted(scores.weights[name], mean) for name, mean in means.items()})
     metrics = {"loss": total(parts)} | means
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
-    metrics = scores.scheduled | metrics
+    metrics = scores.moving | metrics
     if "labels" in batch and _logits_are_built(objective, student) and are_classes(batch["labels"], student.logits):
         entries = student.logits.shape[:-1]
         counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))

@@ -57,6 +57,8 @@ def stack(trees: Sequence[Tree]) -> Tree:
       >>> stack([state(0, 0.125), state(1, 0.25)]).opt_state.hyperparams["learning_rate"].tolist()
       [0.125, 0.25]
     """
+    if not isinstance(trees, Sequence):
+        raise ValueError(f"trees must be a list of pytrees, one for each student; got a {type(trees).__name__}.")
     if not trees:
         raise ValueError("trees must hold one pytree a student, and one student at least; got none.")
     first, *others = trees

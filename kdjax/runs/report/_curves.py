@@ -67,7 +67,8 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
         (
             "numbers",
             "Temperatures and other numbers of the terms",
-            {name: np.asarray([values]) for name, values in numbers.items()} | {name: line_of(name) for name in others},
+            {name: np.asarray([values]) for name, values in numbers.items() if name.replace(" ", "_") not in others}
+            | {name.replace("_", " "): line_of(name) for name in others},
             "value",
         ),
     )

@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from kdjax import _processes
 from kdjax._files import as_json, write_bytes
 from kdjax._types import Weights
 from kdjax.checkpoints import load_weights
+from kdjax.data.files import read_archive
 from kdjax.runs.recipes import Trainer, first_of, parameters
 from kdjax.runs.report._collected import Network, collect
 
@@ -56,9 +56,8 @@ def save(folder: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """What `collect` returned; None where there is no such file, or one of another version or damaged."""
     try:
-        with np.load(folder / FILE, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = read_archive(folder / FILE)
         about = json.loads(str(arrays.pop("about")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, RecursionError):
         return None
-    return (about, arrays) if about.get("version") == VERSION else None
+    return (about, arrays) if isinstance(about, dict) and about.get("version") == VERSION else None

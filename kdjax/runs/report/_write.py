@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,11 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         )
     tidy(folder)
     kept, arrays = _kept.load(folder) or (None, {})
-    with styled():
+    if (folder / FIGURES).is_symlink():
+        raise ValueError(
+            f"run must hold its own files; {folder / FIGURES} is a symbolic link, and is not written into."
+        )
+    with styled(), _as_damage(folder):
         drawn = figures(results, kept, arrays, histories(folder))
         text = _page.page(
             results.get("experiment") or "comparison",
@@ -63,11 +68,23 @@ def write_report(run: str | os.PathLike[str]) -> Path:
             about(results, kept),
             sections(results, kept, arrays, drawn),
         )
-        for group in drawn.values():
-            for one in group:
-                write_bytes(folder / FIGURES / f"{one.name}.png", as_png(one))
+        pictures = {one.name: as_png(one) for group in drawn.values() for one in group}
+    for name, picture in pictures.items():
+        write_bytes(folder / FIGURES / f"{name}.png", picture)
     write_bytes(folder / PAGE, text.encode())
     return folder / PAGE
+
+
+@contextmanager
+def _as_damage(folder: Path) -> Iterator[None]:
+    """What cannot be drawn is not what a run wrote: there are too many entries to ask each of them what it is."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"run must be the folder of a comparison as it was written; of {folder / 'results.json'}, the metrics.jsonl and "
+            f"{_kept.FILE} beside it, one is damaged: {error!r:.200}."
+        ) from error
 
 
 def at_end(run: "Shared", trainers: Mapping[str, Trainer], given: Weights | None) -> str:
@@ -92,8 +109,9 @@ def histories(folder: Path) -> _curves.History:
     """The lines of all ``metrics.jsonl`` files, by network and seed."""
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for name in _maps.NAMES:
-        files = sorted(folder.glob(f"seed-*/{name}/metrics.jsonl"), key=lambda file: int(file.parts[-3].split("-")[1]))
-        lines = [_lines(file) for file in files]
+        files = {int(file.parts[-3][5:]): file for file in folder.glob(f"seed-*/{name}/metrics.jsonl")
+                 if file.parts[-3][5:].isdecimal() and file.is_file()}  # fmt: skip
+        lines = [_lines(file) for _, file in sorted(files.items())]
         if any(lines):
             found[name] = lines
     return found
@@ -102,7 +120,7 @@ def histories(folder: Path) -> _curves.History:
 def _lines(file: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in file.read_text().splitlines()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} must hold a JSON object a line, as the run wrote it; it is damaged: {error}."
         ) from error

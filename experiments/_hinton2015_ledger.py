@@ -1,0 +1,124 @@
+"""The ledger of hinton2015.py, a line of JSON a seed and part, and the tables that are made from it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from kdjax.metrics import mean_interval
+from kdjax.runs import append_json_line
+
+WHAT = "hinton2015"
+Line = dict[str, Any]
+
+# part, figure, in words; the paper's; one trial's of one seed (200 and 100 epochs); the goal, at most; whether it is in %.
+ROWS = (
+    ("teacher", "errors", "teacher", 67, 72, 70, False),
+    ("alone", "errors", "student alone", 146, 129, None, False),
+    ("alone_jittered", "errors", "student alone, on the teacher's views", None, None, None, False),
+    ("distilled", "errors", "distilled student", 74, 94, 80, False),
+    ("without_3", "errors", "no 3: errors", 206, 181, None, False),
+    ("without_3", "errors_of_3", "no 3: threes wrong", 133, 104, None, False),
+    ("without_3", "errors_with_bias", "no 3, with bias: errors", 109, 113, 110, False),
+    ("without_3", "errors_of_3_with_bias", "no 3, with bias: threes wrong", 14, 16, 14, False),
+    ("without_3", "fewest_errors_of_any_bias", "no 3, best bias of the test: errors", None, None, None, False),
+    ("only_7_8", "errors", "only 7 and 8: errors in %", 47.3, None, None, True),
+    ("only_7_8", "errors_with_bias", "only 7 and 8, with bias: errors in %", 13.2, None, 13.2, True),
+    ("only_7_8", "fewest_errors_of_any_bias", "only 7 and 8, best bias of the test: errors in %", None, None, None, True),
+)  # fmt: skip
+
+
+def line_of(part: str, seed: int | None, figures: Mapping[str, Any], about: Mapping[str, Any]) -> Line:
+    """What is written down of one part: figures, settings, and where they come from.
+
+    Args:
+      part: of `PARTS`, or ``"search"``.
+      seed: None for the search, which has many.
+      figures: of the part.
+      about: ``"settings"``, ``"data"``, ``"versions"``, ``"hardware"`` and ``"commit"``.
+    """
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"what": WHAT, "part": part, "seed": seed, "figures": dict(figures), **about, "date": date}
+
+
+def read(ledger: Path) -> list[Line]:
+    """The lines of this experiment; those of others stay unread. No file: no lines."""
+    lines = []
+    for number, text in enumerate(ledger.read_text().splitlines() if ledger.exists() else (), 1):
+        try:
+            line = json.loads(text)
+            ours = line["what"] == WHAT
+            if ours and not {"part", "seed", "figures", "settings", "data"} <= line.keys():
+                raise KeyError("part, seed, figures, settings or data")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"ledger must hold a JSON object with its 'what' in every line; line {number} of {ledger}: {error}."
+            ) from None
+        lines += [line] if ours else []
+    return lines
+
+
+def add(ledger: Path, lines: Iterable[Line]) -> None:
+    """Appends the lines that are not there yet: a resumption writes none twice, and makes up for what a stop left out."""
+    there = read(ledger)
+    for line in lines:
+        if line not in there:
+            append_json_line(ledger, line)
+            there.append(line)
+
+
+def tables(ledger: Path) -> list[Table]:
+    """One of the rows of the paper and one of the curves for each setting that the ledger has, newest line of each seed."""
+    settings: dict[str, dict[tuple[str, int], Line]] = {}
+    for line in read(ledger):
+        if line["part"] != "search":
+            same = json.dumps({"settings": line["settings"], "data": line["data"]}, sort_keys=True)
+            settings.setdefault(same, {})[line["part"], line["seed"]] = line
+    if not settings:
+        raise ValueError(f"ledger must hold a line of {WHAT} for a table; {ledger} has none.")
+    found = []
+    for lines in settings.values():
+        found.append(_of_paper([*lines.values()]))
+        if any(part == "curves" for part, _ in lines):
+            found.append(_of_curves([line["figures"] for (part, _), line in lines.items() if part == "curves"]))
+    return found
+
+
+def _of_paper(lines: list[Line]) -> Table:
+    settings = lines[0]["settings"]
+    named = ("data", "teacher_epochs", "epochs", "views", "alpha", "alpha_without_3", "alpha_only_7_8")
+    told = ", ".join(f"{name} {settings[name]}" for name in named if name in settings)
+    shown = Table(
+        "errors in the test digits", "paper", "one trial", "here", "n", "goal, at most", "reached",
+        title=f"Mean ± 95 % interval over seeds, last epoch; the bias is chosen on validation digits. {told}",
+    )  # fmt: skip
+    for part, figure, words, paper, trial, goal, percent in ROWS:
+        values = [_value(line["figures"], figure, percent) for line in lines if line["part"] == part]
+        mean = mean_interval(values) if values else None
+        reached = "" if mean is None or goal is None else "yes" if mean.mean <= goal else "no"
+        shown.add_row(
+            words, *("–" if one is None else f"{one:g}" for one in (paper, trial)),
+            "not measured" if mean is None else f"{mean:.1f}", str(len(values)), "–" if goal is None else f"{goal:g}",
+            reached,
+        )  # fmt: skip
+    return shown
+
+
+def _value(figures: Mapping[str, Any], figure: str, percent: bool) -> float:
+    return float(figures[figure]) * (100 / figures["of"] if percent else 1)
+
+
+def _of_curves(figures: list[dict[str, Any]]) -> Table:
+    widths = [name for name in figures[0] if name.isdigit()]
+    shown = Table(
+        "T", *(f"2 × {width}" for width in widths), title=f"Test errors of small students, n = {len(figures)}"
+    )
+    for temperature in figures[0][widths[0]]:
+        shown.add_row(
+            temperature,
+            *(f"{mean_interval([float(one[width][temperature]) for one in figures]):.1f}" for width in widths),
+        )
+    return shown
