@@ -3,7 +3,7 @@
     python tests/faults.py --out docs/reliability-faults.md
 
 Each group of faults is a process of its own, two at a time. Where one fault ends otherwise than it should, each is said,
-and no page is written. `--share 0.01` tries a seeded sample.
+and no page is written; begun again, the command goes on with what is left. `--share 0.01` tries a seeded sample.
 """
 
 import argparse
@@ -20,8 +20,11 @@ from pathlib import Path
 import faults_page
 import machine
 
+from kdjax._files import write_json
+
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "tests" / "faults_run.json"
+BEGUN = ROOT / ".cache" / "faults.json"  # the groups in which nothing failed, of a run that has not come to its end
 # What takes long even once: of these a share of the places is struck.
 SHARES = {"a comparison, from its first file to results.json": 0.014, "a report": 0.05}
 PARTS = {"weights": 4, "training states": 4}
@@ -115,26 +118,34 @@ def main(argv: list[str] | None = None) -> int:
                 for kind, name, keywords in every
                 if kind in ("bytes", "calls", "step", "stop")
             ]
+        whole = options.out is not None and not options.only and options.share is None and shim is not None
+        begun = json.loads(BEGUN.read_text()) if whole and BEGUN.exists() else {"seconds": 0.0, "groups": []}
+        done = [one["job"] for one in begun["groups"]]
+        every = [job for job in every if json.dumps(job) not in done]
+        found = begun["groups"]
         with ThreadPoolExecutor(options.workers) as pool:
-            found = []
             for job, one in zip(every, pool.map(lambda job: in_process(job, shim, Path(scratch)), every), strict=True):
-                found.append({"kind": job[0], "name": job[1], **one})
+                found.append({"job": json.dumps(job), "kind": job[0], "name": job[1], **one})
                 print(f"{job[0]:7} {job[1]:50} {one['injected']:7,} faults, {one.get('seconds')} s", flush=True)
                 for failure in one["failures"]:
                     print(f"  FAILED {failure}", flush=True)
+                if whole:
+                    own = [group for group in found if not group["failures"]]
+                    write_json(BEGUN, {"seconds": begun["seconds"] + time.monotonic() - started, "groups": own})
     about = machine.described()
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "software": ", ".join([about["software"].split(", hypothesis")[0], faults_page.orbax()]),
         "hardware": about["hardware"],
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(begun["seconds"] + time.monotonic() - started),
         "workers": options.workers,
         "load": round(load, 1),
         "groups": found,
     }
     failed = sum(len(one["failures"]) for one in found)
     print(f"{faults_page.total(record):,} faults in {record['seconds'] / 60:.1f} minutes; {failed} failed.")
-    if not failed and options.out and not options.only and options.share is None and shim is not None:
+    if not failed and whole:
+        BEGUN.unlink()
         RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         options.out.write_text(faults_page.page(record))
         print(f"Written: {options.out}")

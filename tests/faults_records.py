@@ -24,6 +24,7 @@ from faults_saves import (
 )
 from saved import bits
 
+from kdjax._files import FORMAT
 from kdjax.caching import cache_teacher
 from kdjax.export import from_safetensors, open_stablehlo, to_safetensors, to_stablehlo
 from kdjax.runs import append_json_line, open_folder, open_results
@@ -62,7 +63,7 @@ def config_of(folder: Path) -> str:
     file = folder / "run" / "config.json"
     if not file.exists():
         return "before"
-    assert json.loads(file.read_text()) == CONFIG
+    assert json.loads(file.read_text()) == CONFIG | {FORMAT: 1}
     return "after"
 
 
