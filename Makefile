@@ -6,7 +6,7 @@
 # make notebook   run the notebook of docs/notebooks, and write its page
 # make fuzz   feed every parser what its files are not, for MINUTES=10
 # make long   100,000 steps with logging and saving: memory, speed, files, cost of saves
-# make faults break saves, files and runs in tens of thousands of places, and write docs/reliability-faults.md
+# make faults   break saves, files and runs in tens of thousands of places, and write docs/reliability-faults.md
 # make lint   formatting, lint, types
 # make docs   the documentation site, into site/
 

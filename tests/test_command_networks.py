@@ -29,6 +29,12 @@ def of_nothing():
 def a_word(classes):
     return "word"
 
+def fails(classes):
+    return None + classes
+
+def leaves(classes):
+    raise SystemExit(0)
+
 WIDTH = 8
 """
 
@@ -38,6 +44,7 @@ def own(tmp_path, monkeypatch):
     """A module in the present folder, in a package; forgotten afterwards."""
     (tmp_path / "own_package").mkdir()
     (tmp_path / "own_package" / "networks.py").write_text(SOURCE)
+    (tmp_path / "own_package" / "broken.py").write_text("def Small(:\n")
     (tmp_path / "own_package" / "needy.py").write_text("import nobody_has_this\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -61,6 +68,9 @@ def test_a_function_or_a_module_s_class_is_a_network(own, function):
         ("own_package.networks:WIDTH", "must be a function; got 8"),
         ("own_package.network:Small", "there is no module network in own_package; did you mean networks?"),
         ("own_packages.networks:Small", "there is no module own_packages in "),
+        ("own_package.networks:fails", "own_package.networks:fails failed by itself: TypeError("),
+        ("own_package.networks:leaves", "own_package.networks:leaves failed by itself: SystemExit(0)"),
+        ("own_package.broken:Small", "own_package.broken:Small failed by itself: SyntaxError("),
         ("own_package.networks:of_nothing", "must take the number of classes, as classes=10"),
         (
             "own_package.networks:a_word",
@@ -91,6 +101,8 @@ def test_one_s_own_network_is_compared_verified_and_exported(own, capsys):
     assert main(["compare", *words, "--epochs", "1", "--seeds", "1", "--print-every", "0"]) == 0
     run = "runs/own_package.networks.Small-from-cnn_tiny"
     assert "own_package.networks:Small from cnn_tiny" in capsys.readouterr().out
-    assert main(["verify", run]) == 0
-    assert main(["export", run, "--to", "student.stablehlo"]) == 0
+    assert main(["verify", run]) == 1  # a stranger's run could name a module that lies beside it
+    assert "own_package.networks:Small. Where the run is your own, say --import-networks" in capsys.readouterr().err
+    assert main(["verify", run, "--import-networks"]) == 0
+    assert main(["export", run, "--import-networks", "--to", "student.stablehlo"]) == 0
     assert (own / "student.stablehlo").exists()

@@ -56,6 +56,19 @@ def test_a_small_share_of_the_other_keeps_the_gradient_of_contrary_networks():
     close(slopes[0], 10 * np.asarray(slopes[1]), 1e-3)
 
 
+@pytest.mark.parametrize(("student", "teacher"), [(-np.inf, 1.0), (np.inf, -1.0), (-np.inf, -1.0), (-np.inf, np.inf)])
+def test_a_label_that_the_student_alone_excludes_is_infinitely_far(student, teacher):
+    assert losses.soft_target_bce(jnp.array([student]), jnp.array([teacher])) == np.inf
+    assert losses.soft_target_bce(jnp.array([student]), jnp.array([student])) == 0
+
+
+@pytest.mark.parametrize("loss", [losses.skewed_kl, losses.reverse_skewed_kl])
+def test_a_nan_is_seen_where_it_has_no_weight(loss):
+    bad, good = jnp.array([jnp.nan, 1.0, 2.0]), jnp.array([0.0, 1.0, 2.0])
+    assert np.isnan(loss(bad, good, alpha=1.0))
+    assert np.isnan(loss(good, bad, alpha=1.0))
+
+
 def test_a_label_that_is_no_class_is_nan_and_counts_in_no_mean_where_it_is_left_out():
     student, teacher, known = made(BY_NAME["uskd_target"])
     for bad in (-1, 5, -100):

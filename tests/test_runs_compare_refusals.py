@@ -20,6 +20,7 @@ from kdjax.checkpoints import save_weights
 from kdjax.data import unit_range
 from kdjax.losses import hint
 from kdjax.runs import Recipe, _seeds, open_folder
+from kdjax.runs.folders import tidy
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +279,29 @@ def test_a_run_does_not_follow_a_strangers_links(tmp_path):
     with said, open_folder(folder, {"epochs": 1}, resume=True):
         pass
     assert not list(outside.iterdir())
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    with open_folder(tmp_path / "run", {"epochs": 1}, resume=False) as folder:
+        pass
+    for target, said in (("../precious", "a symbolic link that leads out of it"), ("config.json", "a symbolic link")):
+        (folder / ".lock").unlink()
+        (folder / ".lock").symlink_to(target)
+        before = (folder / "config.json").read_text()
+        with pytest.raises(ValueError, match=rf"\.lock is {said}"), tidy(folder):
+            pass
+        with pytest.raises(ValueError, match=rf"\.lock is {said}"), open_folder(folder, {"epochs": 1}, resume=True):
+            pass
+        assert (precious.read_text(), (folder / "config.json").read_text()) == ("kept", before)
+
+
+def test_a_damaged_record_of_another_jax_is_named(tmp_path):
+    with open_folder(tmp_path / "run", {"jax": "0.1", "programs": {}}, resume=False) as folder:
+        pass
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"programs": [1]}))
+    said = pytest.raises(ValueError, match=r"config\.json must hold the programs of the run, .* got \[1\]")
+    with said, pytest.warns(RuntimeWarning), open_folder(folder, {"jax": "0.2", "programs": {}}, resume=True):
+        pass

@@ -73,6 +73,19 @@ def test_a_training_that_is_asked_to_stop_goes_on_from_that_step_to_the_same_bit
     assert [json.loads(line) for line in lines] == resumed
 
 
+def test_a_stop_says_what_is_saved_and_saves_nothing_that_has_diverged(tmp_path):
+    with pytest.raises(StoppedError, match=r"after step 2 of 12, as asked; nothing of it is saved\."):
+        trained(tmp_path / "a", optax.adam(0.1), stop=iter([False, True]).__next__, diverged="lower_rate")
+    with pytest.raises(StoppedError, match=r"after step 5 of 12, as asked; what it was after step 3 is saved in "):
+        trained(tmp_path / "a", optax.adam(0.1), stop=iter([False] * 4 + [True]).__next__, diverged="lower_rate")
+    with pytest.raises(DivergedError, match="after step 3 its weights are not all finite"):
+        trained(tmp_path / "b", explodes_at(2, np.inf), stop=iter([False, False, True]).__next__)
+    assert not [one for one in (tmp_path / "b" / "state").iterdir() if one.name.isdigit()]
+    infinite = DATA | {"inputs": DATA["inputs"] * 1e38}
+    with pytest.raises(StoppedError, match=r"after step 1 of 12, as asked; it is saved"):
+        trained(tmp_path / "c", optax.sgd(0.5), infinite, stop=lambda: True, diverged="skip")
+
+
 def test_weights_that_are_damaged_are_written_again_and_whole_ones_stay(tmp_path):
     weights = NETWORK[0](jax.random.key(0), DATA["inputs"][:1])
     path = tmp_path / "weights"

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: a run is asked to end, and ends where it can be gone on with."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -32,11 +33,31 @@ def test_a_signal_asks_once_and_the_code_says_which_it_was(number, code, capsys)
 
 def test_asked_again_it_stops_at_once():
     with pytest.raises(KeyboardInterrupt):
+        asked(signal.SIGINT, signal.SIGINT)
+    with pytest.raises(StoppedError, match="what was saved before is kept") as seen:
         asked(signal.SIGTERM, signal.SIGTERM)
+    assert seen.value.code == 75
+
+
+def test_nobody_at_work_takes_a_stop_for_a_failure_of_its_own():
+    with pytest.raises(StoppedError), stopped_by_signals(at_once=True), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone, stopped_by_signals() as stop:
+        monkeypatch.setattr("sys.stderr", gone)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
 
 
 def test_work_that_is_saved_piece_by_piece_is_stopped_where_it_is():
-    with pytest.raises(StoppedError, match="what was finished is saved") as seen:
+    with pytest.raises(StoppedError, match="what was finished is kept") as seen:
         asked(signal.SIGTERM, at_once=True)
     assert seen.value.code == 75
     with pytest.raises(KeyboardInterrupt):

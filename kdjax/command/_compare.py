@@ -1,6 +1,5 @@
 """``kdjax compare``: teacher, student alone and student distilled, over seeds."""
 
-import sys
 from pathlib import Path
 
 from kdjax.command._settings import Compare
@@ -12,6 +11,7 @@ def compare(settings: Compare) -> int:
 
     from kdjax import runs
     from kdjax.command import _networks, _recipes
+    from kdjax.runs.stopping import say
 
     console = Console()
     named = f"{settings.student}-from-{'-'.join(settings.teacher)}".replace(":", ".")
@@ -47,6 +47,6 @@ def compare(settings: Compare) -> int:
                 stop=stop,
             )
     except runs.StoppedError as stopped:
-        print(f"kdjax: {stopped} The same command with --resume goes on from there.", file=sys.stderr)
+        say(f"kdjax: {stopped} The same command with --resume goes on from there.")
         return stopped.code
     return 0

@@ -28,6 +28,8 @@ class Export(Common):
     """of which seed"""
     data: str | None = None
     """where the run's data are now, if they have moved: a program is tried on them before it is written"""
+    import_networks: bool = False
+    """import the modules of the networks that the run names as MODULE:FUNCTION: their code runs"""
 
 
 def export(settings: Export) -> int:
@@ -37,7 +39,7 @@ def export(settings: Export) -> int:
     from kdjax.command import _recipes, _saved
 
     _checks.whole("--seed", settings.seed, 0)
-    made, data = _saved.opened(settings.run, settings.data)
+    made, data = _saved.opened(settings.run, settings.data, imports=settings.import_networks)
     if settings.network == "teacher" and made.given_teacher:
         raise ValueError("--network teacher is of runs that trained one; this run was given its teacher.")
     init, apply = _recipes.recipes(made, data)[settings.network].network

@@ -2,10 +2,12 @@
 
 import difflib
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kdjax import _checks
@@ -52,9 +54,11 @@ def _pair(name: str, function: Any, classes: int) -> tuple[Any, Any]:
     from kdjax.networks import from_linen
 
     try:
-        made = function(classes=classes)
+        inspect.signature(function).bind(classes=classes)
     except TypeError as error:
         raise ValueError(f"{name} must take the number of classes, as classes={classes}: {error}.") from error
+    with _as_its_own(name):
+        made = function(classes=classes)
     if isinstance(made, tuple) and len(made) == 2 and all(map(callable, made)):
         init, apply = made
         return init, apply
@@ -74,7 +78,8 @@ def imported(name: str) -> Any:
     if (here := os.getcwd()) not in sys.path:  # where the command is a script, Python looks beside that only
         sys.path.insert(0, here)
     try:
-        found = importlib.import_module(module)
+        with _as_its_own(name):
+            found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if not f"{module}.".startswith(f"{missing}."):
@@ -90,6 +95,17 @@ def imported(name: str) -> Any:
     if not callable(value):
         raise ValueError(f"{name} must be a function; got {value!r:.99}.")
     return value
+
+
+@contextmanager
+def _as_its_own(name: str) -> Iterator[None]:
+    """What somebody's code fails with, in a sentence; ``--debug`` shows where."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name} failed by itself: {error!r:.200}.") from error
 
 
 def _places(package: str) -> Iterable[str] | None:

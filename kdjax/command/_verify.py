@@ -17,6 +17,8 @@ class Verify(Common):
     """the run's folder"""
     data: str | None = None
     """where the run's data are now, if they have moved; they must be the same"""
+    import_networks: bool = False
+    """import the modules of the networks that the run names as MODULE:FUNCTION: their code runs"""
     devices: int | Literal["all"] = 1
     """over how many devices each batch is split"""
     tolerance: float = 1e-5
@@ -28,7 +30,7 @@ def verify(settings: Verify) -> int:
     from kdjax.command import _recipes, _saved
     from kdjax.runs import remeasure
 
-    made, data = _saved.opened(settings.run, settings.data)
+    made, data = _saved.opened(settings.run, settings.data, imports=settings.import_networks)
     found = remeasure(
         settings.run,
         data=data,

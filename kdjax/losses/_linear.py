@@ -214,7 +214,7 @@ def linear_jensen_shannon(
       teacher_head: likewise.
       beta: β between 0 and 1, the teacher's part in the mixture; at the ends as in `jensen_shannon`. May be traced.
       temperature: T > 0, one number or one for each token, [...]; larger is softer. May be traced.
-      chunk: words at a time; None: as many as make some half a million logits, 1,024 at least.
+      chunk: words at a time; None: as many as make some half a million logits, or 1,024 if these are not over four million.
       where: the tokens that count, as in `linear_soft_target_kl`.
       axis_name: the axis over which the vocabulary is split, as in `linear_soft_target_kl`.
 

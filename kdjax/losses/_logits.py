@@ -245,7 +245,10 @@ def _of_yes_and_no(student: Float[Array, "*batch labels"], teacher: Float[Array,
     """KL(σ(t)‖σ(s)), label by label."""
     _, student, (_, _, log_student), (yes, no, log_teacher) = _as_of_likely(student, teacher)
     apart = log_teacher - log_student
-    return yes * apart + jnp.where(no == 0, 0.0, no * (apart + (student - jnp.abs(teacher))))
+    # Where the student excludes what is likely, the other part is finite beside an infinite one, and ∞ − ∞ no number.
+    excluded = student == -jnp.inf
+    other = jnp.where(excluded, 0.0, apart) + (jnp.where(excluded, 0.0, student) - jnp.abs(teacher))
+    return yes * apart + jnp.where(no == 0, 0.0, no * other)
 
 
 @partial(_of_yes_and_no.defjvp, symbolic_zeros=True)

@@ -66,6 +66,7 @@ def _beside(log_first: Array, log_second: Array, beta: Array) -> tuple[Array, Ar
     """log(m/p), log(m/q), p/m and q/m, of one exponential and one logarithm; p/m is 0 at β = 0, and q/m at β = 1."""
     neither = (log_first == -jnp.inf) & (log_second == -jnp.inf)
     ratio = jnp.where(neither, 0.0, log_second - log_first)
+    nothing = jnp.where(jnp.isnan(ratio), ratio, 0.0)
     start, end = beta == 0, beta == 1
     inside = jnp.where(start | end, 0.5, beta)
     first_larger = ratio <= 0
@@ -90,8 +91,8 @@ def _beside(log_first: Array, log_second: Array, beta: Array) -> tuple[Array, Ar
     inverse = 1.0 / mixture
     shares = _in_order(first_larger, inverse, root * inverse * root)  # the mixture may be as small as the quotient
     return (
-        jnp.where(start, ratio, jnp.where(end, 0.0, over[0])),
-        jnp.where(end, -ratio, jnp.where(start, 0.0, over[1])),
+        jnp.where(start, ratio, jnp.where(end, nothing, over[0])),
+        jnp.where(end, -ratio, jnp.where(start, nothing, over[1])),
         jnp.where(start, 0.0, jnp.where(end, 1.0, shares[0])),
         jnp.where(end, 0.0, jnp.where(start, 1.0, shares[1])),
     )

@@ -130,10 +130,11 @@ def fit(
                     stop=ends,
                     begun=(begun["done"], begun["means"]),
                 )
-                diverging.finish(means)
                 done, begun = int(state.step) - epoch * steps, NOTHING
+                if done == steps:  # of a part of an epoch, what is left of it decides
+                    diverging.finish(means)
                 # To go back is to go back one epoch, whatever the clock says.
-                saves = done < steps or last or trainer.diverged == "lower_rate"
+                saves = done < steps or last or bool(asked) or trainer.diverged == "lower_rate"
                 # Every process saves its part: all must come to the same answer.
                 saves = saves or _processes.anywhere(time.monotonic() - last_save > SECONDS_BETWEEN_SAVES)
                 if saves and not _all_finite((state.params, state.model_state)):
@@ -153,24 +154,26 @@ def fit(
             seconds = time.monotonic() - started
             about = {"history": history, "start": diverging.start, "lowered": lowered}
             if done < steps:
+                kept = saved * steps
                 if trainer.diverged != "lower_rate":  # which goes back to the state after an epoch
                     about["begun"] = {"done": done, "means": means, "seconds": seconds}
-                    save_state(run, int(state.step), state, about)
-                raise _stopped(label, epoch * steps + done, recipe.epochs * steps, folder)
+                    kept = int(state.step)
+                    save_state(run, kept, state, about)
+                raise _stopped(label, epoch * steps + done, kept, recipe.epochs * steps, folder)
             measured = trainer.evaluate(weights_of(state), test)
             one = {"epoch": epoch + 1, "train": of_counted(means), "test": measured, "seconds": seconds}
             history.append(one | {"rate": LOWER**lowered} if lowered else one)
             if _processes.is_first():
                 append_json_line(folder / "metrics.jsonl", history[-1])
             tell(history[-1])
-            if saves or asked:
+            if saves:
                 save_state(run, int(state.step), state, about)
                 last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
                 line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds, numbers)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
             if asked and not last:
-                raise _stopped(label, int(state.step), recipe.epochs * steps, folder)
+                raise _stopped(label, int(state.step), int(state.step), recipe.epochs * steps, folder)
         settings = described(recipe)
         settings |= {f"objective/{name}": text for name, text in settings.pop("objective").items()}
         measured = history[-1]["test"].items()
@@ -225,8 +228,11 @@ def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None
         save_weights(path, weights, description=about)
 
 
-def _stopped(label: str, done: int, steps: int, folder: Path) -> StoppedError:
-    return StoppedError(f"{label}: stopped after step {done} of {steps}, as asked; it is saved in {folder / 'state'}.")
+def _stopped(label: str, done: int, saved: int, steps: int, folder: Path) -> StoppedError:
+    kept = f"it is saved in {folder / 'state'}" if saved == done else "nothing of it is saved"
+    if 0 < saved < done:
+        kept = f"what it was after step {saved} is saved in {folder / 'state'}"
+    return StoppedError(f"{label}: stopped after step {done} of {steps}, as asked; {kept}.")
 
 
 _all_finite = jax.jit(all_finite)

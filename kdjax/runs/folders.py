@@ -60,7 +60,7 @@ def open_folder(out: str | os.PathLike[str], config: Mapping[str, Any], *, resum
                 _check_free(folder, resume)
                 _check_writable(folder)
                 _check_own(folder)
-                _lock(held.enter_context((folder / _LOCK).open("w")), folder)
+                _lock(held.enter_context(_lock_file(folder)), folder)
                 _remove_left_overs(folder)
                 _same(folder / _CONFIG, _files.as_json(config, "config"))
             except (OSError, RuntimeError, ValueError) as error:
@@ -90,13 +90,13 @@ def _check_free(folder: Path, resume: bool) -> None:
         )
 
 
-def _check_own(folder: Path) -> None:
+def _check_own(folder: Path, name: str = "out") -> None:
     """A run writes where its folder is, and nowhere else: what a stranger's links name stays as it is."""
     root = folder.resolve()
     for where, folders, files in os.walk(folder):
         for path in (Path(where, name) for name in (*folders, *files)):
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-                raise ValueError(f"out must hold its own files; {path} is a symbolic link that leads out of it.")
+                raise ValueError(f"{name} must hold its own files; {path} is a symbolic link that leads out of it.")
 
 
 def _lock(file: IO[str], folder: Path) -> None:
@@ -124,11 +124,23 @@ def _remove_left_overs(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def tidy(folder: Path) -> None:
-    """Removes what killed writers left in a run's folder, unless somebody writes there now."""
-    with suppress(BlockingIOError), (folder / _LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_left_overs(folder)
+@contextmanager
+def tidy(folder: Path) -> Iterator[None]:
+    """Removes what killed writers left in a run's folder, and keeps others from that, unless somebody writes there now."""
+    _check_own(folder, "run")
+    with _lock_file(folder) as file:
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_left_overs(folder)
+        yield
+
+
+def _lock_file(folder: Path) -> IO[str]:
+    """Opened as it is: whatever else has its name, or is linked there, loses nothing."""
+    path = folder / _LOCK
+    if path.is_symlink():
+        raise ValueError(f"A run's folder must hold its own files; {path} is a symbolic link.")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w")
 
 
 def _same(path: Path, config: dict[str, Any]) -> None:
@@ -158,6 +170,10 @@ def _of_another_jax(path: Path, before: Mapping[str, Any], config: Mapping[str, 
         RuntimeWarning,
         stacklevel=2,
     )
+    if not isinstance(before.get("programs"), dict):
+        raise ValueError(
+            f"{path} must hold the programs of the run, as it wrote them; got {before.get('programs')!r:.99}."
+        )
     own, its = (
         {key: one for key, one in each["programs"].items() if key.endswith(NUMBERS)} for each in (before, config)
     )

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -26,13 +26,23 @@ class StoppedError(Exception):
     code = RESUME
 
 
+class _AtOnce(KeyboardInterrupt):
+    """Ends a block where it is; no Exception, which whoever happens to be at work would take for a failure of its own."""
+
+
+def say(text: str) -> None:
+    """On standard error, if anybody still reads there: who stops a run may have ended its readers with it."""
+    with suppress(OSError, RuntimeError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]:
     """What `kdjax.runs.compare` takes as `stop`: whether SIGTERM or Ctrl-C has asked the run to end.
 
-    The second time the same is asked, a KeyboardInterrupt ends the run where it is. Of several processes, SIGTERM to any
-    of them stops all after the same step, by the preemption service of ``jax.distributed``. Outside of the main thread,
-    which alone is told of signals, it is always False.
+    Asked a second time, the run ends where it is, by a KeyboardInterrupt, or by a `StoppedError` after SIGTERM. Of several
+    processes, SIGTERM to any of them stops all after the same step, by the preemption service of ``jax.distributed``.
+    Outside of the main thread, which alone is told of signals, it is always False.
 
     Args:
       at_once: whether a signal ends the block where it is, by a `StoppedError`; for work that is saved piece by piece.
@@ -49,11 +59,9 @@ def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
-        if at_once and number == signal.SIGTERM:
-            raise StoppedError("asked to stop; what was finished is saved.")
         if at_once or len(asked) > 1:
-            raise KeyboardInterrupt
-        print("Asked to stop: saving after this step. Asked again, it stops at once.", file=sys.stderr, flush=True)
+            raise _AtOnce
+        say("Asked to stop: saving after this step. Asked again, it stops at once.")
 
     def agreed() -> bool:
         if not asked and multihost_utils.reached_preemption_sync_point(next(_calls)):
@@ -69,6 +77,11 @@ def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(asked)
+    except _AtOnce:
+        if asked[0] == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        what = "finished" if at_once else "saved before"
+        raise StoppedError(f"asked to stop; what was {what} is kept.") from None
     except StoppedError as error:
         error.code = STOPPED if asked and asked[0] == signal.SIGINT else RESUME
         raise

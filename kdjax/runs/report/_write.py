@@ -54,25 +54,25 @@ def write_report(run: str | os.PathLike[str]) -> Path:
             f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds or parameters of "
             f"{', '.join(_maps.NAMES)}."
         )
-    tidy(folder)
-    kept, arrays = _kept.load(folder) or (None, {})
-    if (folder / FIGURES).is_symlink():
-        raise ValueError(
-            f"run must hold its own files; {folder / FIGURES} is a symbolic link, and is not written into."
-        )
-    with styled(), _as_damage(folder):
-        drawn = figures(results, kept, arrays, histories(folder))
-        text = _page.page(
-            results.get("experiment") or "comparison",
-            comparison_lines(results),
-            about(results, kept),
-            sections(results, kept, arrays, drawn),
-        )
-        pictures = {one.name: as_png(one) for group in drawn.values() for one in group}
-    for name, picture in pictures.items():
-        write_bytes(folder / FIGURES / f"{name}.png", picture)
-    write_bytes(folder / PAGE, text.encode())
-    return folder / PAGE
+    with tidy(folder):
+        kept, arrays = _kept.load(folder) or (None, {})
+        if (folder / FIGURES).is_symlink():
+            raise ValueError(
+                f"run must hold its own files; {folder / FIGURES} is a symbolic link, and is not written into."
+            )
+        with styled(), _as_damage(folder):
+            drawn = figures(results, kept, arrays, histories(folder))
+            text = _page.page(
+                results.get("experiment") or "comparison",
+                comparison_lines(results),
+                about(results, kept),
+                sections(results, kept, arrays, drawn),
+            )
+            pictures = {one.name: as_png(one) for group in drawn.values() for one in group}
+        for name, picture in pictures.items():
+            write_bytes(folder / FIGURES / f"{name}.png", picture)
+        write_bytes(folder / PAGE, text.encode())
+        return folder / PAGE
 
 
 @contextmanager
