@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from comparisons import RECIPES
 
-from kdjax._files import FORMAT, FormatError
+from kdjax._files import FORMAT, FormatError, digest_of_json
 from kdjax._trees import digest
 from kdjax.caching import cache_teacher
-from kdjax.caching._folder import _digest_of
 from kdjax.checkpoints import load_weights, read_description
 from kdjax.export import from_safetensors, open_stablehlo
 from kdjax.export._student import digest_of_record
@@ -124,7 +123,7 @@ def edited(file, number, digest=None):
 def test_another_format_is_named_whatever_holds_it(number, words, saved, teacher, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     said = rf"must be of format 1 or older.*{number!r}.*{words}"
-    edited(tmp_path / "cache" / "record.json", number, ("record", _digest_of))
+    edited(tmp_path / "cache" / "record.json", number, ("record", digest_of_json))
     with pytest.raises(FormatError, match=rf"record\.json {said}"):
         cache_teacher(kept.TEACHER[1], teacher, kept.arrays()["inputs"], path=tmp_path / "cache")
     edited(tmp_path / "comparison" / "results.json", number)
@@ -160,7 +159,7 @@ def test_a_report_is_not_written_through_a_link_and_a_damaged_run_is_named(saved
     shutil.copytree(saved / "comparison", tmp_path / "run")
     (tmp_path / "outside").mkdir()
     (tmp_path / "run" / "report-figures").symlink_to(tmp_path / "outside")
-    with pytest.raises(ValueError, match="report-figures is a symbolic link, and is not written into"):
+    with pytest.raises(ValueError, match="report-figures is a symbolic link that leads out of it"):
         write_report(tmp_path / "run")
     (tmp_path / "run" / "report-figures").unlink()
     (tmp_path / "run" / "seed-0" / "alone" / "metrics.jsonl").write_text('{"epoch": 1, "train": 3, "test": []}\n')

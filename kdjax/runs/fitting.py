@@ -130,7 +130,7 @@ def fit(
                     stop=ends,
                     begun=(begun["done"], begun["means"]),
                 )
-                done, begun = int(state.step) - epoch * steps, NOTHING
+                done, begun = _steps_made(state) - epoch * steps, NOTHING
                 if done == steps:  # of a part of an epoch, what is left of it decides
                     diverging.finish(means)
                 # To go back is to go back one epoch, whatever the clock says.
@@ -157,7 +157,7 @@ def fit(
                 kept = saved * steps
                 if trainer.diverged != "lower_rate":  # which goes back to the state after an epoch
                     about["begun"] = {"done": done, "means": means, "seconds": seconds}
-                    kept = int(state.step)
+                    kept = _steps_made(state)
                     save_state(run, kept, state, about)
                 raise _stopped(label, epoch * steps + done, kept, recipe.epochs * steps, folder)
             measured = trainer.evaluate(weights_of(state), test)
@@ -167,13 +167,13 @@ def fit(
                 append_json_line(folder / "metrics.jsonl", history[-1])
             tell(history[-1])
             if saves:
-                save_state(run, int(state.step), state, about)
+                save_state(run, _steps_made(state), state, about)
                 last_save, saved = time.monotonic(), epoch + 1
             if last or (print_every and (epoch + 1) % print_every == 0):
                 line = progress.epoch_line(label, one, recipe.epochs, steps * recipe.batch_size / seconds, numbers)
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
             if asked and not last:
-                raise _stopped(label, int(state.step), int(state.step), recipe.epochs * steps, folder)
+                raise _stopped(label, _steps_made(state), _steps_made(state), recipe.epochs * steps, folder)
         settings = described(recipe)
         settings |= {f"objective/{name}": text for name, text in settings.pop("objective").items()}
         measured = history[-1]["test"].items()
@@ -226,6 +226,11 @@ def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None
         _processes.wait()
     if not path.exists():
         save_weights(path, weights, description=about)
+
+
+def _steps_made(state: TrainState) -> int:
+    """Of several students in one state all have made as many."""
+    return int(np.max(np.asarray(state.step)))
 
 
 def _stopped(label: str, done: int, saved: int, steps: int, folder: Path) -> StoppedError:
