@@ -150,21 +150,9 @@ def unit(values: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, 
     return values * safe_reciprocal(safe_sqrt(jnp.sum(values * values, axis=axes, keepdims=True)))
 
 
-@jax.custom_jvp
 def gram(rows: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
-    return _products(rows, rows)
-
-
-@gram.defjvp
-def _slope_of_gram(given: tuple[Array], moved: tuple[Array]) -> tuple[Array, Array]:
-    """One product, and itself turned: going back that is one product of a symmetric matrix, where JAX makes two."""
-    half = _products(moved[0], given[0])
-    return gram(given[0]), half + half.T
-
-
-def _products(first: Float[Array, "batch dim"], second: Float[Array, "batch dim"]) -> Float[Array, "batch batch"]:
     # Accelerators multiply float32 matrices in fewer bits unless told; differences of these products need them all.
-    return jnp.einsum("id,jd->ij", first, second, precision=Precision.HIGHEST)
+    return jnp.einsum("id,jd->ij", rows, rows, precision=Precision.HIGHEST)
 
 
 def centred(rows: Float[Array, "batch dim"], where: Any = None) -> Float[Array, "batch dim"]:
