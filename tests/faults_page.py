@@ -24,7 +24,7 @@ make faults
 - Date: {date}
 - Software: {software}
 - Hardware: {hardware}; {workers} groups of faults at a time, a load of {load} when it began
-- Time: {minutes} minutes
+- Time: {minutes} minutes{note}
 
 {kinds}
 
@@ -44,7 +44,8 @@ out.
 - **killed**: the process ends at the call; a write has written a half by then.
 
 Afterwards another process reads what is there, goes on as a person would, and must come to the new content. Nothing
-half-written may then be left in a folder of weights, of states or of a run.
+half-written may then be left in a folder of weights, of states or of a run. A place that a save did not come to, since its
+threads do not always make as many calls, is not counted.
 
 {calls}
 
@@ -127,6 +128,7 @@ def page(record: dict) -> str:
         hardware=record["hardware"],
         workers=record["workers"],
         load=record["load"],
+        note=f"\n- {record['note']}" if "note" in record else "",
         minutes=f"{record['seconds'] / 60:.0f}",
         kinds=table(["fault", "how many"], [[words, counts[kind]] for kind, words in KINDS.items()]),
         calls=by_name(record, "calls", "save"),
