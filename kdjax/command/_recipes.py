@@ -73,17 +73,21 @@ def recipes(settings: Compare, data: Data, say: Callable[[str], None] = lambda l
     student = started(settings, network(settings.student, classes), data, say)
     updates = settings.epochs * (len(data[0].labels) // settings.batch_size)
 
-    def recipe(pair: tuple[Any, Any], objective: Objective, epochs: int, name: str) -> Recipe:
+    def recipe(
+        pair: tuple[Any, Any], objective: Objective, epochs: int, name: str, peer: Recipe | None = None
+    ) -> Recipe:
         def optimizer(updates: int) -> optax.GradientTransformation:
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
         rate = settings.learning_rate
-        return Recipe(pair, objective, optimizer, epochs, settings.batch_size, name=name, learning_rate=rate)
+        return Recipe(pair, objective, optimizer, epochs, settings.batch_size, name=name, learning_rate=rate, peer=peer)
 
+    named, epochs, objective = "+".join(settings.teachers), settings.epochs, objective_of(settings, max(updates, 1))
+    peer = recipe(teacher, objective, epochs, named) if settings.online else None
     return {
-        "teacher": recipe(teacher, labels, settings.teacher_epochs or settings.epochs, "+".join(settings.teachers)),
-        "alone": recipe(student, labels, settings.epochs, settings.student),
-        "distilled": recipe(student, objective_of(settings, max(updates, 1)), settings.epochs, settings.student),
+        "teacher": recipe(teacher, labels, settings.teacher_epochs or epochs, named),
+        "alone": recipe(student, labels, epochs, settings.student),
+        "distilled": recipe(student, objective, epochs, settings.student, peer),
     }
 
 
