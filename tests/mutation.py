@@ -6,11 +6,14 @@ dependency of the project: `make mutation` installs it. Minutes to an hour; a st
 
 import argparse
 import ast
+import datetime
 import difflib
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import random
 import resource
 import shutil
@@ -22,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+import mutation_page
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -161,10 +165,14 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="ask the tests again of those that survived")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "mutation_run.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "mutation-testing.md")
     options = parser.parse_args()
-    known = json.loads(options.out.read_text()) if options.out.exists() else []
+    known = json.loads(options.out.read_text())["mutants"] if options.out.exists() else []
     if options.again:
         known = [one for one in known if one["caught"]]
+    drawn = sample(options.count, options.seed)
+    of_sample = {(str(one[0]), *changed(*one)[1]) for one in drawn}
+    known = [one for one in known if (one["file"], *one["change"]) in of_sample]
     done = {(one["file"], *one["change"]) for one in known}
     with tempfile.TemporaryDirectory() as scratch:
         trees = Queue()
@@ -190,7 +198,6 @@ def main():
             text, lines = changed(path, name, number)
             return {"file": str(path), "change": lines, "caught": run(path, text)}
 
-        drawn = sample(options.count, options.seed)
         left = [mutant for mutant in drawn if (str(mutant[0]), *changed(*mutant)[1]) not in done]
         with ThreadPoolExecutor(options.workers) as pool:
             # Unchanged, all tests must pass; and their programs are compiled.
@@ -201,7 +208,8 @@ def main():
                     sys.exit(f"the tests of {path} fail as it is: {tests_of(path)}")
             for result in pool.map(lambda mutant: one(*mutant), left):
                 known.append(result)
-                options.out.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+                record = {"about": about(options.seed), "mutants": known}
+                options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
                 print(
                     len(known),
                     "caught  " if result["caught"] else "SURVIVED",
@@ -209,6 +217,15 @@ def main():
                     *result["change"],
                     sep="  ",
                 )
+    options.page.write_text(mutation_page.page(json.loads(options.out.read_text())))
+
+
+def about(seed):
+    """What the page says of the run."""
+    names = {"jax": "jax", "cosmic-ray": "cosmic_ray"}
+    versions = [f"{name} {importlib.metadata.version(module)}" for name, module in names.items()]
+    software = ", ".join([f"Python {platform.python_version()}", *versions, f"seed {seed}"])
+    return {"date": f"{datetime.date.today()}", "software": software}
 
 
 if __name__ == "__main__":
