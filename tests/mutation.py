@@ -143,7 +143,7 @@ def caught(tree, path, text, programs):
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow"]
     data = os.environ.get("KDJAX_TEST_DATA", str(ROOT.parent / "shared" / "data"))
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "KDJAX_TEST_DATA": data}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
     settings = {"cwd": tree, "env": environment, "capture_output": True, "text": True}
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_CPU, (SECONDS, SECONDS + 60))
     try:
