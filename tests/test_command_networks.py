@@ -106,3 +106,8 @@ def test_one_s_own_network_is_compared_verified_and_exported(own, capsys):
     assert main(["verify", run, "--import-networks"]) == 0
     assert main(["export", run, "--import-networks", "--to", "student.stablehlo"]) == 0
     assert (own / "student.stablehlo").exists()
+
+
+def test_residual_networks_have_the_compiler_set_for_them():
+    names = ["cnn", "wrn_10_1", "own_package.networks:Small"]
+    assert [name for name in names if _networks.is_residual(name)] == ["wrn_10_1"]

@@ -49,6 +49,11 @@ def network(name: str, classes: int) -> tuple[Any, Any]:
     return from_linen(getattr(models, kind)(**settings, classes=classes))
 
 
+def is_residual(name: str) -> bool:
+    """Whether the compiler is to be set for residual networks; of one's own nothing is known."""
+    return NETWORKS.get(name, ("", {}))[0] == "WideResNet"
+
+
 def _pair(name: str, function: Any, classes: int) -> tuple[Any, Any]:
     """What the function makes of the number of classes, by the adapter if it is a Linen module."""
     from kdjax.networks import from_linen

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import _checks, _trees
+from kdjax import _checks, _trees, training
 from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
@@ -20,6 +20,7 @@ from kdjax.connectors import Connector, init_beside
 from kdjax.metrics import agreeing
 from kdjax.objectives import Objective, schedules
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
+from kdjax.training.compiler import TABLE, Options
 from kdjax.training.divergence import at_rate
 
 Init = Callable[..., Weights]
@@ -40,6 +41,7 @@ class Recipe:
       connectors: learnt parts between this network and its teacher, by name; they stay behind when it leaves.
       name: of the network, for people and records.
       learning_rate: the one that the optimizer is built with, to be named if training diverges; None: not known.
+      compile_for: which networks the compiler is set for, of `kdjax.training.compiler_options`.
     """
 
     network: tuple[Init, Apply]
@@ -50,6 +52,7 @@ class Recipe:
     connectors: Mapping[str, Connector] | None = None
     name: str = ""
     learning_rate: float | None = None
+    compile_for: str | None = None
 
     def __post_init__(self) -> None:
         pair = self.network
@@ -69,6 +72,8 @@ class Recipe:
         _checks.whole("batch_size", self.batch_size, 1)
         if self.learning_rate is not None:
             _checks.positive("learning_rate", self.learning_rate)
+        if self.compile_for is not None:
+            _checks.one_of("compile_for", self.compile_for, (*TABLE,))
 
 
 class Trainer(NamedTuple):
@@ -83,6 +88,7 @@ class Trainer(NamedTuple):
     evaluate: Callable[..., dict[str, Any]]
     epoch_at: Callable[[float], Callable[..., Any]]  # of the learning rate times a number
     diverged: Diverged
+    options: Mapping[str, Any]  # of the compiler
 
     def logits_shape(self, inputs: Any) -> tuple[int, ...]:
         """Of all its logits for these inputs; nothing is computed."""
@@ -102,10 +108,12 @@ def prepare(
     measures: Mapping[str, Any] | None = None,
     ignore_label: int | None = None,
     diverged: Diverged = "stop",
+    compiler_options: Options = None,
 ) -> Trainer:
-    """Compiles nothing yet; what it returns compiles at its first call, and only then."""
+    """Compiles nothing yet; what it returns compiles at its first call, and only then. No options: the recipe's."""
     if recipe.batch_size > examples:
         raise ValueError(f"batch_size must be at most the {examples} examples; got {recipe.batch_size}.")
+    options = training.compiler_options(recipe.compile_for) if compiler_options is None else compiler_options
     init, apply = recipe.network
     optimizer = recipe.optimizer(recipe.epochs * (examples // recipe.batch_size))
 
@@ -113,13 +121,16 @@ def prepare(
         step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors, ignore_label=ignore_label)
         return skip_non_finite(step) if diverged == "skip" else step
 
-    def epoch_at(rate: float) -> Callable[..., Any]:
-        epoch: Callable[..., Any] = make_epoch(step_of(at_rate(optimizer, rate)), mesh=mesh)
+    def epoch_of(step: Any) -> Callable[..., Any]:
+        epoch: Callable[..., Any] = make_epoch(step, mesh=mesh, compiler_options=options)
         return epoch
+
+    def epoch_at(rate: float) -> Callable[..., Any]:
+        return epoch_of(step_of(at_rate(optimizer, rate)))
 
     step = step_of(optimizer)
     alone, beside = (
-        make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh)
+        make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh, compiler_options=options)
         for own in (measures, None if measures is None else {"agreement": agreeing, **measures})
     )
 
@@ -127,7 +138,7 @@ def prepare(
         found: dict[str, Any] = (beside if "teacher" in arrays else alone)(weights, arrays)
         return {name: value.tolist() if np.ndim(value) else value for name, value in found.items()}
 
-    return Trainer(recipe, optimizer, init, apply, step, make_epoch(step, mesh=mesh), evaluate, epoch_at, diverged)
+    return Trainer(recipe, optimizer, init, apply, step, epoch_of(step), evaluate, epoch_at, diverged, options)
 
 
 def digest_of_training(
