@@ -160,6 +160,35 @@ def test_convolution_and_its_gradients_are_xlas(padding, channels, wide, monkeyp
     check_grads(ours_jitted, (inputs, kernel), order=2, modes=modes, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    ("batch", "rows", "columns", "dtype"),
+    [(16, 3, 3, "float32"), (7, 2, 4, "float32"), (9, 1, 1, "float32"), (8, 4, 3, "float64"), (16, 3, 3, "bfloat16")],
+)
+def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, dtype, padding):
+    with jax.enable_x64(dtype == "float64"):
+        inputs, kernel = (
+            jnp.asarray(array, dtype) for array in (images(batch, 5, 6, 4), images(rows, columns, 4, 3, seed=1))
+        )
+
+        def gradient(inputs, kernel, cotangent, **how):
+            return jax.vjp(partial(convolve, padding=padding, **how), inputs, kernel)[1](cotangent)
+
+        cotangent = jnp.asarray(images(*convolve(inputs, kernel, padding).shape, seed=2), dtype)
+        ours = jax.jit(partial(gradient, in_blocks=True))(inputs, kernel, cotangent)
+        theirs = gradient(*(array.astype(jnp.promote_types(dtype, "float32")) for array in (inputs, kernel, cotangent)))
+        assert {array.dtype for array in ours} == {jnp.dtype(dtype)}
+        near = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-7}[dtype]
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one.astype(other.dtype), other, rtol=near, atol=near * np.abs(other).max())
+
+        def squared(inputs, kernel):
+            return (convolve(inputs, kernel, padding, in_blocks=True) ** 2).sum()
+
+        if dtype == "float64":
+            check_grads(jax.jit(squared), (inputs, kernel), order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
+
+
 def test_pictures_in_bfloat16_are_summed_in_float32():
     inputs, kernel = (array.astype(jnp.bfloat16) for array in (images(4, 8, 8, 3), images(3, 3, 3, 5, seed=1)))
     seen = convolve(inputs, kernel, "SAME")

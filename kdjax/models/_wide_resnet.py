@@ -33,7 +33,7 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", HE, (self.size, self.size, inputs.shape[-1], self.width)).astype(self.dtype)
         inputs = inputs.astype(self.dtype)
         if self.stride == 1:
-            return convolve(inputs, kernel, "SAME")
+            return convolve(inputs, kernel, "SAME", in_blocks=True)
         border = (self.size // 2, self.size // 2)
         return lax.conv_general_dilated(
             inputs, kernel, (self.stride,) * 2, (border, border), dimension_numbers=("NHWC", "HWIO", "NHWC")
