@@ -44,10 +44,16 @@ def convolve(inputs: Images, kernel: Kernel, padding: str, *, in_blocks: bool = 
         return _of_few_channels(inputs, kernel, padding)
     if kernel.size < WIDE and not in_blocks:
         return _convolve(inputs, kernel, padding)
-    # The kernel itself, always. But under `jax.shard_map`, where devices share a kernel and not the inputs, it now counts as
-    # one a device, as its hand-written gradient is; the gradient of this line sums those.
-    kernel = lax.select(False, jnp.full_like(kernel, lax.stop_gradient(inputs[0, 0, 0, 0])), kernel)
-    return _with_gradient(inputs, kernel, padding, in_blocks)
+    return _with_gradient(inputs, as_of_one_device(kernel, inputs), padding, in_blocks)
+
+
+def as_of_one_device(param: Array, inputs: Array) -> Array:
+    """`param` itself, always, for a function whose gradient is written by hand.
+
+    Under `jax.shard_map` devices share `param` and not `inputs`. It now counts as one a device, as its gradient is; the
+    gradient of this function sums those.
+    """
+    return lax.select(False, jnp.full_like(param, lax.stop_gradient(inputs[(0,) * inputs.ndim])), param)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from kdjax import _checks
 from kdjax._types import Outputs
 from kdjax.models._convolution import Convolved, Images, convolve
+from kdjax.models._normalization import Activated
 
 STEM = 16
 """Channels before the first stage; stage n has 16 · 2ⁿ⁻¹ · width."""
@@ -53,19 +54,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Images, *, train: bool) -> Convolved:
-        x = activated(inputs, "norm1", train, self.axis_name, self.dtype)
+        x = Activated(self.axis_name, self.dtype, name="norm1")(inputs, train=train)
         beside = inputs
         if inputs.shape[-1] != self.width or self.stride != 1:
             beside = Convolution(self.width, 1, self.stride, self.dtype, name="shortcut")(x)
         x = Convolution(self.width, 3, self.stride, self.dtype, name="conv1")(x)
-        x = activated(x, "norm2", train, self.axis_name, self.dtype)
+        x = Activated(self.axis_name, self.dtype, name="norm2")(x, train=train)
         return beside + Convolution(self.width, 3, 1, self.dtype, name="conv2")(x)
-
-
-def activated(x: Images, name: str, train: bool, axis_name: str | None, dtype: Any) -> Images:
-    """Normalised and cut off at zero. The new submodule, called `name`, belongs to whoever calls."""
-    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name, dtype=dtype, name=name)
-    return nn.relu(norm(x))
 
 
 class WideResNet(nn.Module):
@@ -136,7 +131,7 @@ class WideResNet(nn.Module):
                 channels = STEM * 2**stage * self.width
                 x = Block(channels, stride, self.axis_name, self.dtype, name=name)(x, train=train)
             features[f"stage{stage + 1}"] = x
-        x = jnp.mean(activated(x, "norm", train, self.axis_name, self.dtype), axis=(1, 2))
+        x = jnp.mean(Activated(self.axis_name, self.dtype, name="norm")(x, train=train), axis=(1, 2))
         features["embedding"] = x
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=HALF_HE, name="logits")(x)
         return Outputs(logits.astype(jnp.float32), features)
