@@ -160,6 +160,7 @@ def test_a_missing_package_is_found_behind_another_error():
         (["--loss", "mse", "--temperature", "4"], "mse has none"),
         (["--teacher", "cnn"], "once for each"),
         (["--start", "teacher"], "--given-teacher"),
+        (["--online", "--given-teacher", "weights"], "which would teach nothing"),
     ],
 )
 def test_words_that_make_no_comparison_are_refused_before_any_work(changes, said, capsys):

@@ -88,6 +88,18 @@ def test_a_run_records_what_it_takes_to_build_it_again(finished):
     assert "numbers=(8.0, 2.0, 19.0)" in config["distilled_recipe"]["objective"]["soft"]  # 1,257 // 64 updates
 
 
+def test_online_the_teacher_s_network_learns_beside_the_student():
+    online = settings(online=True)
+    made = _recipes.recipes(online, DATA)
+    peer = made["distilled"].peer
+    assert peer.name == "cnn_tiny"
+    assert peer.objective.terms.keys() == {"labels", "soft"}
+    assert made["alone"].peer is None
+    assert online.recorded()["online"]
+    assert "online" not in settings().recorded()  # so that older runs can be gone on with
+    assert settings_of(online.recorded(), Path("run")) == online
+
+
 def test_a_run_is_verified(finished, capsys):
     assert main(["verify", str(finished)]) == 0
     said = capsys.readouterr().out

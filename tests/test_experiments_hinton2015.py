@@ -17,7 +17,7 @@ from experiments import hinton2015
 from experiments._hinton2015_training import max_norm, trainer_of
 from kdjax.batches import epoch_indices
 from kdjax.data import load
-from kdjax.training import init_state, weights_of
+from kdjax.training import weights_of
 
 SHORT = hinton2015.Hinton2015(
     seeds=1, teacher_epochs=2, epochs=1, batch_size=32, teacher_width=12, student_width=8, curve_widths=(6,),
@@ -199,7 +199,7 @@ def test_a_bias_moves_the_errors_of_its_classes():
 def test_the_weight_constraint_holds_after_every_step(bench):
     trainer = trainer_of(bench.network(12, dropout=0.5), 480, 1, 96, 1e-2, limit=0.5)
     weights = trainer.init(jax.random.key(0), bench.train["inputs"][:1])
-    state = init_state(weights, trainer.optimizer, jax.random.key(0))
+    state = trainer.begin(weights, jax.random.key(0), None)
     for row in epoch_indices(480, 96, seed=0, epoch=0):
         state, _ = trainer.epoch(state, None, trainer.recipe.objective, bench.train, row[None])
         params = weights_of(state).params

@@ -14,7 +14,8 @@ def compare(settings: Compare) -> int:
     from kdjax.runs.stopping import say
 
     console = Console()
-    named = f"{settings.student}-from-{'-'.join(settings.teacher)}".replace(":", ".")
+    beside = "with" if settings.online else "from"
+    named = f"{settings.student}-{beside}-{'-'.join(settings.teacher)}".replace(":", ".")
     out = settings.out or Path("runs") / named
     if settings.resume and not out.exists():
         raise ValueError(f"--resume needs a run to go on with; there is no folder {out}.")
@@ -41,7 +42,7 @@ def compare(settings: Compare) -> int:
                 dtype=settings.dtype,
                 diverged=settings.diverged,
                 config=settings.recorded(),
-                title=f"{settings.student} from {'+'.join(settings.teachers)}",
+                title=f"{settings.student} {beside} {'+'.join(settings.teachers)}",
                 print_every=settings.print_every,
                 console=console,
                 stop=stop,

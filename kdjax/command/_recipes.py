@@ -73,21 +73,25 @@ def recipes(settings: Compare, data: Data, say: Callable[[str], None] = lambda l
     student = started(settings, network(settings.student, classes), data, say)
     updates = settings.epochs * (len(data[0].labels) // settings.batch_size)
 
-    def recipe(pair: tuple[Any, Any], objective: Objective, epochs: int, *names: str) -> Recipe:
+    def recipe(
+        pair: tuple[Any, Any], objective: Objective, epochs: int, *names: str, peer: Recipe | None = None
+    ) -> Recipe:
         def optimizer(updates: int) -> optax.GradientTransformation:
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
         rate = settings.learning_rate
         kind = "residual" if any(map(is_residual, names)) else None
         return Recipe(
-            pair, objective, optimizer, epochs, settings.batch_size, name="+".join(names), learning_rate=rate,
+            pair, objective, optimizer, epochs, settings.batch_size, name="+".join(names), learning_rate=rate, peer=peer,
             compile_for=kind,
         )  # fmt: skip
 
+    epochs, objective = settings.epochs, objective_of(settings, max(updates, 1))
+    peer = recipe(teacher, objective, epochs, *settings.teachers) if settings.online else None
     return {
-        "teacher": recipe(teacher, labels, settings.teacher_epochs or settings.epochs, *settings.teachers),
-        "alone": recipe(student, labels, settings.epochs, settings.student),
-        "distilled": recipe(student, objective_of(settings, max(updates, 1)), settings.epochs, settings.student),
+        "teacher": recipe(teacher, labels, settings.teacher_epochs or epochs, *settings.teachers),
+        "alone": recipe(student, labels, epochs, settings.student),
+        "distilled": recipe(student, objective, epochs, settings.student, peer=peer),
     }
 
 

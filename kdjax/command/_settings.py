@@ -59,6 +59,9 @@ class Compare(Common):
     START:END:cosine in half a cosine wave"""
     alpha: str = "0.3"
     """weight of the labels, from 0 to 1; the teacher weighs 1 − alpha. START:END and START:END:cosine as above"""
+    online: bool = False
+    """teacher and student learn together from the start, each from the labels and from the other as it is then; the teacher
+    that is trained before is only compared"""
     start: str = "scratch"
     """the student's first weights, alone and with the teacher: scratch; teacher, what fits of the --given-teacher; or a path
     of saved weights of the same network"""
@@ -93,6 +96,11 @@ class Compare(Common):
                 "--given-teacher must be named once for each of several teachers, which are trained before, one by one; "
                 f"got {len(self.teacher)} of --teacher and {len(self.given_teacher)} of --given-teacher."
             )
+        if self.online and self.given_teacher:
+            raise ValueError(
+                "--online trains its own teacher beside the student; got --given-teacher "
+                f"{self.given_teacher[0]}, which would teach nothing. Leave out one of them."
+            )
         if self.start == "teacher" and len(self.given_teacher) != 1:
             raise ValueError(
                 "--start teacher needs one teacher that is trained already: --given-teacher RUN/seed-0/teacher/weights; "
@@ -115,6 +123,8 @@ class Compare(Common):
         own["given_teacher"] = [str(path.expanduser().absolute()) for path in self.given_teacher]
         own["start"] = self.start if self.start in STARTS else str(Path(self.start).expanduser().absolute())
         own["data"] = whole_source(self.data)
+        if not self.online:
+            del own["online"]  # which runs of before it do not name
         return own | {"made_by": MADE_BY}
 
 

@@ -83,9 +83,13 @@ class Shared:
                 raise ValueError(
                     f"batch_size of {name} must divide by the {self.parts} devices; got {recipe.batch_size}."
                 )
-            init, apply = recipe.network
-            if self.dtype != "float32":
-                recipe = replace(recipe, network=(init, computed_in(apply, jnp.dtype(self.dtype))))
+            if recipe.peer is not None and (name != "distilled" or self.cache in ("memory", "disk")):
+                wrong = f"the {name} network has one" if name != "distilled" else f"cache is {self.cache!r}"
+                raise ValueError(
+                    "peer must be of the distilled network alone, and nothing of it can be stored, since it learns too; "
+                    f"{wrong}."
+                )
+            recipe = self.in_dtype(recipe)
             teacher_apply = made["teacher"].apply if name == "distilled" else None
             made[name] = prepare(
                 recipe,
@@ -99,6 +103,14 @@ class Shared:
             )
             self.check_labels(name, made[name])
         return made
+
+    def in_dtype(self, recipe: Recipe) -> Recipe:
+        """The recipe, and its peer, with networks that compute in the run's dtype."""
+        if self.dtype == "float32":
+            return recipe
+        init, apply = recipe.network
+        peer = None if recipe.peer is None else self.in_dtype(recipe.peer)
+        return replace(recipe, network=(init, computed_in(apply, jnp.dtype(self.dtype))), peer=peer)
 
     def check_labels(self, name: str, trainer: Trainer) -> None:
         """Class numbers of which a cross-entropy would be NaN: those to learn from, and those to measure by."""
@@ -179,6 +191,9 @@ class Shared:
             test = test | said
         _, record["alone"] = self.trained(seed, "alone", trainers, train, test)
         recipe, started = trainers["distilled"].recipe, time.monotonic()
+        if recipe.peer is not None:
+            _, record["distilled"] = self.trained(seed, "distilled", trainers, train, test)
+            return record
         if place != "off":
             folder = self.out if given is not None else self.out / f"seed-{seed}"
             path = folder / "teacher-outputs" if place == "disk" else None

@@ -28,6 +28,7 @@ from kdjax.runs.recipes import (
     described,
     digest_of_training,
     first_of,
+    objectives_of,
     parameters,
 )
 from kdjax.runs.report import comparison
@@ -75,7 +76,8 @@ def compare(
         else terms and measures read, such as ``"mask"``, each an array or a pytree of arrays [examples, …].
       teacher: how the teacher is trained.
       alone: how the student is trained from labels alone.
-      distilled: how the student is trained with the teacher; its connectors, if any, stay behind.
+      distilled: how the student is trained with the teacher; its connectors, if any, stay behind. With a `peer` it learns
+        together with that, from the start, in the place of the teacher, which is then only compared: online distillation.
       preprocess: from the data's inputs to the networks'. None: of a data set's uint8 pictures `unit_range`; of arrays by
         name nothing.
       measures: what is measured on the test data, as in `make_evaluation`; the table compares the first. None: accuracy
@@ -162,7 +164,9 @@ def compare(
     about |= {} if diverged == "stop" else {"diverged": diverged}
     about["programs"] = {name: digest_of_training(name, trainers, run.data.train, run.data.classes) for name in PHASES}
     # What is said of an objective in words leaves out most of a large array.
-    about["programs"] |= {f"{name}{NUMBERS}": _trees.digest_of_tree(one.objective) for name, one in recipes.items()}
+    about["programs"] |= {
+        f"{name}{NUMBERS}": _trees.digest_of_tree(objectives_of(one)) for name, one in recipes.items()
+    }
     about["programs"]["measures"] = digest_of_measures(trainers["alone"], run.data.test, measures, ignore_label)
     about["programs"]["preprocess"] = _trees.digest_of_program(run.data.preprocess, first_of(inputs_of(data[0])))
     about["jax"] = jax.__version__
@@ -183,7 +187,7 @@ def compare(
         if options != now:
             trainers = run.prepared(recipes, options)
         run.announce(title, trainers, counts)
-        place = run.place_of_cache(trainers["teacher"])
+        place = "off" if distilled.peer is not None else run.place_of_cache(trainers["teacher"])
         for seed in range(seeds):
             results["seeds"].append(run.one_seed(seed, trainers, given, place))
             if one_teacher and given is None:

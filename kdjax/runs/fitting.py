@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax import _processes
 from kdjax._files import append_json_line, set_aside, write_json_lines
-from kdjax._types import TrainState, Tree, Weights
+from kdjax._types import Tree, Weights
 from kdjax.batches import epoch_indices
 from kdjax.checkpoints import (
     DamagedError,
@@ -23,10 +23,11 @@ from kdjax.checkpoints import (
     save_weights,
 )
 from kdjax.runs import progress, tracking
-from kdjax.runs.recipes import Trainer, described, numbers_at
+from kdjax.runs.recipes import Trainer, described, first_of, numbers_at, objectives_of
 from kdjax.runs.stopping import StoppedError
-from kdjax.training import DivergedError, DivergenceWatch, init_state, weights_of
+from kdjax.training import DivergedError, DivergenceWatch, weights_of
 from kdjax.training.divergence import all_finite, of_counted
+from kdjax.training.state import states_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,9 +81,9 @@ def fit(
     recipe, examples = trainer.recipe, len(jax.tree.leaves(train["inputs"])[0])
     steps = examples // recipe.batch_size
 
-    def restored(run: Any) -> tuple[TrainState, dict[str, Any]]:
+    def restored(run: Any) -> tuple[Any, dict[str, Any]]:
         """What is saved, or the start."""
-        begun = place(init_state(weights, trainer.optimizer, jax.random.key(seed)))
+        begun = place(trainer.begin(weights, jax.random.key(seed), first_of(train["inputs"])))
         return restore_state(run, begun) or (begun, {})
 
     asked: list[bool] = []
@@ -123,7 +124,7 @@ def fit(
                 state, means = advance(
                     state,
                     teacher,
-                    recipe.objective,
+                    objectives_of(recipe),
                     train,
                     order[begun["done"] :],
                     watch=watch,
@@ -137,7 +138,7 @@ def fit(
                 saves = done < steps or last or bool(asked) or trainer.diverged == "lower_rate"
                 # Every process saves its part: all must come to the same answer.
                 saves = saves or _processes.anywhere(time.monotonic() - last_save > SECONDS_BETWEEN_SAVES)
-                if saves and not _all_finite((state.params, state.model_state)):
+                if saves and not _all_finite([(one.params, one.model_state) for one in states_in(state)]):
                     raise DivergedError(f"after step {done} its weights are not all finite", done)
             except DivergedError as error:
                 said = diverged_message(trainer, label, error, epoch, steps, LOWER**lowered, folder / "state", saved)
@@ -160,7 +161,7 @@ def fit(
                     kept = _steps_made(state)
                     save_state(run, kept, state, about)
                 raise _stopped(label, epoch * steps + done, kept, recipe.epochs * steps, folder)
-            measured = trainer.evaluate(weights_of(state), test)
+            measured = trainer.evaluate(weights_of(states_in(state)[0]), test)
             one = {"epoch": epoch + 1, "train": of_counted(means), "test": measured, "seconds": seconds}
             history.append(one | {"rate": LOWER**lowered} if lowered else one)
             if _processes.is_first():
@@ -180,7 +181,7 @@ def fit(
         tracked.hyper_parameters(
             settings, {f"last/{name}": value for name, value in measured if isinstance(value, float)}
         )
-    return weights_of(state), history
+    return weights_of(states_in(state)[0]), history
 
 
 @contextmanager
@@ -228,9 +229,9 @@ def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None
         save_weights(path, weights, description=about)
 
 
-def _steps_made(state: TrainState) -> int:
-    """Of several students in one state all have made as many."""
-    return int(np.max(np.asarray(state.step)))
+def _steps_made(state: Any) -> int:
+    """Of several students in one state, and of peers, all have made as many."""
+    return int(np.max(np.asarray(states_in(state)[0].step)))
 
 
 def _stopped(label: str, done: int, saved: int, steps: int, folder: Path) -> StoppedError:

@@ -19,6 +19,7 @@ from kdjax.checkpoints import load_weights, read_description
 from kdjax.connectors import Connector, init_beside
 from kdjax.metrics import agreeing
 from kdjax.objectives import Objective, schedules
+from kdjax.runs._peers import begun_beside, check_peer, make_step_beside
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
 from kdjax.training.compiler import TABLE, Options
 from kdjax.training.divergence import at_rate
@@ -41,6 +42,8 @@ class Recipe:
       connectors: learnt parts between this network and its teacher, by name; they stay behind when it leaves.
       name: of the network, for people and records.
       learning_rate: the one that the optimizer is built with, to be named if training diverges; None: not known.
+      peer: how a second network is trained at the same time, from the start: each is then the other's teacher, as in
+        `kdjax.training.make_mutual_step`. It sees the same batches for as many epochs, and stays behind.
       compile_for: which networks the compiler is set for, of `kdjax.training.compiler_options`.
     """
 
@@ -52,6 +55,7 @@ class Recipe:
     connectors: Mapping[str, Connector] | None = None
     name: str = ""
     learning_rate: float | None = None
+    peer: "Recipe | None" = None
     compile_for: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,13 +78,20 @@ class Recipe:
             _checks.positive("learning_rate", self.learning_rate)
         if self.compile_for is not None:
             _checks.one_of("compile_for", self.compile_for, (*TABLE,))
+        if self.peer is not None:
+            check_peer(self, self.peer)
+
+    @property
+    def learners(self) -> tuple["Recipe", ...]:
+        """Those that learn in one step: this network, and its peer if it has one."""
+        return (self,) if self.peer is None else (self, self.peer)
 
 
 class Trainer(NamedTuple):
     """A recipe and its compiled functions, made once and used for every seed."""
 
     recipe: Recipe
-    optimizer: optax.GradientTransformation
+    begin: Callable[[Weights, Any, Any], Any]  # weights, key and inputs to the state before the first update
     init: Init
     apply: Apply
     step: Callable[..., Any]
@@ -113,12 +124,25 @@ def prepare(
     """Compiles nothing yet; what it returns compiles at its first call, and only then. No options: the recipe's."""
     if recipe.batch_size > examples:
         raise ValueError(f"batch_size must be at most the {examples} examples; got {recipe.batch_size}.")
-    options = training.compiler_options(recipe.compile_for) if compiler_options is None else compiler_options
+    options = compiler_options
+    if options is None:
+        options = training.compiler_options(next((one.compile_for for one in recipe.learners if one.compile_for), None))
     init, apply = recipe.network
-    optimizer = recipe.optimizer(recipe.epochs * (examples // recipe.batch_size))
+    updates = recipe.epochs * (examples // recipe.batch_size)
+    optimizers = [one.optimizer(updates) for one in recipe.learners]
 
-    def step_of(optimizer: optax.GradientTransformation) -> Any:
-        step = make_train_step(apply, teacher_apply, optimizer, connectors=recipe.connectors, ignore_label=ignore_label)
+    def begin(weights: Weights, rng: Any, inputs: Any) -> Any:
+        state = init_state(weights, optimizers[0], rng)
+        return (
+            state if recipe.peer is None else (state, begun_beside(recipe.peer.network[0], optimizers[1], rng, inputs))
+        )
+
+    def step_of(optimizers: list[Any]) -> Any:
+        if recipe.peer is None:
+            (own,) = optimizers
+            step = make_train_step(apply, teacher_apply, own, connectors=recipe.connectors, ignore_label=ignore_label)
+        else:
+            step = make_step_beside([apply, recipe.peer.network[1]], optimizers, ignore_label)
         return skip_non_finite(step) if diverged == "skip" else step
 
     def epoch_of(step: Any) -> Callable[..., Any]:
@@ -126,9 +150,9 @@ def prepare(
         return epoch
 
     def epoch_at(rate: float) -> Callable[..., Any]:
-        return epoch_of(step_of(at_rate(optimizer, rate)))
+        return epoch_of(step_of([at_rate(one, rate) for one in optimizers]))
 
-    step = step_of(optimizer)
+    step = step_of(optimizers)
     alone, beside = (
         make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh, compiler_options=options)
         for own in (measures, None if measures is None else {"agreement": agreeing, **measures})
@@ -138,7 +162,7 @@ def prepare(
         found: dict[str, Any] = (beside if "teacher" in arrays else alone)(weights, arrays)
         return {name: value.tolist() if np.ndim(value) else value for name, value in found.items()}
 
-    return Trainer(recipe, optimizer, init, apply, step, epoch_of(step), evaluate, epoch_at, diverged, options)
+    return Trainer(recipe, begin, init, apply, step, epoch_of(step), evaluate, epoch_at, diverged, options)
 
 
 def digest_of_training(
@@ -179,7 +203,7 @@ def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int | None, te
         its: Any = None if teacher is None else teacher.init(key, first)
         if recipe.connectors is not None and teacher is not None:
             weights = init_beside(recipe.connectors, key, trainer.apply, weights, teacher.apply, its, first)
-        return init_state(weights, trainer.optimizer, key), its, outputs.logits
+        return trainer.begin(weights, key, first), its, outputs.logits
 
     given = (jax.random.key(0), batch["inputs"])
     state, its, logits = jax.eval_shape(start, *given)
@@ -188,7 +212,8 @@ def _digest(trainer: Trainer, arrays: Mapping[str, Any], classes: int | None, te
             f"network must return a logit for each of the {classes} classes of the data; got {logits.shape}."
         )
     begun = _trees.digest_of_program(start, *given)
-    return begun + _trees.digest_of_program(trainer.step, state, its, recipe.objective, batch)
+    its = its if recipe.peer is None else None
+    return begun + _trees.digest_of_program(trainer.step, state, its, objectives_of(recipe), batch)
 
 
 def given_teacher(given: Path | Weights, trainer: Trainer, about: Mapping[str, Any], inputs: Any) -> Weights:
@@ -230,13 +255,19 @@ def described(recipe: Recipe) -> dict[str, Any]:
         name: f"{recipe.objective.weights[name]!r} × {term!r}" for name, term in recipe.objective.terms.items()
     }
     connectors = sorted(recipe.connectors or {})
-    return {
+    peer = {} if recipe.peer is None else {"peer": described(recipe.peer)}
+    return peer | {
         "network": recipe.name,
         "objective": {name: _wherever(text) for name, text in objective.items()},
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "connectors": connectors,
     }
+
+
+def objectives_of(recipe: Recipe) -> Any:
+    """What the recipe's step takes: its objective; with a peer one for each."""
+    return recipe.objective if recipe.peer is None else tuple(one.objective for one in recipe.learners)
 
 
 def numbers_at(recipe: Recipe, step: int) -> dict[str, float]:

@@ -18,8 +18,8 @@ import optax
 
 from kdjax import _checks
 from kdjax._types import Batch, Number, TrainState, Tree, Weights
-from kdjax.objectives import Objective
 from kdjax.training._step import Metrics, TrainStep
+from kdjax.training.state import states_in
 
 EXPLODED, IN_A_ROW = 1_000.0, 10
 AT_ONCE = 1e12
@@ -119,7 +119,7 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
     `optax.apply_if_finite` sees the gradient alone: by then the network's own statistics have become NaN.
 
     Args:
-      step: of `make_train_step`.
+      step: of `make_train_step`; or of `make_mutual_step`, of which an update is left out for all networks or for none.
 
     Returns:
       A step of the same kind, with the metric ``"skipped"``: 1 where the update was left out, 0 elsewhere.
@@ -136,18 +136,17 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
       ([[1.0, 0.0], [0.0, 1.0]], 1, 1.0)
     """
 
-    def guarded(
-        state: TrainState, teacher: Weights | None, objective: Objective, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
+    def guarded(state: Any, teacher: Weights | None, objective: Any, batch: Batch) -> tuple[Any, Metrics]:
         new, metrics = step(state, teacher, objective, batch)
-        good = jnp.isfinite(metrics["loss"]) & all_finite((new.params, new.model_state))
+        good = jnp.isfinite(metrics["loss"]) & all_finite([(one.params, one.model_state) for one in states_in(new)])
 
-        def chosen(own: Any, old: Any) -> Any:
-            return jnp.where(good, own, old)
+        def kept(own: TrainState, old: TrainState) -> TrainState:
+            params, model_state, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), own[1:4], old[1:4])
+            return TrainState(own.step, params, model_state, opt_state, own.rng)
 
-        params, model_state, opt_state = jax.tree.map(chosen, new[1:4], state[1:4])
+        left = tuple(map(kept, states_in(new), states_in(state)))
         told = {name: jnp.where(good, value, 0.0) for name, value in metrics.items()}
-        return TrainState(new.step, params, model_state, opt_state, new.rng), told | {"skipped": 1.0 - good}
+        return (left[0] if isinstance(new, TrainState) else left), told | {"skipped": 1.0 - good}
 
     return guarded
 

@@ -64,6 +64,18 @@ def weights_of(state: Any) -> Any:
     raise ValueError(f"state must be a TrainState, a pair (state, average) or a tuple of states; got {type(state)}.")
 
 
+def states_in(state: Any) -> tuple[TrainState, ...]:
+    """A step's state as one `TrainState` a network: one, or those of several that learn from each other.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    states = (state,) if isinstance(state, TrainState) else state
+    if not isinstance(states, tuple) or not all(isinstance(one, TrainState) for one in states):
+        raise ValueError(f"state must be a TrainState, or a tuple of them; got {type(state).__name__}.")
+    return states
+
+
 def _evaluated(state: TrainState) -> Tree:
     """The params to evaluate at, which are another average than those that are trained where training is schedule-free."""
     kind = optax.contrib.ScheduleFreeState

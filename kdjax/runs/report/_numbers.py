@@ -145,6 +145,8 @@ def distilled(results: Mapping[str, Any]) -> str:
         if name == "teacher" and not any(seed["teacher"]["seconds"] for seed in results["seeds"]):
             objective = f"given, not trained here ({objective})"
         beside = f", with connectors {', '.join(own['connectors'])}" if own.get("connectors") else ""
+        if its := own.get("peer"):
+            beside += f", together with {its['network'] or 'a peer'}, each the other's teacher"
         cells = (own["network"] or "unnamed", objective + beside, f"{own['epochs']:,}", f"{own['batch_size']:,}")
         kinds = ("", ' class="code"', ' class="number"', ' class="number"')
         row = "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True))
