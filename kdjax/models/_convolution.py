@@ -152,7 +152,7 @@ def _in_blocks(inputs: Array, cotangent: Array, taps: tuple[int, ...], padding: 
     wide = jnp.promote_types(inputs.dtype, jnp.float32)
     size = next(size for size in range(BLOCK, 0, -1) if len(inputs) % size == 0)
 
-    def of_block(block: tuple[Array, Array]) -> Array:
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         seen, given = block
         seen = _bordered(seen, 1, columns) if padding == "SAME" else seen
         given = jnp.pad(given, ((0, 0), (rows - 1 - above, height - given.shape[1] + above), (0, 0), (0, 0)))
@@ -160,11 +160,13 @@ def _in_blocks(inputs: Array, cotangent: Array, taps: tuple[int, ...], padding: 
         left = jnp.concatenate([seen[:, :, j : j + width] for j in range(columns)], axis=-1)
         right = jnp.concatenate([given[:, rows - 1 - i : rows - 1 - i + height] for i in range(rows)], axis=-1)
         left, right = lax.optimization_barrier((left, right))
-        return lax.dot_general(left, right, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=wide)
+        product = lax.dot_general(left, right, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=wide)
+        return total + product, None
 
     blocks = (array.reshape(-1, size, *array.shape[1:]) for array in (inputs, cotangent))
-    product = lax.map(of_block, tuple(blocks)).sum(0).astype(inputs.dtype)
-    return product.reshape(columns, channels, rows, channels_out).transpose(2, 0, 1, 3)
+    none = as_of_one_device(jnp.zeros((columns * channels, rows * channels_out), wide), inputs)
+    total = lax.scan(add, none, tuple(blocks))[0].astype(inputs.dtype)
+    return total.reshape(columns, channels, rows, channels_out).transpose(2, 0, 1, 3)
 
 
 _with_gradient.defvjp(_forward, _backward)
