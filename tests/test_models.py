@@ -162,31 +162,51 @@ def test_convolution_and_its_gradients_are_xlas(padding, channels, wide, monkeyp
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(
-    ("batch", "rows", "columns", "dtype"),
-    [(16, 3, 3, "float32"), (7, 2, 4, "float32"), (9, 1, 1, "float32"), (8, 4, 3, "float64"), (16, 3, 3, "bfloat16")],
+    ("batch", "rows", "columns", "stride", "dtype"),
+    [
+        (16, 3, 3, 1, "float32"),
+        (7, 2, 4, 1, "float32"),
+        (9, 1, 1, 1, "float32"),
+        (8, 4, 3, 1, "float64"),
+        (16, 3, 3, 1, "bfloat16"),
+        (8, 3, 3, 2, "float32"),
+        (4, 1, 1, 2, "float32"),
+        (8, 4, 3, 3, "float64"),
+    ],
 )
-def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, dtype, padding):
-    with jax.enable_x64(dtype == "float64"):
-        inputs, kernel = (
-            jnp.asarray(array, dtype) for array in (images(batch, 5, 6, 4), images(rows, columns, 4, 3, seed=1))
+def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, stride, dtype, padding):
+    p, q = ((rows - 1) // 2, (columns - 1) // 2) if padding == "SAME" else (0, 0)
+    borders = ((p, rows - 1 - p), (q, columns - 1 - q)) if padding == "SAME" else "VALID"
+
+    def xla(inputs, kernel):
+        return lax.conv_general_dilated(
+            inputs, kernel, (stride, stride), borders, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-        def gradient(inputs, kernel, cotangent, **how):
-            return jax.vjp(partial(convolve, padding=padding, **how), inputs, kernel)[1](cotangent)
+    def ours(inputs, kernel):
+        return convolve(inputs, kernel, padding, stride=stride, in_blocks=True)
 
-        cotangent = jnp.asarray(images(*convolve(inputs, kernel, padding).shape, seed=2), dtype)
-        ours = jax.jit(partial(gradient, in_blocks=True))(inputs, kernel, cotangent)
-        theirs = gradient(*(array.astype(jnp.promote_types(dtype, "float32")) for array in (inputs, kernel, cotangent)))
-        assert {array.dtype for array in ours} == {jnp.dtype(dtype)}
+    def gradient(convolve, *arrays):
+        value, back = jax.vjp(convolve, *arrays[:2])
+        return value, *back(arrays[2])
+
+    with jax.enable_x64(dtype == "float64"):
+        inputs, kernel = images(batch, 7, 6, 4), images(rows, columns, 4, 3, seed=1)
+        arrays = [inputs, kernel, images(*jax.eval_shape(xla, inputs, kernel).shape, seed=2)]
+        arrays = [jnp.asarray(array, dtype) for array in arrays]
+        found = jax.jit(partial(gradient, ours))(*arrays)
+        exact = gradient(xla, *(array.astype(jnp.promote_types(dtype, "float32")) for array in arrays))
         near = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-7}[dtype]
-        for one, other in zip(ours, theirs, strict=True):
+        for one, other in zip(found, exact, strict=True):
+            assert one.dtype == jnp.dtype(dtype)
             np.testing.assert_allclose(one.astype(other.dtype), other, rtol=near, atol=near * np.abs(other).max())
-
-        def squared(inputs, kernel):
-            return (convolve(inputs, kernel, padding, in_blocks=True) ** 2).sum()
-
         if dtype == "float64":
-            check_grads(jax.jit(squared), (inputs, kernel), order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
+            check_grads(jax.jit(ours), arrays[:2], order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_stride_needs_blocks():
+    with pytest.raises(ValueError, match="in_blocks must be True where stride is not 1; got stride 2"):
+        convolve(images(1, 4, 4, 4), images(3, 3, 4, 4), "SAME", stride=2)
 
 
 def test_pictures_in_bfloat16_are_summed_in_float32():

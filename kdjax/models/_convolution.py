@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 Images = Float[Array, "batch height width channels"]
 Convolved = Float[Array, "batch height_out width_out channels_out"]
 Kernel = Float[Array, "rows columns channels channels_out"]
+Borders = tuple[tuple[int, int], tuple[int, int]]
 
 FEW, TAPS = 3, 9
 """Inputs of so few channels, pictures that is, are convolved by shifting them, where the kernel has so few taps."""
@@ -22,16 +23,17 @@ BLOCK = 8
 """Images of which the kernel's gradient is computed at a time: what is copied for their product stays in the cache."""
 
 
-def convolve(inputs: Images, kernel: Kernel, padding: str, *, in_blocks: bool = False) -> Convolved:
-    """The cross-correlation that neural networks call convolution, with stride 1.
+def convolve(inputs: Images, kernel: Kernel, padding: str, *, stride: int = 1, in_blocks: bool = False) -> Convolved:
+    """The cross-correlation that neural networks call convolution.
 
-    out[b, y, x, o] = Σ_{i, j, c} in[b, y + i − p, x + j − q, c] · kernel[i, j, c, o], zero outside the image; p and q are
-    (rows − 1) // 2 and (columns − 1) // 2 with ``"SAME"`` padding and 0 with ``"VALID"``.
+    out[b, y, x, o] = Σ_{i, j, c} in[b, s·y + i − p, s·x + j − q, c] · kernel[i, j, c, o], zero outside the image; s is the
+    stride, and p and q are (rows − 1) // 2 and (columns − 1) // 2 with ``"SAME"`` padding and 0 with ``"VALID"``.
 
     Args:
       inputs: [batch, height, width, channels].
       kernel: [rows, columns, channels, channels_out].
       padding: ``"SAME"`` or ``"VALID"``.
+      stride: how far the kernel is moved at a time; another one than 1 needs `in_blocks`.
       in_blocks: whether the gradient of the kernel, also of a smaller one than `WIDE`, is computed `BLOCK` images at a time.
 
     Note:
@@ -39,12 +41,17 @@ def convolve(inputs: Images, kernel: Kernel, padding: str, *, in_blocks: bool = 
       inputs of at most `FEW` channels are shifted, once for each of at most `TAPS` taps, and added up; and the gradient of
       a kernel of `WIDE` numbers or more is computed as one matrix product a tap, or, where the network asks for it, as
       one a block of images. The latter two have no forward-mode derivative: `jax.jvp` raises for such kernels.
+
+    Raises:
+      ValueError: if the stride is not 1 and `in_blocks` is not set.
     """
-    if kernel.shape[2] <= FEW and kernel.shape[0] * kernel.shape[1] <= TAPS:
+    if stride != 1 and not in_blocks:
+        raise ValueError(f"in_blocks must be True where stride is not 1; got stride {stride!r}.")
+    if kernel.shape[2] <= FEW and kernel.shape[0] * kernel.shape[1] <= TAPS and stride == 1:
         return _of_few_channels(inputs, kernel, padding)
     if kernel.size < WIDE and not in_blocks:
         return _convolve(inputs, kernel, padding)
-    return _with_gradient(inputs, as_of_one_device(kernel, inputs), padding, in_blocks)
+    return _with_gradient(inputs, as_of_one_device(kernel, inputs), padding, stride if in_blocks else None)
 
 
 def as_of_one_device(param: Array, inputs: Array) -> Array:
@@ -90,39 +97,53 @@ def _by_shifts(inputs: Array, kernel: Array, padding: str) -> Array:
 
 def _bordered(images: Array, rows: int, columns: int) -> Array:
     """With the zeros of ``"SAME"`` around them."""
+    return jnp.pad(images, ((0, 0), *_borders((rows, columns), "SAME"), (0, 0)))
+
+
+def _borders(taps: tuple[int, ...], padding: str) -> Borders:
+    """How many zeros stand above and below the image, and to its left and right."""
+    if padding == "VALID":
+        return (0, 0), (0, 0)
+    rows, columns = taps
     above, left = (rows - 1) // 2, (columns - 1) // 2
-    return jnp.pad(images, ((0, 0), (above, rows - 1 - above), (left, columns - 1 - left), (0, 0)))
+    return (above, rows - 1 - above), (left, columns - 1 - left)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _with_gradient(inputs: Array, kernel: Array, padding: str, in_blocks: bool) -> Array:
-    return _convolve(inputs, kernel, padding)
+def _with_gradient(inputs: Array, kernel: Array, padding: str, stride: int | None) -> Array:
+    """With its kernel's gradient by taps where the stride is None, and in blocks otherwise."""
+    return _convolve(inputs, kernel, padding, stride)
 
 
-def _convolve(inputs: Array, kernel: Array, padding: str) -> Array:
-    return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _convolve(inputs: Array, kernel: Array, padding: str, stride: int | None = None) -> Array:
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        (stride or 1,) * 2,
+        _borders(kernel.shape[:2], padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
-def _forward(inputs: Array, kernel: Array, padding: str, in_blocks: bool) -> tuple[Array, tuple[Array, Array]]:
-    del in_blocks  # of the gradient alone
-    return _convolve(inputs, kernel, padding), (inputs, kernel)
+def _forward(inputs: Array, kernel: Array, padding: str, stride: int | None) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(inputs, kernel, padding, stride), (inputs, kernel)
 
 
-def _backward(padding: str, in_blocks: bool, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(padding: str, stride: int | None, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     inputs, kernel = saved
-    _, to_inputs = jax.vjp(lambda moved: _convolve(moved, kernel, padding), inputs)
+    _, to_inputs = jax.vjp(lambda moved: _convolve(moved, kernel, padding, stride), inputs)
 
     def from_xla(inputs: Array, cotangent: Array) -> Array:
-        return jax.vjp(lambda moved: _convolve(inputs, moved, padding), kernel)[1](cotangent)[0]
+        return jax.vjp(lambda moved: _convolve(inputs, moved, padding, stride), kernel)[1](cotangent)[0]
 
     def by_taps(inputs: Array, cotangent: Array) -> Array:
         # The barrier keeps XLA from computing the cotangent anew in each of the products.
         return _kernel_gradient(inputs, lax.optimization_barrier(cotangent), kernel.shape[:2], padding)
 
     def by_blocks(inputs: Array, cotangent: Array) -> Array:
-        return _in_blocks(inputs, cotangent, kernel.shape[:2], padding)
+        return _in_blocks(inputs, cotangent, kernel.shape[:2], padding, stride or 1)
 
-    ours = by_blocks if in_blocks else by_taps
+    ours = by_taps if stride is None else by_blocks
     return *to_inputs(cotangent), lax.platform_dependent(inputs, cotangent, cpu=ours, default=from_xla)
 
 
@@ -140,33 +161,51 @@ def _kernel_gradient(inputs: Array, cotangent: Array, taps: tuple[int, ...], pad
     return jnp.stack(products).reshape(rows, columns, -1, channels_out)
 
 
-def _in_blocks(inputs: Array, cotangent: Array, taps: tuple[int, ...], padding: str) -> Array:
-    """Σ_{b, y, x} in[b, y + i − p, x + j − q, c] · d[b, y, x, o], for each block as one product of (j, c) and (i, o).
-
-    With u = y + i − p the sum is over u and x: columns are shifted in the inputs, and rows in the cotangent. So each is
-    copied once for every column or row of the kernel, and neither for every tap.
-    """
+def _in_blocks(inputs: Array, cotangent: Array, taps: tuple[int, ...], padding: str, stride: int) -> Array:
+    """Of `BLOCK` images at a time, or of as many fewer as divide the batch, by one product."""
     rows, columns = taps
     channels, channels_out = inputs.shape[-1], cotangent.shape[-1]
-    height, above = inputs.shape[1], (rows - 1) // 2 if padding == "SAME" else 0
-    wide = jnp.promote_types(inputs.dtype, jnp.float32)
+    borders = _borders(taps, padding)
     size = next(size for size in range(BLOCK, 0, -1) if len(inputs) % size == 0)
+    wide = jnp.promote_types(inputs.dtype, jnp.float32)
 
-    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
         seen, given = block
-        seen = _bordered(seen, 1, columns) if padding == "SAME" else seen
-        given = jnp.pad(given, ((0, 0), (rows - 1 - above, height - given.shape[1] + above), (0, 0), (0, 0)))
-        width = given.shape[2]
-        left = jnp.concatenate([seen[:, :, j : j + width] for j in range(columns)], axis=-1)
-        right = jnp.concatenate([given[:, rows - 1 - i : rows - 1 - i + height] for i in range(rows)], axis=-1)
-        left, right = lax.optimization_barrier((left, right))
+        sides = _shifted(seen, given, taps, borders) if stride == 1 else _patches(seen, given, taps, borders, stride)
+        left, right = lax.optimization_barrier(sides)
         product = lax.dot_general(left, right, (((0, 1, 2), (0, 1, 2)), ((), ())), preferred_element_type=wide)
-        return total + product, None
+        return total + product.reshape(total.shape), None
 
-    blocks = (array.reshape(-1, size, *array.shape[1:]) for array in (inputs, cotangent))
-    none = as_of_one_device(jnp.zeros((columns * channels, rows * channels_out), wide), inputs)
-    total = lax.scan(add, none, tuple(blocks))[0].astype(inputs.dtype)
-    return total.reshape(columns, channels, rows, channels_out).transpose(2, 0, 1, 3)
+    blocks = tuple(array.reshape(-1, size, *array.shape[1:]) for array in (inputs, cotangent))
+    shape = (columns, channels, rows, channels_out) if stride == 1 else (rows, columns, channels, channels_out)
+    total, _ = lax.scan(add, as_of_one_device(jnp.zeros(shape, wide), inputs), blocks)
+    return (total.transpose(2, 0, 1, 3) if stride == 1 else total).astype(inputs.dtype)
+
+
+def _shifted(inputs: Array, cotangent: Array, taps: tuple[int, ...], borders: Borders) -> tuple[Array, Array]:
+    """The two sides of Σ_{b, u, x} in[b, u, x + j − q, c] · d[b, u − i + p, x, o], which is the gradient for stride 1.
+
+    Columns are shifted in the inputs, and rows in the cotangent: each is copied once for every column or row of the kernel,
+    and neither for every tap.
+    """
+    rows, columns = taps
+    (above, below), beside = borders
+    height, width = inputs.shape[1], cotangent.shape[2]
+    inputs = jnp.pad(inputs, ((0, 0), (0, 0), beside, (0, 0)))
+    cotangent = jnp.pad(cotangent, ((0, 0), (rows - 1 - above, rows - 1 - below), (0, 0), (0, 0)))
+    left = [inputs[:, :, j : j + width] for j in range(columns)]
+    right = [cotangent[:, rows - 1 - i : rows - 1 - i + height] for i in range(rows)]
+    return jnp.concatenate(left, axis=-1), jnp.concatenate(right, axis=-1)
+
+
+def _patches(
+    inputs: Array, cotangent: Array, taps: tuple[int, ...], borders: Borders, stride: int
+) -> tuple[Array, Array]:
+    """The two sides of the gradient for another stride: the inputs are copied for every tap, at few places each."""
+    height, width = (stride * (size - 1) + 1 for size in cotangent.shape[1:3])
+    inputs = jnp.pad(inputs, ((0, 0), *borders, (0, 0)))
+    left = [inputs[:, i : i + height : stride, j : j + width : stride] for i in range(taps[0]) for j in range(taps[1])]
+    return jnp.concatenate(left, axis=-1), cotangent
 
 
 _with_gradient.defvjp(_forward, _backward)

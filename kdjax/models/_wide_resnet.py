@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array
 
 from kdjax import _checks
@@ -33,14 +32,7 @@ class Convolution(nn.Module):
     def __call__(self, inputs: Images) -> Convolved:
         kernel = self.param("kernel", HE, (self.size, self.size, inputs.shape[-1], self.width)).astype(self.dtype)
         inputs = inputs.astype(self.dtype)
-        if self.size == 1:
-            return inputs[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        if self.stride == 1:
-            return convolve(inputs, kernel, "SAME", in_blocks=True)
-        border = (self.size // 2, self.size // 2)
-        return lax.conv_general_dilated(
-            inputs, kernel, (self.stride,) * 2, (border, border), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return convolve(inputs, kernel, "SAME", stride=self.stride, in_blocks=True)
 
 
 class Block(nn.Module):
