@@ -19,8 +19,8 @@ FEW, TAPS = 3, 9
 """Inputs of so few channels, pictures that is, are convolved by shifting them, where the kernel has so few taps."""
 WIDE = 3 * 3 * 64 * 128
 """A kernel of so many numbers gets its gradient by taps; with fewer channels the products are too thin to pay."""
-BLOCK = 8
-"""Images of which the kernel's gradient is computed at a time: what is copied for their product stays in the cache."""
+COPIED = 3 * 2**18
+"""So many numbers at most are copied for one product of a kernel's gradient in blocks of images: they stay in the cache."""
 
 
 def convolve(inputs: Images, kernel: Kernel, padding: str, *, stride: int = 1, in_blocks: bool = False) -> Convolved:
@@ -34,7 +34,7 @@ def convolve(inputs: Images, kernel: Kernel, padding: str, *, stride: int = 1, i
       kernel: [rows, columns, channels, channels_out].
       padding: ``"SAME"`` or ``"VALID"``.
       stride: how far the kernel is moved at a time; another one than 1 needs `in_blocks`.
-      in_blocks: whether the gradient of the kernel, also of a smaller one than `WIDE`, is computed `BLOCK` images at a time.
+      in_blocks: whether the gradient of the kernel, also of a smaller one than `WIDE`, is computed some images at a time.
 
     Note:
       Value and gradients are those of ``lax.conv_general_dilated``. Two forms make a step faster on a CPU (`benchmarks/`):
@@ -162,11 +162,13 @@ def _kernel_gradient(inputs: Array, cotangent: Array, taps: tuple[int, ...], pad
 
 
 def _in_blocks(inputs: Array, cotangent: Array, taps: tuple[int, ...], padding: str, stride: int) -> Array:
-    """Of `BLOCK` images at a time, or of as many fewer as divide the batch, by one product."""
+    """By one product for each block of images, of as many as divide the batch and need no more than `COPIED` numbers."""
     rows, columns = taps
     channels, channels_out = inputs.shape[-1], cotangent.shape[-1]
     borders = _borders(taps, padding)
-    size = next(size for size in range(BLOCK, 0, -1) if len(inputs) % size == 0)
+    places = inputs.shape[1] * inputs.shape[2] if stride == 1 else rows * cotangent.shape[1] * cotangent.shape[2]
+    most = COPIED // (places * (columns * channels + rows * channels_out))
+    size = next(size for size in range(max(1, min(most, len(inputs))), 0, -1) if len(inputs) % size == 0)
     wide = jnp.promote_types(inputs.dtype, jnp.float32)
 
     def add(total: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
