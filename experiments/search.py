@@ -29,6 +29,7 @@ from rich.table import Table
 from experiments._networks import make_model
 from experiments._setting import Arrays
 from experiments._settings import Run, recorded, start
+from experiments._stopping import until_asked
 from kdjax import Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
@@ -196,7 +197,7 @@ def fitted(
     for number in range(epochs):
         order = epoch_indices(len(arrays["labels"]), settings.batch_size, seed=seed, epoch=number)
         try:
-            state, means = epoch(state, None, goal, arrays, order, watch=diverging)
+            state, means = epoch(state, None, goal, arrays, order, watch=until_asked(diverging))
             diverging.finish(means)
         except DivergedError as error:
             raise DivergedError(
