@@ -32,10 +32,10 @@ def convolve(inputs: Images, kernel: Kernel, padding: str) -> Convolved:
       padding: ``"SAME"`` or ``"VALID"``.
 
     Note:
-      Value and gradients are those of ``lax.conv_general_dilated``. Three forms make a step faster on a CPU (`benchmarks/`):
-      a kernel of one tap is a matrix product; inputs of at most `FEW` channels are shifted, once for each of at most `TAPS`
-      taps, and added up; and the gradient of a kernel of `WIDE` numbers or more is computed as one matrix product a tap.
-      The last has no forward-mode derivative: `jax.jvp` raises for such kernels.
+      Value and gradients are those of ``lax.conv_general_dilated``. Three forms make a step faster on a CPU, the last two
+      measured in `benchmarks/`: a kernel of one tap is a matrix product; inputs of at most `FEW` channels are shifted, once
+      for each of at most `TAPS` taps, and added up; and the gradient of a kernel of `WIDE` numbers or more is computed as
+      one matrix product a tap. The last has no forward-mode derivative: `jax.jvp` raises for such kernels.
     """
     if kernel.shape[:2] == (1, 1):
         return lax.platform_dependent(inputs, kernel, cpu=_of_one_tap, default=partial(_convolve, padding=padding))
