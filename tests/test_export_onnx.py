@@ -77,7 +77,8 @@ def test_every_model_answers_in_onnx_runtime(name, tmp_path):
 
 @needed
 @pytest.mark.parametrize("name", [name for name in families.SMALL if name != "wide_resnet"])
-def test_every_family_answers_in_onnx_runtime(name, tmp_path):
+def test_every_family_answers_in_onnx_runtime(name, tmp_path, monkeypatch):
+    families.shorten(monkeypatch)
     module, (_, *shape) = families.SMALL[name]
     _, apply = from_linen(module)
     weights = families.filled(module, (1, *shape))

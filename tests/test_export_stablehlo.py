@@ -86,7 +86,8 @@ def test_every_model_answers_in_a_process_without_kdjax_and_flax(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in families.SMALL if name != "wide_resnet"])
-def test_every_family_answers_as_before(name, tmp_path):
+def test_every_family_answers_as_before(name, tmp_path, monkeypatch):
+    families.shorten(monkeypatch)
     module, (_, *shape) = families.SMALL[name]
     _, apply = from_linen(module)
     weights = families.filled(module, (1, *shape))
