@@ -42,7 +42,8 @@ def filled(module, shape):
 
 
 def shorten(monkeypatch):
-    """Of each kind of block one or two: compiling the gradients of all takes a quarter of a minute."""
+    """Of each kind of block one or two, and few channels: compiling the gradients of all takes a quarter of a minute."""
+    monkeypatch.setattr("kdjax.models._vgg.WIDTHS", (4, 8, 8, 16, 16))
     monkeypatch.setattr("kdjax.models._shufflenet_v1.STAGES", ((48, 2), (96, 2)))
     monkeypatch.setattr("kdjax.models._shufflenet_v2.STAGES", ((12, 1), (24, 2)))
     monkeypatch.setattr("kdjax.models._mobilenet_v2.GROUPS", ((16, 1, 1), (24, 2, 1), (32, 1, 2)))
