@@ -12,7 +12,7 @@ from jaxtyping import Array
 from kdjax import _checks
 from kdjax._types import Outputs
 from kdjax.models._blocks import check_images, in_order, outputs, shuffled, unit
-from kdjax.models._convolution import Convolved, Images
+from kdjax.models._convolution import Convolved, Images, convolve_in_groups
 
 STEM, GROUPS = 24, 3
 STAGES = ((240, 4), (480, 8), (960, 4))
@@ -43,7 +43,9 @@ class Block(nn.Module):
         x = layer(x, "conv2", width, 1, groups=GROUPS)
         if self.stride == 1:
             return x + inputs
-        return jnp.concatenate([x, nn.avg_pool(inputs, (3, 3), (2, 2), [(1, 1), (1, 1)])], axis=-1)
+        # As a convolution, which every format has: zeros beyond the borders are numbers of the mean too.
+        ones = jnp.ones((3, 3, 1, inputs.shape[-1]), inputs.dtype)
+        return jnp.concatenate([x, convolve_in_groups(inputs, ones, 2, inputs.shape[-1]) / 9], axis=-1)
 
 
 class ShuffleNetV1(nn.Module):
