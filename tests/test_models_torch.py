@@ -24,7 +24,7 @@ FULL = {
     "mobilenet_v2_half": MobileNetV2(0.5, classes=100),
     "shufflenet_v1": ShuffleNetV1(classes=100),
     "shufflenet_v2": ShuffleNetV2(classes=100),
-    "vit": ViT(width=48, depth=3, classes=100),
+    "vit_small": ViT(width=48, depth=3, classes=100),
 }
 CASES = {name: (module, (3, 32, 32, 3)) for name, module in FULL.items()} | families.SMALL
 CASES |= {"vgg_64": (VGG(8, classes=5), (2, 64, 32, 3)), "resnet_64": (ResNet(8, classes=5), (2, 64, 64, 3))}

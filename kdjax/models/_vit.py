@@ -5,7 +5,6 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -33,7 +32,8 @@ class Block(nn.Module):
         # One product for queries, keys and values, in this order, each head's numbers side by side.
         qkv = dense(3 * width, name="qkv")(norm(name="norm1")(inputs))
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
-        seen = jax.nn.dot_product_attention(query, key, value)
+        half = jnp.dtype(self.dtype).itemsize < 4
+        seen = nn.dot_product_attention(query, key, value, dtype=self.dtype, force_fp32_for_softmax=half)
         x = inputs + dense(width, name="out")(seen.reshape(inputs.shape))
         hidden = nn.gelu(dense(4 * width, name="hidden")(norm(name="norm2")(x)), approximate=False)
         return x + dense(width, name="narrow")(hidden)
@@ -69,6 +69,7 @@ class ViT(nn.Module):
       zero.
 
     Example:
+      >>> import jax
       >>> from kdjax.networks import from_linen
       >>> init, apply = from_linen(ViT(classes=100))
       >>> images = jnp.ones((2, 32, 32, 3))
