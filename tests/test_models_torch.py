@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 import torch_families  # noqa: E402
 
 WIDE = (32, 64, 128, 256)
-# Of full size, and of the images that they are for.
+# Of full size, and of the images that they are for, by RepDistiller's names; the last is of no table.
 FULL = {
     "resnet20": ResNet(20, classes=100),
     "resnet8x4": ResNet(8, WIDE, classes=100),
@@ -21,9 +21,9 @@ FULL = {
     "wrn_16_2": WideResNet(16, 2, classes=100),
     "vgg8": VGG(8, classes=100),
     "vgg13": VGG(13, classes=100),
-    "mobilenet_v2_half": MobileNetV2(0.5, classes=100),
-    "shufflenet_v1": ShuffleNetV1(classes=100),
-    "shufflenet_v2": ShuffleNetV2(classes=100),
+    "mobile_half": MobileNetV2(0.5, classes=100),
+    "ShuffleV1": ShuffleNetV1(classes=100),
+    "ShuffleV2": ShuffleNetV2(classes=100),
     "vit_small": ViT(width=48, depth=3, classes=100),
 }
 CASES = {name: (module, (3, 32, 32, 3)) for name, module in FULL.items()} | families.SMALL
