@@ -136,7 +136,8 @@ def test_a_step_of_training_moves_every_leaf(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(name):
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(name, monkeypatch):
+    shorten(monkeypatch)
     module, shape = SMALL[name]
     init, apply = from_linen(module.clone(dtype=jnp.bfloat16))
     inputs = jnp.zeros(shape)
@@ -151,7 +152,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "vit"])
-def test_each_normalisation_looks_over_the_axis_that_is_named(name):
+def test_each_normalisation_looks_over_the_axis_that_is_named(name, monkeypatch):
+    shorten(monkeypatch)
     module, shape = SMALL[name]
     weights = jax.eval_shape(from_linen(module)[0], KEY, jax.ShapeDtypeStruct(shape, jnp.float32))
 
