@@ -99,7 +99,7 @@ def test_features_by_name(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_values_are_those_of_pytorch(name):
-    """Kept by ``python tests/torch_families.py``: the logits, and of each feature the mean square of every example."""
+    """Kept by ``python tests/torch_values.py``: the logits, and of each feature the mean square of every example."""
     module, shape = SMALL[name]
     outputs, _ = jax.jit(lambda *given: from_linen(module)[1](*given, train=False))(
         *filled(module, shape), images(*shape)

@@ -10,7 +10,7 @@ from kdjax.models import VGG, MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2, V
 from kdjax.networks import from_linen, weights_from
 
 torch = pytest.importorskip("torch")
-import torch_families  # noqa: E402
+import torch_values  # noqa: E402
 
 WIDE = (32, 64, 128, 256)
 # Of full size, and of the images that they are for, by RepDistiller's names; the last is of no table.
@@ -50,7 +50,7 @@ def seeded():
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_features_are_pytorch_s_with_its_weights(name, tmp_path):
     module, shape = CASES[name]
-    network = torch_families.drawn_again(torch_families.twin(module, shape[1]))
+    network = torch_values.drawn_again(torch_values.twin(module, shape[1]))
     inputs = families.images(*shape)
     logits = in_torch(network, inputs)[2]
     saved = {"epoch": 240, "model": network.state_dict(), "accuracy": torch.tensor(0.7)}
@@ -79,7 +79,7 @@ def test_logits_and_features_are_pytorch_s_with_its_weights(name, tmp_path):
 @pytest.mark.parametrize("name", ["resnet", "shufflenet_v2"])
 def test_in_training_too_batches_are_normalised_as_in_pytorch(name):
     module, shape = families.SMALL[name]
-    network = torch_families.drawn_again(torch_families.twin(module)).train()
+    network = torch_values.drawn_again(torch_values.twin(module)).train()
     inputs = families.images(4, *shape[1:])
     weights, _ = weights_from(network.state_dict(), module, inputs)
     logits = in_torch(network, inputs)[2]
