@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec
 
 from experiments._networks import make_model
 from kdjax import TrainState, cross_entropy, make_train_step, weighted_sum
-from kdjax.models import Dropout
+from kdjax.models import Dropout, convolve
+from kdjax.models._convolution import convolve_in_groups
 from kdjax.networks import from_linen
 from kdjax.training import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
 
@@ -68,3 +69,20 @@ def test_one_step_of_a_normalised_network_is_the_same_on_four_devices(how, monke
         parts, _ = shard_map_step(step("data"), data_mesh())(fresh(), None, objective, batch)
     chex.assert_trees_all_close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(parts.model_state, whole.model_state, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "stride", "groups"), [(1, 1, 1), (1, 1, 3), (3, 2, 6)])
+def test_the_gradient_of_a_kernel_that_devices_share_is_that_of_the_whole_batch(size, stride, groups):
+    inputs = jax.random.normal(KEY, (8, 5, 5, 6))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 6 // groups, 6))
+
+    def loss(kernel, inputs):
+        found = convolve(inputs, kernel, "SAME") if groups == 1 else convolve_in_groups(inputs, kernel, stride, groups)
+        return jnp.sum(jnp.sin(found))
+
+    whole, spec = PartitionSpec(), PartitionSpec("data")
+    split = jax.shard_map(
+        lambda *both: jax.lax.psum(loss(*both), "data"), mesh=data_mesh(), in_specs=(whole, spec), out_specs=whole
+    )
+    found, expected = jax.jit(jax.grad(split))(kernel, inputs), jax.jit(jax.grad(loss))(kernel, inputs)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
