@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from experiments._networks import NETWORKS, make_model
 from kdjax.models import CNN, convolve, max_pool
+from kdjax.models._convolution import convolve_in_groups
 from kdjax.networks import from_linen
 
 COUNTS = {
@@ -207,6 +208,37 @@ def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, stride, dtype, paddi
 def test_a_stride_needs_blocks():
     with pytest.raises(ValueError, match="in_blocks must be True where stride is not 1; got stride 2"):
         convolve(images(1, 4, 4, 4), images(3, 3, 4, 4), "SAME", stride=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "groups", "channels"), [(1, 1, 1, 6), (1, 1, 3, 6), (3, 1, 6, 6), (3, 2, 6, 6), (3, 2, 3, 6)]
+)
+def test_convolution_in_groups_or_of_one_tap_is_xlas(size, stride, groups, channels):
+    inputs, kernel = images(2, 7, 6, channels), images(size, size, channels // groups, 6, seed=1)
+
+    def xla(inputs, kernel):
+        return lax.conv_general_dilated(
+            inputs,
+            kernel,
+            (stride, stride),
+            [(size // 2, size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def ours(inputs, kernel):
+        if groups == 1:
+            return convolve(inputs, kernel, "SAME")
+        return convolve_in_groups(inputs, kernel, stride, groups)
+
+    found, back = jax.vjp(ours, inputs, kernel)
+    theirs, back_theirs = jax.vjp(xla, inputs, kernel)
+    cotangent = images(*found.shape, seed=2)
+    chex.assert_trees_all_close(found, theirs, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(back(cotangent), back_theirs(cotangent), rtol=1e-5, atol=1e-5)
+    half = ours(inputs.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), theirs, rtol=0, atol=0.02 * np.ptp(theirs))
 
 
 def test_pictures_in_bfloat16_are_summed_in_float32():

@@ -33,7 +33,7 @@ class Ours(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
-        return Activated(self.axis_name, self.dtype, name="norm")(x, train=train)
+        return Activated(not train, axis_name=self.axis_name, momentum=0.9, dtype=self.dtype, name="norm")(x)
 
 
 def draw(*shape, seed=0):

@@ -37,16 +37,19 @@ def convolve(inputs: Images, kernel: Kernel, padding: str, *, stride: int = 1, i
       in_blocks: whether the gradient of the kernel, also of a smaller one than `WIDE`, is computed some images at a time.
 
     Note:
-      Value and gradients are those of ``lax.conv_general_dilated``. Two forms make a step faster on a CPU (`benchmarks/`):
-      inputs of at most `FEW` channels are shifted, once for each of at most `TAPS` taps, and added up; and the gradient of
-      a kernel of `WIDE` numbers or more is computed as one matrix product a tap, or, where the network asks for it, as
-      one a block of images. The latter two have no forward-mode derivative: `jax.jvp` raises for such kernels.
+      Value and gradients are those of ``lax.conv_general_dilated``. Three forms make a step faster on a CPU, the last two
+      measured in `benchmarks/`: a kernel of one tap is a matrix product; inputs of at most `FEW` channels are shifted, once
+      for each of at most `TAPS` taps, and added up; and the gradient of a kernel of `WIDE` numbers or more is computed as
+      one matrix product a tap, or, where the network asks for it, as one a block of images. The latter two have no
+      forward-mode derivative: `jax.jvp` raises for such kernels.
 
     Raises:
       ValueError: if the stride is not 1 and `in_blocks` is not set.
     """
     if stride != 1 and not in_blocks:
         raise ValueError(f"in_blocks must be True where stride is not 1; got stride {stride!r}.")
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return lax.platform_dependent(inputs, kernel, cpu=_of_one_tap, default=partial(_convolve, padding=padding))
     if kernel.shape[2] <= FEW and kernel.shape[0] * kernel.shape[1] <= TAPS and stride == 1:
         return _of_few_channels(inputs, kernel, padding)
     if kernel.size < WIDE and not in_blocks:
@@ -61,6 +64,48 @@ def as_of_one_device(param: Array, inputs: Array) -> Array:
     gradient of this function sums those.
     """
     return lax.select(False, jnp.full_like(param, lax.stop_gradient(inputs[(0,) * inputs.ndim])), param)
+
+
+def convolve_in_groups(
+    inputs: Images, kernel: Float[Array, "rows columns read channels_out"], stride: int, groups: int
+) -> Convolved:
+    """As `convolve`, of runs of channels: run g of the outputs reads run g of the inputs, in rows // 2 zeros.
+
+    Args:
+      inputs: [batch, height, width, channels].
+      kernel: [rows, columns, channels / groups, channels_out], of as many rows as columns, an odd number.
+      stride: of rows and columns of the outputs.
+      groups: how many runs of equal length there are; as many as channels in and out: each is filtered by itself.
+
+    Note:
+      On a CPU XLA's form has slow gradients, and where each channel is filtered by itself slow values too. There the
+      inputs are shifted for each tap and added up, or the groups are convolved one after the other.
+    """
+    border = (kernel.shape[0] // 2,) * 2
+
+    def from_xla(inputs: Array, kernel: Array, groups: int = groups) -> Array:
+        return lax.conv_general_dilated(
+            inputs,
+            kernel,
+            (stride, stride),
+            (border, border),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def by_groups(inputs: Array, kernel: Array) -> Array:
+        if kernel.shape[-1] == groups == inputs.shape[-1]:
+            return _by_shifts(inputs, kernel, "SAME", stride)
+        pairs = zip(jnp.split(inputs, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        one = _of_one_tap if kernel.shape[:2] == (1, 1) and stride == 1 else partial(from_xla, groups=1)
+        return jnp.concatenate([one(*pair) for pair in pairs], axis=-1)
+
+    return lax.platform_dependent(inputs, kernel, cpu=by_groups, default=from_xla)
+
+
+def _of_one_tap(inputs: Array, kernel: Array) -> Array:
+    sums = jnp.promote_types(inputs.dtype, jnp.float32)
+    return jnp.matmul(inputs, kernel[0, 0], preferred_element_type=sums).astype(inputs.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -78,19 +123,23 @@ def _tangent(padding: str, primals: tuple[Array, Array], tangents: tuple[Any, An
     return _of_few_channels(inputs, kernel, padding), reduce(jnp.add, parts)
 
 
-def _by_shifts(inputs: Array, kernel: Array, padding: str) -> Array:
-    """One loop over the outputs, which XLA fuses with the pooling after it. Sums are in float32 at least, as XLA's are."""
-    rows, columns, channels = kernel.shape[:3]
+def _by_shifts(inputs: Array, kernel: Array, padding: str, stride: int = 1) -> Array:
+    """One loop over the outputs, which XLA fuses with the pooling after it. Sums are in float32 at least, as XLA's are.
+
+    Of a kernel that reads one channel each tap is one product of all inputs, each channel with its own number.
+    """
+    rows, columns, read, _ = kernel.shape
     dtype = inputs.dtype
     inputs, kernel = (array.astype(jnp.promote_types(dtype, jnp.float32)) for array in (inputs, kernel))
     if padding == "SAME":
         inputs = _bordered(inputs, rows, columns)
     height, width = inputs.shape[1] - rows + 1, inputs.shape[2] - columns + 1
+    own = inputs.shape[-1] if read == 1 else 1
     shifted = (
-        inputs[:, i : i + height, j : j + width, c : c + 1] * kernel[i, j, c][None, None, None]
+        inputs[:, i : i + height : stride, j : j + width : stride, c : c + own] * kernel[i, j, c][None, None, None]
         for i in range(rows)
         for j in range(columns)
-        for c in range(channels)
+        for c in range(read)
     )
     return reduce(jnp.add, shifted).astype(dtype)
 

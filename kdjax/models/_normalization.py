@@ -13,62 +13,74 @@ from jaxtyping import Array, Float
 
 from kdjax.models._convolution import Images, as_of_one_device
 
-MOMENTUM, EPSILON = 0.9, 1e-5
 PerChannel = Float[Array, " channels"]
 
 
-class Activated(nn.Module):
-    """max(0, (x − mean) / √(variance + 10⁻⁵) · scale + bias), in each channel.
+class Activated(nn.BatchNorm):
+    """Linen's batch normalisation of images, and a ReLU after it: max(0, (x − mean) / √(variance + ε) · scale + bias).
 
-    Mean and variance are the batch's while training, over all devices of `axis_name`, and the running ones otherwise.
-    Parameters, statistics and values are those of ``flax.linen.BatchNorm`` with momentum 0.9, and of ``relu`` after it. The
-    gradient is made by hand, and in training there is no forward-mode derivative: `jax.jvp` raises.
+    Parameters, statistics and values are those of the two. The gradient is made by hand, and while training there is no
+    forward-mode derivative: `jax.jvp` raises. What `BatchNorm` has beside `momentum`, `epsilon`, `axis_name`, `dtype` and
+    `use_running_average` is left as it is by default.
     """
 
-    axis_name: str | None
-    dtype: Any
-
     @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Images:
+    def __call__(self, x: Images) -> Images:
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale, bias = (
-            self.param(name, start, shape)
-            for name, start in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
-        )
-        if not train:
-            return nn.relu(_affine(x, mean.value, _inverse(variance.value), scale, bias).astype(self.dtype))
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        if self.use_running_average:
+            inverse = lax.rsqrt(variance.value + self.epsilon)
+            return nn.relu(_affine(x, mean.value, inverse, scale, bias).astype(self.dtype))
         axis_name = None if self.is_initializing() else self.axis_name
+        now = _statistics(x, axis_name)
         if not self.is_initializing():
-            for running, now in zip((mean, variance), _statistics(x, axis_name), strict=True):
-                running.value = MOMENTUM * running.value + (1 - MOMENTUM) * now
+            for running, one in zip((mean, variance), now, strict=True):
+                running.value = self.momentum * running.value + (1 - self.momentum) * one
         scale, bias = (as_of_one_device(one, x) for one in (scale, bias))
-        return _activated(x, scale, bias, axis_name).astype(self.dtype)
+        return _activated(x, *now, scale, bias, self.epsilon, axis_name).astype(self.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _activated(x: Images, scale: PerChannel, bias: PerChannel, axis_name: str | None) -> Images:
-    return _forward(x, scale, bias, axis_name)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _activated(
+    x: Images,
+    mean: PerChannel,
+    variance: PerChannel,
+    scale: PerChannel,
+    bias: PerChannel,
+    epsilon: float,
+    axis_name: str | None,
+) -> Images:
+    """By the statistics of these very inputs: the gradient for the inputs is that through the statistics too."""
+    return _forward(x, mean, variance, scale, bias, epsilon, axis_name)[0]
 
 
-def _forward(x: Images, scale: PerChannel, bias: PerChannel, axis_name: str | None) -> tuple[Images, Any]:
-    mean, variance = _statistics(x, axis_name)
-    inverse = _inverse(variance)
+def _forward(
+    x: Images,
+    mean: PerChannel,
+    variance: PerChannel,
+    scale: PerChannel,
+    bias: PerChannel,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Images, Any]:
+    del axis_name  # the statistics know it
+    inverse = lax.rsqrt(variance + epsilon)
     return jnp.maximum(_affine(x, mean, inverse, scale, bias), 0), (x, mean, inverse, scale, bias)
 
 
-def _backward(axis_name: str | None, saved: Any, cotangent: Images) -> tuple[Images, PerChannel, PerChannel]:
+def _backward(epsilon: float, axis_name: str | None, saved: Any, cotangent: Images) -> tuple[Any, ...]:
+    del epsilon  # it is in the inverse
     x, mean, inverse, scale, bias = saved
     given = jnp.where(_affine(x, mean, inverse, scale, bias) > 0, cotangent, 0)
     normal = (x - _spread(mean)) * _spread(inverse)
     to_bias, to_scale = _sum(given), _sum(given * normal)
-    count = x.size // x.shape[-1]
-    of_all, along = (
-        one / count if axis_name is None else lax.pmean(one / count, axis_name) for one in (to_bias, to_scale)
-    )
+    means = jnp.stack([to_bias, to_scale]) / (x.size // x.shape[-1])
+    of_all, along = means if axis_name is None else lax.pmean(means, axis_name)
     to_x = _spread(inverse * scale) * (given - _spread(of_all) - normal * _spread(along))
-    return to_x.astype(x.dtype), to_scale, to_bias
+    return to_x.astype(x.dtype), None, None, to_scale, to_bias
 
 
 _activated.defvjp(_forward, _backward)
@@ -77,10 +89,6 @@ _activated.defvjp(_forward, _backward)
 def _affine(x: Images, mean: PerChannel, inverse: PerChannel, scale: PerChannel, bias: PerChannel) -> Images:
     """In float32 at least, since all but the inputs are."""
     return (x - _spread(mean)) * _spread(inverse * scale) + _spread(bias)
-
-
-def _inverse(variance: PerChannel) -> PerChannel:
-    return lax.rsqrt(variance + EPSILON)
 
 
 def _statistics(x: Images, axis_name: str | None) -> tuple[PerChannel, PerChannel]:
