@@ -20,8 +20,8 @@ import _cases
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from _cases import IMAGE, Case, placed
+from _command_line import command_line
 from _script import Report, Settings, quartiles, spread, verdict
 from _turns import in_turns
 from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, random_batches
@@ -185,4 +185,4 @@ def _print(report: Report, summary: dict[Row, dict[int, list[float]]], compared:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -17,7 +17,7 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax
 import jax.numpy as jnp
-import tyro
+from _command_line import command_line
 from _memory import by_xla
 from _script import Report, Settings, quartiles, spread, verdict
 from _turns import in_turns
@@ -167,4 +167,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import _sides
 import _wrn_kdjax
 import jax
-import tyro
+from _command_line import command_line
 from _script import Report, Settings, gpu, quartiles, spread, verdict
 from _turns import PAUSE, Case, first_steps, rounds
 from _work import Step, random_batches
@@ -179,4 +179,4 @@ def _print(report: Report, settings: Benchmark, rows: list[dict[str, Any]], comp
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -81,7 +81,8 @@ class WideResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where the
         network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
+        have this dtype.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], the sums that the stages end with, which may be
     negative, and ``"embedding"`` [batch, 64 · width], what the logits are read from.
@@ -139,4 +140,4 @@ class WideResNet(nn.Module):
         x = jnp.mean(activated(x, "norm", train, self.axis_name, self.dtype), axis=(1, 2))
         features["embedding"] = x
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=HALF_HE, name="logits")(x)
-        return Outputs(logits.astype(jnp.float32), features)
+        return Outputs(logits.astype(jnp.promote_types(self.dtype, jnp.float32)), features)

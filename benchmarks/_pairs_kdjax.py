@@ -1,0 +1,223 @@
+"""kdjax's side of the pairs: the recipe by `make_train_step` and `make_epoch`, each method by the losses and connectors."""
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _pairs_work import BORDER, CNNS, CRD, TEMPERATURE, Data, Recipe, epochs, normal, read, terms_of
+
+from experiments._networks import make_model
+from kdjax import (
+    Objective,
+    Weights,
+    connectors,
+    cross_entropy,
+    init_state,
+    losses,
+    make_train_step,
+    on_feature,
+    on_logits,
+    on_outputs,
+    weighted_sum,
+)
+from kdjax.batches import epoch_indices
+from kdjax.connectors import Connector
+from kdjax.models import CNN
+from kdjax.networks import from_linen
+from kdjax.objectives import computed
+from kdjax.training import make_epoch, make_evaluation, weights_of
+
+LABELS = weighted_sum(labels=(1.0, cross_entropy))
+Network = tuple[Callable[..., Weights], Any]
+
+
+@cache
+def network(name: str, classes: int, dtype: Any = jnp.float32) -> Network:
+    if name in CNNS:
+        widths, hidden = CNNS[name]
+        return from_linen(CNN(widths, hidden, classes, batch_norm=True, dtype=dtype))
+    return from_linen(make_model(name, classes=classes, dtype=dtype))
+
+
+def objective_of(method: str, recipe: Recipe, data: Data) -> tuple[Objective, dict[str, Connector]]:
+    """What the student minimises, and the learnt parts beside it."""
+    last = recipe.stage_names[-1]
+    plain = {
+        "labels": cross_entropy,
+        "soft": on_logits(losses.soft_target_kl, temperature=TEMPERATURE),
+        "decoupled": on_logits(losses.decoupled_kd),
+        "dist": on_logits(losses.dist),
+        "standardized": on_logits(losses.standardized_kd),
+        "hint": on_feature(losses.hint, "hint"),
+        "similarity": on_feature(losses.similarity_preserving, last),
+        "congruence": on_feature(losses.correlation_congruence, "congruence"),
+        "distance": on_feature(losses.rkd_distance, "embedding"),
+        "angle": on_feature(losses.rkd_angle, "embedding"),
+        "pkt": on_feature(losses.pkt, "embedding"),
+        "crd": computed("crd"),
+        "flow": on_outputs(losses.fsp, "student.bottom", "student.top", "teacher.bottom", "teacher.top"),
+        "boundary": on_feature(losses.activation_boundary, "boundary"),
+    }
+    learnt = {
+        "hint": {"hint": connectors.regressor("stage2")},
+        "congruence": {"congruence": connectors.regressor("embedding")},
+        "boundary": {"boundary": connectors.regressor(last)},
+        "flow": {"bottom": connectors.regressor(recipe.stage_names[-2]), "top": connectors.regressor(last)},
+        "crd": {
+            "crd": connectors.contrast(
+                "embedding", size=len(data.labels), labels=data.labels, negatives=recipe.negatives, **CRD
+            )
+        },
+    }
+    terms, beside = {}, {}
+    for name, weight in terms_of(method, recipe).items():
+        kind, _, stage = name.partition("_stage")
+        if stage:
+            term, own = _staged(kind, f"stage{stage}", name)
+        else:
+            term, own = plain[name], learnt.get(name, {})
+        terms[name] = (weight, term)
+        # A connector's name is a feature's, and so may not be that of a term's own value.
+        beside |= own
+    return weighted_sum(**terms), beside
+
+
+def _staged(kind: str, stage: str, name: str) -> tuple[Any, dict[str, Connector]]:
+    if kind == "variational":
+        places = (f"student.{name}", f"teacher.{name}")
+        term = on_outputs(losses.variational_information, *places, raw_variance=f"student.{name}_raw_variance")
+        return term, {name: connectors.variational(stage)}
+    loss = {"attention": losses.attention_transfer, "selectivity": losses.neuron_selectivity}[kind]
+    return on_feature(loss, stage), {}
+
+
+def viewed(step: Any, data: Data, dtype: Any) -> Any:
+    """The step on pictures that are cut out and mirrored as the batch says, and normalised."""
+    height, width = data.images.shape[1:3]
+
+    def cut(image: jax.Array, corner: jax.Array, mirrored: jax.Array) -> jax.Array:
+        image = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, image.shape[-1]))
+        return jnp.where(mirrored > 0, image[:, ::-1], image)
+
+    def on_views(state: Any, teacher: Any, objective: Any, batch: dict[str, Any]) -> Any:
+        images = jax.vmap(cut)(batch["inputs"], batch["corner"], batch["mirrored"])
+        images = (images.astype(dtype) / 255 - data.mean.astype(dtype)) / data.deviation.astype(dtype)
+        return step(state, teacher, objective, {**batch, "inputs": images})
+
+    return on_views
+
+
+def initial(method: str | None, seed: int, recipe: Recipe, data: Data, teacher: tuple | None) -> tuple:
+    """Of the student (method None: the teacher) with its connectors: the weights that both sides start from, in float32."""
+    classes = classes_of(data)
+    image = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
+    init, apply = network(recipe.student if method else recipe.teacher, classes)
+    student = jax.jit(init)(jax.random.key(seed), image)
+    beside = objective_of(method, recipe, data)[1] if method else {}
+    if beside:
+        taught, key = network(recipe.teacher, classes)[1], jax.random.fold_in(jax.random.key(seed), 1)
+        student = connectors.init_beside(beside, key, apply, student, taught, Weights(*teacher), image)
+    return plain(student)
+
+
+def order_of(data: Data, recipe: Recipe, steps: int, seed: int) -> np.ndarray:
+    """Which examples make which batch, [steps, batch]."""
+    count = len(data.labels)
+    passes = range(-(-steps // (count // recipe.batch)))
+    return np.concatenate([epoch_indices(count, recipe.batch, seed=seed, epoch=number) for number in passes])[:steps]
+
+
+def classes_of(data: Data) -> int:
+    return int(data.labels.max()) + 1
+
+
+class Side:
+    """Trains networks by a recipe. What is compiled for a method serves all its seeds."""
+
+    def __init__(self, recipe: Recipe, data: Data, compared: int, dtype: Any) -> None:
+        self.recipe, self.data, self.compared, self.dtype = recipe, data, compared, dtype
+        self.method = cache(self._method)
+        pictures = normal(data.images, data).astype(dtype)
+        if recipe.views:
+            pictures = np.pad(data.images, ((0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0)))
+        self.arrays = jax.device_put({"inputs": pictures, "labels": data.labels})
+        tested = normal(data.test_images, data).astype(dtype)
+        self.test = jax.device_put({"inputs": tested, "labels": data.test_labels})
+
+    def train(
+        self, method: str | None, seed: int, order: np.ndarray, student: tuple, teacher: tuple | None
+    ) -> dict[str, Any]:
+        """The loss and each term in the first steps, and the accuracy at the end; method None trains the teacher alone."""
+        objective, optimizer, slow, fast, evaluate = self.method(method)
+        state = init_state(self._placed(student), optimizer, jax.random.key(seed))
+        taught = None if teacher is None else self._placed(teacher)
+        curves: list[dict[str, jax.Array]] = []
+        started, done = time.perf_counter(), 0
+        for rows, seen in epochs(order, self.data, self.recipe, seed):
+            arrays = self.arrays | jax.device_put(seen)
+            first = max(0, min(len(rows), self.compared - done))
+            if first:
+                state, _ = slow(
+                    state, taught, objective, arrays, rows[:first], watch=lambda _, metrics: curves.append(metrics)
+                )
+            if first < len(rows):
+                state, _ = fast(state, taught, objective, arrays, rows[first:])
+            done += len(rows)
+        weights = jax.block_until_ready(weights_of(state))
+        seconds = time.perf_counter() - started
+        names = ("loss", *objective.terms)
+        found = {name: [float(metrics[name]) for metrics in curves] for name in names}
+        accuracy = evaluate(weights, self.test)["accuracy"]
+        return {"curves": found, "accuracy": accuracy, "seconds": seconds, "weights": plain(weights)}
+
+    def drawn(self, method: str, seed: int, order: np.ndarray) -> np.ndarray | None:
+        """CRD's negatives, [steps, batch, count], as its connector draws them: from each step's key and its own name."""
+        if method != "CRD" or not self.recipe.drawn_alike:
+            return None
+        labels, rng = jnp.asarray(self.data.labels), jax.random.key(seed)
+        draw = partial(losses.draw_negatives, count=self.recipe.negatives, bank_size=len(labels), labels=labels)
+
+        @jax.jit
+        def of_step(step: jax.Array, indices: jax.Array) -> jax.Array:
+            return draw(jax.random.fold_in(jax.random.fold_in(rng, step), zlib.crc32(b"crd")), indices)
+
+        return np.stack([of_step(np.int32(step), rows.astype(np.int32)) for step, rows in enumerate(order)])
+
+    def _method(self, method: str | None) -> tuple[Any, ...]:
+        recipe = self.recipe if method else replace(self.recipe, steps=self.recipe.teacher_steps)
+        classes = classes_of(self.data)
+        apply = network(recipe.student if method else recipe.teacher, classes, self.dtype)[1]
+        taught = network(recipe.teacher, classes, self.dtype)[1] if method else None
+        objective, beside = objective_of(method, recipe, self.data) if method else (LABELS, {})
+        rate = optax.piecewise_constant_schedule(recipe.learning_rate, dict.fromkeys(recipe.dropped_at(), 0.1))
+        optimizer = optax.chain(optax.add_decayed_weights(recipe.decay), optax.sgd(rate, momentum=recipe.momentum))
+        step = make_train_step(apply, taught, optimizer, connectors=beside or None)
+        step = viewed(step, self.data, self.dtype) if recipe.views else step
+        return objective, optimizer, make_epoch(step, steps_per_call=1), make_epoch(step), make_evaluation(apply)
+
+    def _placed(self, weights: tuple) -> Weights:
+        def placed(array: np.ndarray) -> np.ndarray:
+            return array.astype(self.dtype) if np.issubdtype(array.dtype, np.floating) else array
+
+        return jax.device_put(Weights(*jax.tree.map(placed, weights)))
+
+
+def steps(file: Path, recipe: Recipe, compared: int, precision: str) -> dict[str, Callable[..., Any]]:
+    """`train` and `drawn` of a `Side`."""
+    jax.config.update("jax_enable_x64", precision == "float64")
+    jax.config.update("jax_default_matmul_precision", "float32")
+    side = Side(recipe, read(file), compared, jnp.dtype(precision))
+    return {"train": side.train, "drawn": side.drawn}
+
+
+def plain(weights: Weights) -> tuple:
+    """As NumPy's arrays."""
+    return tuple(jax.tree.map(np.asarray, weights))
