@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-ENOUGH = {"float32": 1e-4, "float64": 1e-9}
-"""By how much of their size two losses may differ, at any step."""
+ENOUGH = {"float32": 1e-4, "float64": 1e-9, "TF32": 1e-1}
+"""By how much of their size two losses may differ, at any step; TF32 has 10 bits, and rounding grows."""
 Trained = Mapping[str, Any]
-"""``curves`` by term, ``accuracy`` and ``seconds`` of one side."""
+"""``curves`` by term, ``accuracy`` and ``epochs_s``, each epoch's seconds, of one side."""
 
 
 def apart(ours: list[float], theirs: list[float]) -> list[float]:
@@ -35,9 +35,9 @@ def figures_of(trained: Mapping[tuple[str, str], Trained]) -> dict[str, Any]:
     figures: dict[str, Any] = {"compared": len(trained["kdjax", precisions[0]]["curves"]["loss"])}
     first, *_, last = trained["kdjax", precisions[0]]["curves"]["loss"]
     figures["losses"] = [first, last]
-    for name in ("accuracy", "seconds"):
+    for name, told in (("accuracy", lambda one: one["accuracy"]), ("epoch_s", lambda one: an_epoch(one["epochs_s"]))):
         figures[name] = {
-            who: {precision: None if one is None else one[name] for precision, one in of_side.items()}
+            who: {precision: None if one is None else told(one) for precision, one in of_side.items()}
             for who, of_side in names.items()
         }
     figures["largest_difference"] = dict.fromkeys(precisions)
@@ -52,6 +52,11 @@ def figures_of(trained: Mapping[tuple[str, str], Trained]) -> dict[str, Any]:
         figures["largest_difference"][precision] = largest.pop("loss")
         figures["largest_differences_of_terms"][precision] = largest
     return figures
+
+
+def an_epoch(seconds: list[float]) -> float | None:
+    """The median, without the first epoch, in which programs are compiled; None where there is no other."""
+    return float(np.median(seconds[1:])) if len(seconds) > 1 else None
 
 
 def row_of(line: Mapping[str, Any]) -> str:

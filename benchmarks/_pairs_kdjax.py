@@ -160,8 +160,9 @@ class Side:
         state = init_state(self._placed(student), optimizer, jax.random.key(seed))
         taught = None if teacher is None else self._placed(teacher)
         curves: list[dict[str, jax.Array]] = []
-        started, done = time.perf_counter(), 0
+        seconds, done = [], 0
         for rows, seen in epochs(order, self.data, self.recipe, seed):
+            started = time.perf_counter()
             arrays = self.arrays | jax.device_put(seen)
             first = max(0, min(len(rows), self.compared - done))
             if first:
@@ -171,12 +172,12 @@ class Side:
             if first < len(rows):
                 state, _ = fast(state, taught, objective, arrays, rows[first:])
             done += len(rows)
-        weights = jax.block_until_ready(weights_of(state))
-        seconds = time.perf_counter() - started
+            seconds.append(time.perf_counter() - started)  # a pass ends when the device has
+        weights = weights_of(state)
         names = ("loss", *objective.terms)
         found = {name: [float(metrics[name]) for metrics in curves] for name in names}
         accuracy = evaluate(weights, self.test)["accuracy"]
-        return {"curves": found, "accuracy": accuracy, "seconds": seconds, "weights": plain(weights)}
+        return {"curves": found, "accuracy": accuracy, "epochs_s": seconds, "weights": plain(weights)}
 
     def drawn(self, method: str, seed: int, order: np.ndarray) -> np.ndarray | None:
         """CRD's negatives, [steps, batch, count], as its connector draws them: from each step's key and its own name."""
@@ -213,8 +214,8 @@ class Side:
 def steps(file: Path, recipe: Recipe, compared: int, precision: str) -> dict[str, Callable[..., Any]]:
     """`train` and `drawn` of a `Side`."""
     jax.config.update("jax_enable_x64", precision == "float64")
-    jax.config.update("jax_default_matmul_precision", "float32")
-    side = Side(recipe, read(file), compared, jnp.dtype(precision))
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "TF32" else "float32")
+    side = Side(recipe, read(file), compared, jnp.dtype("float64" if precision == "float64" else "float32"))
     return {"train": side.train, "drawn": side.drawn}
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 def steps(file: Path, recipe: Recipe, compared: int, precision: str, device: str) -> dict[str, Callable[..., Any]]:
     """`train`, as kdjax's side has it, with CRD's negatives as one argument more."""
     torch.set_num_threads(cores())
-    torch.set_default_dtype(getattr(torch, precision))
+    torch.set_default_dtype(torch.float64 if precision == "float64" else torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "TF32"
     data = read(file)
     images, labels = _placed(data.images, device), _placed(data.labels, device).long()
     pictures = nn.functional.pad(images, (BORDER,) * 4) if recipe.views else _normal(data.images, data, device)
@@ -56,8 +57,9 @@ def steps(file: Path, recipe: Recipe, compared: int, precision: str, device: str
             weight_decay=recipe.decay,
         )
         curves: list[dict[str, Tensor]] = []
-        started, step = time.perf_counter(), 0
+        seconds, step = [], 0
         for rows_of_epoch, seen in epochs(order, data, recipe, seed):
+            started = time.perf_counter()
             placed = {name: _placed(array, device) for name, array in seen.items()}
             for rows in torch.from_numpy(rows_of_epoch).long().to(device):
                 optimizer.param_groups[0]["lr"] = recipe.rate_at(step)
@@ -75,8 +77,11 @@ def steps(file: Path, recipe: Recipe, compared: int, precision: str, device: str
                 if step < compared:
                     curves.append({"loss": loss.detach()} | {name: value.detach() for name, value in found.items()})
                 step += 1
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
         curve = {name: [float(one[name]) for one in curves] for name in ("loss", *weights)}
-        return {"curves": curve, "seconds": time.perf_counter() - started, "accuracy": accuracy(learner)}
+        return {"curves": curve, "epochs_s": seconds, "accuracy": accuracy(learner)}
 
     @torch.no_grad()
     def accuracy(learner: nn.Module) -> float:

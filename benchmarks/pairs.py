@@ -28,13 +28,13 @@ import jax
 import numpy as np
 from _command_line import command_line
 from _losses_compared import version_of_torch
-from _pairs_judged import figures_of, row_of
+from _pairs_judged import an_epoch, figures_of, row_of
 from _pairs_work import METHODS, RECIPES, Data, Recipe, saved, terms_of
 from _script import Report, Settings, gpu
 
 from experiments import _ledger
 from kdjax._files import digest_of_json
-from kdjax.data import load
+from kdjax.data import load, make_dataset
 from kdjax.losses import Bank
 from kdjax.runs import as_json, digest
 
@@ -52,7 +52,7 @@ class Benchmark(Settings):
     pair: Literal["small", "wrn", "unlike"] = "small"
     """who teaches whom: two small CNNs, WRN-40-2 and WRN-16-2, WRN-40-2 and a CNN"""
     data: str = "digits"
-    """pictures: digits, idx:DIR, npz:FILE, folder:DIR, …"""
+    """pictures: digits, idx:DIR, npz:FILE, folder:DIR, …; random: 60,000 that show nothing, for speeds"""
     data_dir: Path | None = None
     """folder with original files"""
     examples: int = 0
@@ -67,8 +67,10 @@ class Benchmark(Settings):
     """updates of the student, and for wrn and unlike of the teacher, in the place of what the recipe says; 0: as it says"""
     compared: int = 200
     """first steps whose losses are compared"""
-    precisions: tuple[Literal["float32", "float64"], ...] = ()
-    """what both sides compute in; default both for small, else float32"""
+    precisions: tuple[Literal["float32", "float64", "TF32"], ...] = ()
+    """what both sides compute in; default float32 and float64 for small, else TF32, which on a CPU is float32"""
+    alone: bool = False
+    """kdjax alone, without PyTorch"""
     platform: Literal["cpu", "cuda"] = "cpu"
     """what computes"""
     torch: Path | None = None
@@ -81,7 +83,7 @@ class Benchmark(Settings):
 
 def main(settings: Benchmark) -> None:
     report = Report(settings)
-    version, reason = version_of_torch(settings.torch)
+    version, reason = (None, "--alone") if settings.alone else version_of_torch(settings.torch)
     report.found["versions"]["torch"] = version
     if settings.platform == "cuda":
         report.found["hardware"] |= {"platform": "gpu", "device": gpu()}
@@ -89,10 +91,10 @@ def main(settings: Benchmark) -> None:
         report.console.print(f"PyTorch is not measured: {reason}", markup=False, soft_wrap=True)
     data = data_of(settings)
     recipe = recipe_of(settings, len(data.labels))
-    precisions = settings.precisions or (("float32", "float64") if settings.pair == "small" else ("float32",))
+    precisions = settings.precisions or (("float32", "float64") if settings.pair == "small" else ("TF32",))
     told = {
         "pair": settings.pair, "recipe": asdict(recipe), "compared": settings.compared, "precisions": precisions,
-        "platform": settings.platform, "pytorch": version is not None,
+        "platform": settings.platform, "pytorch": version is not None, "source": _named(settings.data),
     }  # fmt: skip
     digests = {"pictures": digest(data.images, data.labels, data.test_images, data.test_labels)}
     about = as_json(report.found | {"settings": told, "data": digests})
@@ -108,7 +110,7 @@ def main(settings: Benchmark) -> None:
                     teacher, of_teacher = _teacher(settings, recipe, data, sides, about)
             with report.console.status(f"{method}, seed {seed}"):
                 trained = _trained(method, seed, recipe, data, sides, teacher)
-            figures = figures_of(trained) | {"weights": terms_of(method, recipe), "teacher_accuracy": of_teacher}
+            figures = figures_of(trained) | {"weights": terms_of(method, recipe)} | of_teacher
             line = as_json(_ledger.line_of("pairs", method, seed, figures, about))
             lines.append(line | {"curves": {" ".join(who): one["curves"] for who, one in trained.items()}})
             if settings.ledger is not None:
@@ -147,29 +149,27 @@ def _sides_of(settings: Benchmark, recipe: Recipe, file: Path, precisions: tuple
 
 def _teacher(
     settings: Benchmark, recipe: Recipe, data: Data, sides: Sides, about: dict[str, Any]
-) -> tuple[tuple, float]:
-    """Its weights and accuracy: trained by kdjax in float32 on the labels, or kept from an earlier call."""
-    same = digest_of_json(
-        [about["data"], recipe.teacher, asdict(replace(recipe, student="", steps=0)), settings.platform]
-    )
+) -> tuple[tuple, dict[str, Any]]:
+    """Its weights, and figures: trained by kdjax on the labels, or kept from an earlier call."""
+    same = digest_of_json([about["data"], asdict(replace(recipe, student="", steps=0)), settings.platform])
     file = None if settings.kept is None else settings.kept / f"teacher-{same}.npz"
     fresh = _pairs_kdjax.initial(None, OF_TEACHER, recipe, data, None)
-    places, structure = jax.tree.flatten(fresh)
+    leaves, structure = jax.tree.flatten(fresh)
     if file is not None and file.exists():
         with np.load(file) as kept:
-            return jax.tree.unflatten(structure, [kept[f"a{place}"] for place in range(len(places))]), float(
-                kept["accuracy"]
-            )
-    train = sides.get(("kdjax", "float32"), sides["kdjax", min(precision for _, precision in sides)])["train"]
+            weights = jax.tree.unflatten(structure, [kept[f"a{place}"] for place in range(len(leaves))])
+            return weights, {"teacher_accuracy": float(kept["accuracy"]), "teacher_epoch_s": None}
+    train = sides["kdjax", min(precision for _, precision in sides)]["train"]  # TF32, float32, float64
     order = _pairs_kdjax.order_of(data, recipe, recipe.teacher_steps, OF_TEACHER)
     found = train(None, OF_TEACHER, order, fresh, None)
+    weights = found["weights"]
     if file is not None:
-        named = {f"a{place}": array for place, array in enumerate(jax.tree.leaves(found["weights"]))}
+        named = {f"a{place}": array for place, array in enumerate(jax.tree.leaves(weights))}
         settings.kept.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=settings.kept, suffix=".npz", delete=False) as half:
             np.savez(half, **named, accuracy=np.array(found["accuracy"]))
         os.replace(half.name, file)
-    return found["weights"], found["accuracy"]
+    return weights, {"teacher_accuracy": found["accuracy"], "teacher_epoch_s": an_epoch(found["epochs_s"])}
 
 
 def _trained(
@@ -191,8 +191,24 @@ def _trained(
     return trained
 
 
+def _named(source: str) -> str:
+    """The source without its folders, which are this machine's."""
+    kind, colon, rest = source.partition(":")
+    return f"{kind}{colon}{Path(rest).name if kind in ('npz', 'npy', 'idx', 'folder') else rest}"
+
+
 def data_of(settings: Benchmark) -> Data:
-    train, test = (load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test"))
+    if settings.data == "random":  # of CIFAR's size: speeds do not depend on what is in them
+        draw = np.random.default_rng(0)
+        images, labels = (draw.integers(0, top, (60_000, *shape)) for top, shape in ((256, (32, 32, 3)), (10, ())))
+        train, test = (
+            make_dataset(
+                images[own].astype(np.uint8), labels[own], class_names="0123456789", name="random", split=split
+            )
+            for own, split in ((slice(50_000), "train"), (slice(50_000, None), "test"))
+        )
+    else:
+        train, test = (load(settings.data, split, data_dir=settings.data_dir) for split in ("train", "test"))
     count = 3 * 64 if settings.quick else settings.examples or len(train.labels)
     pictures = train.inputs[:count]
     scaled = np.asarray(pictures, np.float64) / 255

@@ -72,6 +72,8 @@ class Benchmark(Settings):
     """on a GPU, this one alone; default both"""
     autotune: bool = False
     """on a GPU, PyTorch's max-autotune too, which may take minutes to compile"""
+    brief: bool = False
+    """on a GPU, of kdjax many steps a call and of PyTorch CUDA graphs alone"""
 
 
 def main(settings: Benchmark) -> None:
@@ -103,6 +105,7 @@ def _ways(settings: Benchmark, report: Report) -> list[Way]:
         for way in (ON_CPU if settings.platform == "cpu" else ON_GPU)
         if way.precision in (FLOAT32, settings.precision or way.precision)
         and (settings.autotune or way.compiled != "max-autotune")
+        and (not settings.brief or way.scanned or way.compiled is not None)
         and (way.side == KDJAX or (has_torch and not (settings.quick and way.compiled is not None)))
     ]
 
