@@ -59,10 +59,10 @@ def everything(lines: list[Line]) -> list[str]:
     rows = []
     for part, (words, names) in FIGURES.items():
         line = found.get(part)
-        for name in names:
+        for place, name in enumerate(names):
             value = None if line is None else line["figures"].get(name)
             on = "" if line is None else f"{_where(line)}, {line['date'][:10]}"
-            rows.append((words, name, NOT_MEASURED if value is None else _number(value), on))
+            rows.append((words if place == 0 else "…", name, _number(value), on if place == 0 else ""))
     return _table(("what", "figure", "is", "on"), rows)
 
 

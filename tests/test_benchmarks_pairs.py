@@ -141,7 +141,7 @@ def test_losses_that_are_not_finite_and_other_terms_are_refused():
     with pytest.raises(ValueError, match="hint of PyTorch in float32 is nan at step 1"):
         figures_of(ours | {("PyTorch", "float32"): curves([1.0, 2.0], [1.0, np.nan])})
     with pytest.raises(ValueError, match="must have the same terms"):
-        figures_of(ours | {("PyTorch", "float32"): {"curves": {"loss": [1.0, 2.0]}}})
+        figures_of(ours | {("PyTorch", "float32"): ours["kdjax", "float32"] | {"curves": {"loss": [1.0, 2.0]}}})
 
 
 def test_the_page_has_the_tables_that_the_ledger_gives():
