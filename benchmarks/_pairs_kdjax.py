@@ -41,67 +41,76 @@ Network = tuple[Callable[..., Weights], Any]
 
 @cache
 def network(name: str, classes: int, dtype: Any = jnp.float32) -> Network:
+    """Its functions, made once, so that the first is compiled once."""
     if name in CNNS:
         widths, hidden = CNNS[name]
-        return from_linen(CNN(widths, hidden, classes, batch_norm=True, dtype=dtype))
-    return from_linen(make_model(name, classes=classes, dtype=dtype))
+        init, apply = from_linen(CNN(widths, hidden, classes, batch_norm=True, dtype=dtype))
+    else:
+        init, apply = from_linen(make_model(name, classes=classes, dtype=dtype))
+    return jax.jit(init), apply
 
 
 def objective_of(method: str, recipe: Recipe, data: Data) -> tuple[Objective, dict[str, Connector]]:
     """What the student minimises, and the learnt parts beside it."""
-    last = recipe.stage_names[-1]
-    plain = {
-        "labels": cross_entropy,
-        "soft": on_logits(losses.soft_target_kl, temperature=TEMPERATURE),
-        "decoupled": on_logits(losses.decoupled_kd),
-        "dist": on_logits(losses.dist),
-        "standardized": on_logits(losses.standardized_kd),
-        "hint": on_feature(losses.hint, "hint"),
-        "similarity": on_feature(losses.similarity_preserving, last),
-        "congruence": on_feature(losses.correlation_congruence, "congruence"),
-        "distance": on_feature(losses.rkd_distance, "embedding"),
-        "angle": on_feature(losses.rkd_angle, "embedding"),
-        "pkt": on_feature(losses.pkt, "embedding"),
-        "crd": computed("crd"),
-        "flow": on_outputs(losses.fsp, "student.bottom", "student.top", "teacher.bottom", "teacher.top"),
-        "boundary": on_feature(losses.activation_boundary, "boundary"),
-    }
-    learnt = {
-        "hint": {"hint": connectors.regressor("stage2")},
-        "congruence": {"congruence": connectors.regressor("embedding")},
-        "boundary": {"boundary": connectors.regressor(last)},
-        "flow": {"bottom": connectors.regressor(recipe.stage_names[-2]), "top": connectors.regressor(last)},
-        "crd": {
-            "crd": connectors.contrast(
-                "embedding", size=len(data.labels), labels=data.labels, negatives=recipe.negatives, **CRD
-            )
-        },
-    }
     terms, beside = {}, {}
     for name, weight in terms_of(method, recipe).items():
-        kind, _, stage = name.partition("_stage")
-        if stage:
-            term, own = _staged(kind, f"stage{stage}", name)
-        else:
-            term, own = plain[name], learnt.get(name, {})
+        term, own = _term(name, recipe, data)
         terms[name] = (weight, term)
-        # A connector's name is a feature's, and so may not be that of a term's own value.
         beside |= own
     return weighted_sum(**terms), beside
 
 
-def _staged(kind: str, stage: str, name: str) -> tuple[Any, dict[str, Connector]]:
-    if kind == "variational":
-        places = (f"student.{name}", f"teacher.{name}")
-        term = on_outputs(losses.variational_information, *places, raw_variance=f"student.{name}_raw_variance")
-        return term, {name: connectors.variational(stage)}
-    loss = {"attention": losses.attention_transfer, "selectivity": losses.neuron_selectivity}[kind]
-    return on_feature(loss, stage), {}
+def _term(name: str, recipe: Recipe, data: Data) -> tuple[Any, dict[str, Connector]]:
+    """A term, and its connectors."""
+    kind, _, number = name.partition("_stage")
+    stage, last = f"stage{number}", recipe.stage_names[-1]
+    regressor = partial(connectors.regressor, normalize=True)
+    match kind:
+        case "labels":
+            return cross_entropy, {}
+        case "soft":
+            return on_logits(losses.soft_target_kl, temperature=TEMPERATURE), {}
+        case "decoupled":
+            return on_logits(losses.decoupled_kd), {}
+        case "dist":
+            return on_logits(losses.dist), {}
+        case "standardized":
+            return on_logits(losses.standardized_kd), {}
+        case "hint":
+            return on_feature(losses.hint, "hint"), {"hint": regressor("stage2")}
+        case "boundary":
+            return on_feature(losses.activation_boundary, "boundary"), {"boundary": regressor(last)}
+        case "congruence":
+            return on_feature(losses.correlation_congruence, "congruence"), {
+                "congruence": connectors.regressor("embedding")
+            }
+        case "flow":
+            places = (f"{who}.{place}" for who in ("student", "teacher") for place in ("bottom", "top"))
+            beside = {"bottom": regressor(recipe.stage_names[-2]), "top": regressor(last)}
+            return on_outputs(losses.fsp, *places), beside
+        case "attention":
+            return on_feature(losses.attention_transfer, stage), {}
+        case "selectivity":
+            return on_feature(losses.neuron_selectivity, stage), {}
+        case "variational":
+            places = f"student.{name}", f"teacher.{name}"
+            term = on_outputs(losses.variational_information, *places, raw_variance=f"student.{name}_raw_variance")
+            return term, {name: connectors.variational(stage)}
+        case "similarity":
+            return on_feature(losses.similarity_preserving, last), {}
+        case "distance" | "angle" | "pkt":
+            loss = {"distance": losses.rkd_distance, "angle": losses.rkd_angle, "pkt": losses.pkt}[kind]
+            return on_feature(loss, "embedding"), {}
+        case "crd":
+            sizes = {"size": len(data.labels), "negatives": recipe.negatives}
+            return computed("crd"), {"crd": connectors.contrast("embedding", labels=data.labels, **sizes, **CRD)}
+    raise ValueError(f"method must have terms that kdjax's side knows; got {name!r}.")
 
 
 def viewed(step: Any, data: Data, dtype: Any) -> Any:
     """The step on pictures that are cut out and mirrored as the batch says, and normalised."""
     height, width = data.images.shape[1:3]
+    mean, deviation = (numbers.astype(dtype)[None, None, None] for numbers in (data.mean, data.deviation))
 
     def cut(image: jax.Array, corner: jax.Array, mirrored: jax.Array) -> jax.Array:
         image = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, image.shape[-1]))
@@ -109,7 +118,7 @@ def viewed(step: Any, data: Data, dtype: Any) -> Any:
 
     def on_views(state: Any, teacher: Any, objective: Any, batch: dict[str, Any]) -> Any:
         images = jax.vmap(cut)(batch["inputs"], batch["corner"], batch["mirrored"])
-        images = (images.astype(dtype) / 255 - data.mean.astype(dtype)) / data.deviation.astype(dtype)
+        images = (images.astype(dtype) / 255 - mean) / deviation
         return step(state, teacher, objective, {**batch, "inputs": images})
 
     return on_views
@@ -120,7 +129,7 @@ def initial(method: str | None, seed: int, recipe: Recipe, data: Data, teacher: 
     classes = classes_of(data)
     image = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
     init, apply = network(recipe.student if method else recipe.teacher, classes)
-    student = jax.jit(init)(jax.random.key(seed), image)
+    student = init(jax.random.key(seed), image)
     beside = objective_of(method, recipe, data)[1] if method else {}
     if beside:
         taught, key = network(recipe.teacher, classes)[1], jax.random.fold_in(jax.random.key(seed), 1)

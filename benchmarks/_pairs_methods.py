@@ -16,7 +16,7 @@ from _losses_pytorch_features import (
 )
 from _losses_pytorch_predictions import decoupled_kd, dist, soft_target_kl, standardized_kd
 from _losses_pytorch_relations import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
-from _pairs_networks import Said, convolution, dense
+from _pairs_networks import Said, convolution, dense, norm
 from _pairs_work import CRD, TEMPERATURE, Recipe, terms_of
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class Terms(nn.Module):
             elif name.startswith("variational"):
                 self.parts[name] = Variational(own)
             else:
-                self.parts[name] = Regressor(own["layer1"])
+                self.parts[name] = Regressor(own["layer1"], state[name]["layer1"])
 
     def forward(self, student: Said, teacher: Said, batch: Batch) -> dict[str, Tensor]:
         return {name: self._term(name, student, teacher, batch) for name in self.names}
@@ -100,11 +100,12 @@ def _flow(bottom: Tensor, taught_bottom: Tensor, top: Tensor, taught_top: Tensor
 
 
 class Regressor(nn.Module):
-    """A convolution to the teacher's shape; a student's map that is smaller is stretched before."""
+    """A convolution to the teacher's shape, and normalisation; a student's map that is smaller is stretched before."""
 
-    def __init__(self, params: dict[str, Any]) -> None:
+    def __init__(self, params: dict[str, Any], state: dict[str, Any]) -> None:
         super().__init__()
-        self.params, self.layer = params, convolution(**params)
+        self.layer = convolution(params["kernel"])
+        self.norm = norm(params, state["mean"], state["variance"])
 
     def forward(self, own: Tensor, other: Tensor) -> Tensor:
         wanted = other.shape[2:]
@@ -112,7 +113,7 @@ class Regressor(nn.Module):
         if list(own.shape[2:]) != size:
             own = F.interpolate(own, size, mode="bilinear", align_corners=False)
         stride = [max(a // b, 1) for a, b in zip(own.shape[2:], wanted, strict=True)]
-        return F.conv2d(own, self.layer.weight, self.layer.bias, stride)
+        return self.norm(F.conv2d(own, self.layer.weight, stride=stride))
 
 
 class Variational(nn.Module):
@@ -156,8 +157,10 @@ class Contrast(nn.Module):
     @torch.no_grad()
     def _move(self, student: Tensor, teacher: Tensor, indices: Tensor) -> None:
         kept = CRD["momentum"]
-        for memory, embeddings in ((self.of_student, student), (self.of_teacher, teacher)):
+        for name, embeddings in (("of_student", student), ("of_teacher", teacher)):
+            memory = getattr(self, name).clone()  # the gradient still needs the old one
             memory[indices] = F.normalize(kept * memory[indices] + (1 - kept) * embeddings)
+            setattr(self, name, memory)
 
     def _drawn(self, batch: Batch) -> Tensor:
         """Of other classes, drawn again where they are not."""
