@@ -54,14 +54,12 @@ def _experiment(name: str, minutes: float, options: str, quick: str = "") -> Pie
     return Piece(minutes, command, f"{command} --seeds 1 --epochs 1 {quick}", {})
 
 
-def _tests(
-    names: str, options: str, quick: str, *, name: str, minutes: float = LONGEST, processes: int = 4, **environment: str
-) -> Piece:
+def _tests(names: str, options: str, quick: str, *, name: str, minutes: float = LONGEST, **environment: str) -> Piece:
     files = " ".join(f"tests/test_{one}.py" for one in names.split())
     pytest = f"-m pytest -p no:cacheprovider -q -rfE --tb=short --junitxml {{out}}/{name}.xml"
     # Memory as it is needed: the processes share the device.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | environment
-    command = f"{pytest} -n {processes} -m 'not slow' {options} {files}"
+    command = f"{pytest} {{workers}} -m 'not slow' {options} {files}"
     return Piece(minutes, command, f"{pytest} {quick}", environment)
 
 
@@ -75,20 +73,22 @@ platform.python_version(), "packages": packages}, indent=1))
 """
 
 IN_FLOAT32 = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+# As `make quick` has them.
+FAST = "-k 'not (bad_points or slopes or golden or finite_differences or couples or Variants or float64)'"
 TRIAL = "tests/test_networks_precision.py"
 # The most wanted first. The measuring pieces hold the machine alone; nothing here runs beside another.
 PIECES: dict[str, Piece] = {
     "machine": Piece(0.5, f"-c {shlex.quote(MACHINE)}", f"-c {shlex.quote(MACHINE)}", {}),
-    "tests-core": _tests(CORE, "", TRIAL, name="tests-core", minutes=2, processes=12, **IN_FLOAT32),
-    "wrn-bfloat16": _wrn("bfloat16", 2, "--rounds 5 --brief", name="wrn-bfloat16"),
-    "wrn-TF32": _wrn("TF32", 2, "--rounds 5 --brief", name="wrn-TF32"),
-    "training": _pair(1.5, "--data random --epochs 4 --alone", name="training"),
-    "vocabulary": _benchmark("vocabulary", 1, "--platform {platform} --rounds 5"),
+    "tests-core": _tests(CORE, FAST, TRIAL, name="tests-core", minutes=2, **IN_FLOAT32),
+    "wrn-bfloat16": _wrn("bfloat16", 3, "--rounds 5 --brief", name="wrn-bfloat16"),
+    "wrn-TF32": _wrn("TF32", 3, "--rounds 5 --brief", name="wrn-TF32"),
+    "training": _pair(2, "--data random --epochs 4 --alone --compared 0", name="training"),
+    "vocabulary": _benchmark("vocabulary", 1.5, "--platform {platform} --rounds 5 --words 131072"),
     "sweep": _benchmark(
         "sweep", 1.5, f"--students {' '.join(map(str, STUDENTS))} --networks CNN --teachers cached --rounds 5"
     ),
     "article": _benchmark("article", 2, "--platform {platform} --data npz:{mnist} --epochs 2"),
-    "pair": _pair(2.5, "--data npz:{cifar} --epochs 10 --kept {out} --ledger {ledger}", name="pair"),
+    "pair": _pair(3, "--data npz:{cifar} --epochs 10 --kept {out} --ledger {ledger}", name="pair"),
     # From here on more than 12 minutes are needed.
     "article-whole": _benchmark("article", LONGEST, "--platform {platform} --data npz:{mnist}", name="article-whole"),
     "wrn-all-bfloat16": _wrn("bfloat16", LONGEST, name="wrn-all-bfloat16"),

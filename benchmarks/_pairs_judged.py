@@ -33,8 +33,8 @@ def figures_of(trained: Mapping[tuple[str, str], Trained]) -> dict[str, Any]:
         who: {precision: trained.get((who, precision)) for precision in precisions} for who in ("kdjax", "PyTorch")
     }
     figures: dict[str, Any] = {"compared": len(trained["kdjax", precisions[0]]["curves"]["loss"])}
-    first, *_, last = trained["kdjax", precisions[0]]["curves"]["loss"]
-    figures["losses"] = [first, last]
+    losses = trained["kdjax", precisions[0]]["curves"]["loss"]
+    figures["losses"] = [losses[0], losses[-1]] if losses else None
     for name, told in (("accuracy", lambda one: one["accuracy"]), ("epoch_s", lambda one: an_epoch(one["epochs_s"]))):
         figures[name] = {
             who: {precision: None if one is None else told(one) for precision, one in of_side.items()}
@@ -48,7 +48,9 @@ def figures_of(trained: Mapping[tuple[str, str], Trained]) -> dict[str, Any]:
             continue
         if ours["curves"].keys() != theirs["curves"].keys():
             raise ValueError(f"Both sides must have the same terms; got {[*ours['curves']]} and {[*theirs['curves']]}.")
-        largest = {name: max(apart(values, theirs["curves"][name])) for name, values in ours["curves"].items()}
+        largest = {
+            name: max(apart(values, theirs["curves"][name]), default=None) for name, values in ours["curves"].items()
+        }
         figures["largest_difference"][precision] = largest.pop("loss")
         figures["largest_differences_of_terms"][precision] = largest
     return figures

@@ -144,6 +144,16 @@ def order_of(data: Data, recipe: Recipe, steps: int, seed: int) -> np.ndarray:
     return np.concatenate([epoch_indices(count, recipe.batch, seed=seed, epoch=number) for number in passes])[:steps]
 
 
+def chunk_of(steps: int) -> int:
+    """How many steps are one call: up to 64, of which all calls of an epoch have as many, so that one program serves them.
+
+    On a CPU, where XLA's convolutions are slow inside a loop, one.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(count for count in range(1, 65) if steps % count == 0)
+
+
 def classes_of(data: Data) -> int:
     return int(data.labels.max()) + 1
 
@@ -153,6 +163,7 @@ class Side:
 
     def __init__(self, recipe: Recipe, data: Data, compared: int, dtype: Any) -> None:
         self.recipe, self.data, self.compared, self.dtype = recipe, data, compared, dtype
+        self.chunk = chunk_of(len(data.labels) // recipe.batch)
         self.method = cache(self._method)
         pictures = normal(data.images, data).astype(dtype)
         if recipe.views:
@@ -169,11 +180,12 @@ class Side:
         state = init_state(self._placed(student), optimizer, jax.random.key(seed))
         taught = None if teacher is None else self._placed(teacher)
         curves: list[dict[str, jax.Array]] = []
+        one_by_one = -(-self.compared // self.chunk) * self.chunk if method else 0
         seconds, done = [], 0
         for rows, seen in epochs(order, self.data, self.recipe, seed):
             started = time.perf_counter()
             arrays = self.arrays | jax.device_put(seen)
-            first = max(0, min(len(rows), self.compared - done))
+            first = max(0, min(len(rows), one_by_one - done))
             if first:
                 state, _ = slow(
                     state, taught, objective, arrays, rows[:first], watch=lambda _, metrics: curves.append(metrics)
@@ -184,7 +196,7 @@ class Side:
             seconds.append(time.perf_counter() - started)  # a pass ends when the device has
         weights = weights_of(state)
         names = ("loss", *objective.terms)
-        found = {name: [float(metrics[name]) for metrics in curves] for name in names}
+        found = {name: [float(metrics[name]) for metrics in curves[: self.compared]] for name in names}
         accuracy = evaluate(weights, self.test)["accuracy"]
         return {"curves": found, "accuracy": accuracy, "epochs_s": seconds, "weights": plain(weights)}
 
@@ -211,7 +223,8 @@ class Side:
         optimizer = optax.chain(optax.add_decayed_weights(recipe.decay), optax.sgd(rate, momentum=recipe.momentum))
         step = make_train_step(apply, taught, optimizer, connectors=beside or None)
         step = viewed(step, self.data, self.dtype) if recipe.views else step
-        return objective, optimizer, make_epoch(step, steps_per_call=1), make_epoch(step), make_evaluation(apply)
+        epochs_of = (make_epoch(step, steps_per_call=count) for count in (1, self.chunk))
+        return objective, optimizer, *epochs_of, make_evaluation(apply)
 
     def _placed(self, weights: tuple) -> Weights:
         def placed(array: np.ndarray) -> np.ndarray:

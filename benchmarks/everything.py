@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,14 @@ def _filled(given: argparse.Namespace, environment: dict[str, str]) -> dict[str,
     folder = given.carried.resolve() if given.carried else None
     carried = {key: str(folder / file) if folder and (folder / file).exists() else "" for key, file in CARRIED.items()}
     platform = "cuda" if backend == "gpu" else "cpu"
-    return carried | {"out": str(given.out), "backend": backend, "platform": platform, "ledger": str(given.ledger)}
+    workers = f"-n{min(12, os.cpu_count() or 1)}" if find_spec("xdist") else "-q"
+    return carried | {
+        "out": str(given.out),
+        "backend": backend,
+        "platform": platform,
+        "workers": workers,
+        "ledger": str(given.ledger),
+    }
 
 
 def _shown(command: str) -> str:

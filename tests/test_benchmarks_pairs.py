@@ -113,6 +113,14 @@ def test_the_rate_falls_to_a_tenth_at_the_same_steps_on_both_sides():
         assert float(schedule(step)) == pytest.approx(recipe.rate_at(step))
 
 
+def test_on_a_gpu_all_calls_of_an_epoch_have_as_many_steps(monkeypatch):
+    import _pairs_kdjax
+
+    assert _pairs_kdjax.chunk_of(781) == 1
+    monkeypatch.setattr(_pairs_kdjax.jax, "default_backend", lambda: "gpu")
+    assert [_pairs_kdjax.chunk_of(steps) for steps in (781, 187, 64, 67)] == [11, 17, 64, 1]
+
+
 def curves(loss, hint):
     return {"curves": {"loss": loss, "hint": hint}, "accuracy": 0.5, "epochs_s": [9.0, 1.0, 2.0]}
 
