@@ -105,7 +105,7 @@ def _ways(settings: Benchmark, report: Report) -> list[Way]:
         for way in (ON_CPU if settings.platform == "cpu" else ON_GPU)
         if way.precision in (FLOAT32, settings.precision or way.precision)
         and (settings.autotune or way.compiled != "max-autotune")
-        and (not settings.brief or way.scanned or way.compiled is not None)
+        and (not settings.brief or settings.platform == "cpu" or way.scanned or way.compiled is not None)
         and (way.side == KDJAX or (has_torch and not (settings.quick and way.compiled is not None)))
     ]
 

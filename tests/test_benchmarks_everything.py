@@ -109,3 +109,28 @@ def test_a_piece_becomes_a_line_that_names_no_folder_and_the_table_has_it(tmp_pa
     assert table.count(ledger.NOT_MEASURED) == sum(len(names) for _, names in ledger.FIGURES.values()) - 4
     on_cpu = line | {"hardware": line["hardware"] | {"platform": "cpu"}}
     assert ledger.everything([on_cpu]) == ledger.everything([])
+
+
+def test_a_call_begins_what_ends_in_its_minutes_and_the_next_goes_on(tmp_path, monkeypatch, capsys):
+    import everything
+
+    pieces = {
+        "first": everything.Piece(0.5, "-c pass", "", {}),
+        "long": everything.Piece(5, "-c pass", "", {}),
+        "pictures": everything.Piece(0.5, "-c {mnist}", "", {}),
+        "last": everything.Piece(0.5, "-c pass", "", {}),
+    }
+    monkeypatch.setattr(everything, "PIECES", pieces)
+    monkeypatch.setattr(everything, "_filled", lambda *_: {"backend": "cpu", "mnist": "", "cifar": ""})
+    for minutes, begun, later in (
+        ("1", ["first", "last"], "Not begun: long."),
+        ("6", ["long"], "Nothing is left to do."),
+    ):
+        monkeypatch.setattr(sys, "argv", ["everything.py", "--out", str(tmp_path), "--minutes", minutes])
+        everything.main()
+        told = capsys.readouterr().out
+        assert [name for name in pieces if f"{name}: done" in told] == begun
+        assert later in told
+        assert "pictures: left out, since there is no carried/mnist.npz" in told
+    ended = json.loads((tmp_path / "summary.json").read_text())
+    assert {name: one["ended"] for name, one in ended.items()} == dict.fromkeys(("first", "last", "long"), "done")
