@@ -34,10 +34,11 @@ def pairs(lines: list[Line], *names: str) -> list[str]:
     for alike in _grouped(lines, "settings", "data", "versions"):
         settings, figures = alike[0]["settings"], alike[0]["figures"]
         recipe, precisions = settings["recipe"], settings["precisions"]
+        train, test = settings["pictures"]
         told = (
             f"{recipe['teacher']} → {recipe['student']}, {recipe['steps']:,} steps, {figures['compared']} compared; "
-            f"{settings['source']}; the teacher's test accuracy {100 * figures['teacher_accuracy']:.2f} %. "
-            f"{_where(alike[0])}, {_dates(alike)}."
+            f"{settings['source']}, {train:,} pictures and {test:,} to test on. "
+            f"The teacher's test accuracy is {100 * figures['teacher_accuracy']:.2f} %. {_where(alike[0])}, {_dates(alike)}."
         )
         apart = [f"losses apart, {precision} (≤ {ENOUGH[precision]:.0e})" for precision in precisions]
         rows = []

@@ -45,7 +45,7 @@ Sides = dict[tuple[str, str], dict[str, Any]]
 class Benchmark(Settings):
     """The same trainings in kdjax and in PyTorch. A trial is of 3 methods, 1 seed and 3 steps."""
 
-    LEAST: ClassVar = {"seeds": 1, "steps": 0, "epochs": 1, "examples": 0, "compared": 0}
+    LEAST: ClassVar = {"seeds": 1, "steps": 0, "epochs": 1, "examples": 0, "tested": 0, "compared": 0}
     pair: Literal["small", "wrn", "unlike"] = "small"
     """who teaches whom: two small CNNs, WRN-40-2 and WRN-16-2, WRN-40-2 and a CNN"""
     data: str = "digits"
@@ -54,6 +54,8 @@ class Benchmark(Settings):
     """folder with original files"""
     examples: int = 0
     """use the first so many training pictures; 0: all"""
+    tested: int = 0
+    """test on the first so many test pictures; 0: all"""
     methods: tuple[Literal[tuple(METHODS)], ...] = tuple(METHODS)  # type: ignore[valid-type]
     """which"""
     seeds: int = 3
@@ -92,6 +94,7 @@ def main(settings: Benchmark) -> None:
     told = {
         "pair": settings.pair, "recipe": asdict(recipe), "compared": settings.compared, "precisions": precisions,
         "platform": settings.platform, "pytorch": version is not None, "source": _named(settings.data),
+        "pictures": [len(data.labels), len(data.test_labels)],
     }  # fmt: skip
     digests = {"pictures": digest(data.images, data.labels, data.test_images, data.test_labels)}
     about = as_json(report.found | {"settings": told, "data": digests})
@@ -211,8 +214,8 @@ def data_of(settings: Benchmark) -> Data:
     scaled = np.asarray(pictures, np.float64) / 255
     deviation = scaled.std(axis=(0, 1, 2))
     return Data(
-        np.asarray(pictures), np.asarray(train.labels[:count], np.int32), np.asarray(test.inputs),
-        np.asarray(test.labels, np.int32), scaled.mean(axis=(0, 1, 2)), deviation,
+        np.asarray(pictures), np.asarray(train.labels[:count], np.int32), np.asarray(test.inputs[: settings.tested or None]),
+        np.asarray(test.labels[: settings.tested or None], np.int32), scaled.mean(axis=(0, 1, 2)), deviation,
     )  # fmt: skip
 
 
