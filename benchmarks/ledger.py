@@ -36,8 +36,8 @@ def pairs(lines: list[Line], *names: str) -> list[str]:
         recipe, precisions = settings["recipe"], settings["precisions"]
         train, test = settings["pictures"]
         told = (
-            f"{recipe['teacher']} → {recipe['student']}, {recipe['steps']:,} steps, {figures['compared']} compared; "
-            f"{settings['source']}, {train:,} pictures and {test:,} to test on. "
+            f"{recipe['teacher']} → {recipe['student']}, {recipe['steps']:,} steps at {recipe['learning_rate']}, "
+            f"{figures['compared']} compared; {settings['source']}, {train:,} pictures and {test:,} to test on. "
             f"The teacher's test accuracy is {100 * figures['teacher_accuracy']:.2f} %. {_where(alike[0])}, {_dates(alike)}."
         )
         apart = [f"losses apart, {precision} (≤ {ENOUGH[precision]:.0e})" for precision in precisions]
@@ -134,7 +134,7 @@ def _mean(values: list[float | None]) -> str:
 def _where(line: Line) -> str:
     hardware, versions = line["hardware"], line["versions"]
     on_cpu = hardware["platform"] == "cpu"
-    device = f"{hardware['cores']} cores of {hardware.get('cpu', 'a CPU')}" if on_cpu else hardware["device"]
+    device = f"{hardware['cores']} core(s) of {hardware.get('cpu', 'a CPU')}" if on_cpu else hardware["device"]
     return f"{device}, jax {versions['jax']}, torch {versions.get('torch') or 'none'}"
 
 
