@@ -77,7 +77,7 @@ class Recipe:
 CNNS = {"cnn_8_16": ((8, 16), 32), "cnn_16_32": ((16, 32), 64), "cnn_32_64_128": ((32, 64, 128), 128)}
 DROPS = (150 / 240, 180 / 240, 210 / 240)
 RECIPES = {
-    "small": Recipe("cnn_16_32", "cnn_8_16", 2, steps=200, teacher_steps=400, learning_rate=0.001),
+    "small": Recipe("cnn_16_32", "cnn_8_16", 2, steps=200, teacher_steps=400),
     **{
         name: Recipe(teacher, student, 3, 0, 0, drops=DROPS, views=True, negatives=16384, drawn_alike=False)
         for name, teacher, student in (("wrn", "wrn_40_2", "wrn_16_2"), ("unlike", "wrn_40_2", "cnn_32_64_128"))

@@ -45,7 +45,7 @@ Sides = dict[tuple[str, str], dict[str, Any]]
 class Benchmark(Settings):
     """The same trainings in kdjax and in PyTorch. A trial is of 3 methods, 1 seed and 3 steps."""
 
-    LEAST: ClassVar = {"seeds": 1, "steps": 0, "epochs": 1, "examples": 0, "tested": 0, "compared": 0}
+    LEAST: ClassVar = {"seeds": 1, "steps": 0, "epochs": 1, "examples": 0, "tested": 0, "compared": 0, "rate": 0}
     pair: Literal["small", "wrn", "unlike"] = "small"
     """who teaches whom: two small CNNs, WRN-40-2 and WRN-16-2, WRN-40-2 and a CNN"""
     data: str = "digits"
@@ -64,6 +64,8 @@ class Benchmark(Settings):
     """passes over the data of wrn and unlike, the teacher's too"""
     steps: int = 0
     """updates of the student, and for wrn and unlike of the teacher, in the place of what the recipe says; 0: as it says"""
+    rate: float = 0.0
+    """SGD's, of the student and the teacher, in the place of 0.05; 0: that"""
     compared: int = 200
     """first steps whose losses are compared"""
     precisions: tuple[Literal["float32", "float64", "TF32"], ...] = ()
@@ -221,6 +223,7 @@ def data_of(settings: Benchmark) -> Data:
 
 def recipe_of(settings: Benchmark, count: int) -> Recipe:
     recipe = RECIPES[settings.pair]
+    recipe = replace(recipe, learning_rate=settings.rate or recipe.learning_rate)
     if settings.pair != "small":
         steps = settings.steps or settings.epochs * (count // recipe.batch)
         recipe = replace(recipe, steps=steps, teacher_steps=steps)
