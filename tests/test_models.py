@@ -261,6 +261,16 @@ def test_pooling_keeps_the_largest_and_the_nan_and_the_first_of_equals():
 # --- settings
 
 
+def test_in_float64_the_logits_have_all_its_digits():
+    model, inputs = CNN(widths=(3, 4), hidden=5, batch_norm=True, dtype=jnp.float64), images(2, 8, 8, 1)
+    variables = jax.jit(partial(model.clone(dtype=jnp.float32).init, train=False))(KEY, inputs)
+    with jax.enable_x64(True):
+        wide, exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, inputs))
+        outputs = jax.jit(partial(model.apply, train=False))(wide, exact)
+        assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.float64)}
+        np.testing.assert_allclose(outputs.logits, slow_cnn(model, variables, exact), rtol=1e-12)
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     inputs = images(4, 8, 8, 1)
     init, apply = from_linen(make_model("digits_teacher", dtype=jnp.bfloat16))

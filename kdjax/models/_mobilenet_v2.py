@@ -55,7 +55,8 @@ class MobileNetV2(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
+        have this dtype.
 
     Features: ``"stage1"`` … ``"stage4"`` [batch, height, width, channels], of images of 32 × 32 pixels at 16, 8, 4 and
       2; no ReLU is

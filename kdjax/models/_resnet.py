@@ -49,7 +49,8 @@ class ResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
+        have this dtype.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], each stage's output after its last ReLU;
     ``"stage1_before_relu"`` … the sums that this ReLU is taken of; and ``"embedding"`` [batch, channels], what the

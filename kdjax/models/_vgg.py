@@ -32,7 +32,8 @@ class VGG(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
+        have this dtype.
 
     Features: ``"stage1"`` … ``"stage5"`` [batch, height, width, channels], each stage's output after its last ReLU and
       before the

@@ -51,7 +51,8 @@ class ViT(nn.Module):
       depth: the number of blocks.
       heads: of the attention.
       classes: the number of logits.
-      dtype: of the computation. Parameters and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters are float32, and so are logits unless they are float64; features have this
+        dtype.
 
     Features: ``"block1"`` … [batch, tokens, width], each block's output, the class's token first, the patches row by
       row after it;
@@ -116,4 +117,4 @@ class ViT(nn.Module):
             x = features[f"block{number}"] = Block(self.heads, self.dtype, name=f"block{number}")(x)
         x = features["embedding"] = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)[:, 0]
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=SMALL, name="logits")(x)
-        return Outputs(logits.astype(jnp.float32), features)
+        return Outputs(logits.astype(jnp.promote_types(self.dtype, jnp.float32)), features)
