@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdjax.runs import append_json_line
+from kdjax.runs import append_json_line, as_json
 
 Line = dict[str, Any]
 FORM: dict[str, type | tuple[type, ...]] = {
@@ -51,7 +51,7 @@ def read(ledger: Path, what: str | None = None) -> list[Line]:
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number > whole:
                 continue
             raise ValueError(
@@ -69,10 +69,12 @@ def add(ledger: Path, lines: Iterable[Line]) -> None:
     Raises:
       ValueError: as `read`, also for a line that is to be added; the file is then as it was.
     """
-    there = read(ledger)
+    # As they come back: NaN as None, tuples as lists.
+    there, lines = read(ledger), [as_json(line) for line in lines]
     for line in lines:
         if (wrong := _wrong(line)) is not None:
             raise ValueError(f"A line for a ledger must have {', '.join(FORM)}; this one {wrong}.")
+    for line in lines:
         if line not in there:
             _cut_off_what_is_torn(ledger)
             append_json_line(ledger, line)
@@ -98,5 +100,5 @@ def _cut_off_what_is_torn(ledger: Path) -> None:
     end = data.rfind(b"\n") + 1
     try:
         json.loads(data[end:] or b"0")
-    except ValueError:
+    except (ValueError, RecursionError):
         os.truncate(ledger, end)

@@ -47,6 +47,7 @@ def test_a_last_line_that_lacks_its_end_alone_is_kept(tmp_path):
     ("text", "said"),
     [
         ("{", "line 2 of .*ledger.jsonl: Expecting property name"),
+        pytest.param("[" * 100_000, "line 2 of .*ledger.jsonl: maximum recursion", id="too deep"),
         ("[]", r"line 2 of .*ledger.jsonl is \[\]"),
         (json.dumps({"what": "pairs"}), "line 2 of .*ledger.jsonl lacks commit, data, date, figures, hardware"),
         (json.dumps(line() | {"more": 1}), "line 2 of .*ledger.jsonl has more"),
@@ -70,6 +71,20 @@ def test_a_line_of_another_form_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="this one lacks date"):
         _ledger.add(tmp_path / "ledger.jsonl", [{name: value for name, value in line().items() if name != "date"}])
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_of_several_lines_none_is_written_where_one_has_another_form(tmp_path):
+    with pytest.raises(ValueError, match="this one has seed '1'"):
+        _ledger.add(tmp_path / "ledger.jsonl", [line(0), line(1) | {"seed": "1"}])
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_what_json_writes_otherwise_is_not_written_twice_either(tmp_path):
+    file = tmp_path / "ledger.jsonl"
+    one = line(0, loss=float("nan"), arms=(1, 2))
+    for _ in range(2):
+        _ledger.add(file, [one])
+    assert [one["figures"] for one in _ledger.read(file)] == [{"loss": None, "arms": [1, 2]}]
 
 
 def test_of_what_was_measured_again_the_newest_counts():

@@ -99,7 +99,7 @@ def cache_teacher(
     some = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), inputs)
     layout = layout_of(jax.eval_shape(ask, teacher, some, jax.ShapeDtypeStruct((2,), jnp.int32)), rows)
     size = min(batch_size, rows)
-    compiled = _compiled(*(compiler_options or {}).items())
+    compiled = _compiled(*with_options(compiler_options).get("compiler_options", {}).items())
 
     def write(arrays: Mapping[str, np.ndarray]) -> None:
         # All batches have one size, so that one program computes them: the last begins early and repeats some examples.
