@@ -123,3 +123,17 @@ def test_a_split_batch_has_the_statistics_and_gradients_of_the_whole(how):
     chex.assert_trees_all_close(seen, statistics, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(own, of_params, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(its_x, of_x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_scale": False}, "use_scale must be True in this layer; got False"),
+        ({"axis_index_groups": [[0], [1]]}, "axis_index_groups must be None in this layer"),
+        ({"use_running_average": None}, "use_running_average must be True or False; got None"),
+    ],
+)
+def test_settings_that_the_layer_does_not_have_are_refused(settings, said):
+    layer = Activated(**{"use_running_average": False} | settings)
+    with pytest.raises(ValueError, match=said):
+        layer.init(jax.random.key(0), draw(*SHAPE))

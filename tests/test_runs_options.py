@@ -60,14 +60,22 @@ def test_a_run_writes_down_its_options_and_stays_with_them(given, tmp_path, monk
 def test_options_that_this_jaxlib_does_not_know_give_way_to_its_own(tmp_path):
     found = {"teacher": {"xla_of_another_version": True}, "alone": {"xla_of_another_version": True}}
     assert _options.kept(found, NOW, tmp_path) == NOW | {"distilled": {}}
+    of_other_value = dict.fromkeys(HERE, 5)
+    assert _options.kept({"teacher": of_other_value}, NOW, tmp_path)["teacher"] == HERE
+    (tmp_path / "config.json").write_text(json.dumps({"chosen": {"compiler_options": json.dumps(found)}}))
+    said = []
+    assert _options.begun_with(tmp_path, NOW, said.append) == NOW | {"distilled": {}}
+    assert [line[:34] for line in said] == ["Beware: the teacher network began ", "Beware: the alone network began wi"]
+    assert "{'xla_of_another_version': True}, which are not known here" in said[0]
+    assert "it is none" in said[1]
 
 
 @pytest.mark.parametrize("found", ["[]", "{", '{"teacher": 1}', "[" * 9999])
 def test_damaged_options_are_named(found, tmp_path):
     config = {"chosen": {"compiler_options": found}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"{tmp_path} must hold compiler options by network, as the run wrote them"):
-        _options.begun_with(tmp_path, NOW)
+    with pytest.raises(ValueError, match=r"config\.json must hold compiler options by network, as the run wrote them"):
+        _options.begun_with(tmp_path, NOW, print)
 
 
 def test_a_recipe_for_no_known_kind_of_network_is_refused():

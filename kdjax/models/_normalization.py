@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from kdjax.models._convolution import Images, as_of_one_device
 
 PerChannel = Float[Array, " channels"]
+AS_THEY_ARE = "axis", "use_bias", "use_scale", "axis_index_groups", "use_fast_variance", "force_float32_reductions"
 
 
 class Activated(nn.BatchNorm):
@@ -21,11 +22,18 @@ class Activated(nn.BatchNorm):
 
     Parameters, statistics and values are those of the two. The gradient is made by hand, and while training there is no
     forward-mode derivative: `jax.jvp` raises. What `BatchNorm` has beside `momentum`, `epsilon`, `axis_name`, `dtype` and
-    `use_running_average` is left as it is by default.
+    `use_running_average` is as it is by default, and another value a ValueError.
     """
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
+        defaults = {name: type(self).__dataclass_fields__[name].default for name in AS_THEY_ARE}
+        if unlike := [name for name, default in defaults.items() if getattr(self, name) != default]:
+            raise ValueError(
+                f"{unlike[0]} must be {defaults[unlike[0]]!r} in this layer; got {getattr(self, unlike[0])!r}."
+            )
+        if self.use_running_average is None:
+            raise ValueError("use_running_average must be True or False; got None.")
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)

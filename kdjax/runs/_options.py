@@ -1,7 +1,7 @@
 """The compiler options of a run's networks: those that it began with. Others would round otherwise."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,25 @@ def options_of(trainers: Mapping[str, Trainer]) -> ByNetwork:
     return {name: dict(trainer.options) for name, trainer in trainers.items()}
 
 
-def begun_with(out: Path, now: ByNetwork) -> ByNetwork:
+def begun_with(out: Path, now: ByNetwork, say: Callable[[str], None]) -> ByNetwork:
     """Those of the run in `out`, as far as this jaxlib knows them; `now` for one that begins, which are written down.
 
-    Of several processes all call this, with the same.
+    Of several processes all call this, with the same. What is not known is said.
     """
     # A run of before there were options has written none, and had none.
     began = _processes.anywhere((out / "seed-0").exists())
-    text, found = chosen(out, "compiler_options", json.dumps({} if began else now)), None
+    text = chosen(out, "compiler_options", json.dumps({} if began else now))
+    found: Any = text
     with suppress(ValueError, RecursionError):
         found = json.loads(text)
-    return kept(found, now, out)
+    options = kept(found, now, out / "config.json")
+    for name, its in options.items():
+        if its != found.get(name, {}):
+            say(
+                f"Beware: the {name} network began with compiler options {found[name]}, which are not known here; from here "
+                f"on it is {its or 'none'}, and numbers may differ by rounding."
+            )
+    return options
 
 
 def kept(found: Any, now: ByNetwork, where: Path) -> ByNetwork:

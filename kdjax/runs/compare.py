@@ -183,7 +183,7 @@ def compare(
     results["measure"] = headline(measures)
     with open_folder(out, about, resume=resume) as folder:
         now = options_of(trainers)
-        results["compiler_options"] = options = begun_with(folder, now)
+        results["compiler_options"] = options = begun_with(folder, now, run.say)
         if options != now:
             trainers = run.prepared(recipes, options)
         run.announce(title, trainers, counts)

@@ -28,9 +28,9 @@ def compiler_options(network: str | None) -> dict[str, Any]:
     """The options with which such a network's programs are fastest on this jaxlib and these devices.
 
     Args:
-      network: ``"residual"``, for networks whose time goes to convolutions of 32 channels or more, such as
-        `kdjax.models.WideResNet`; None: any other, small convolutional networks among them, which the compiler as it comes
-        serves best.
+      network: ``"residual"``, for networks whose time goes to convolutions of 32 channels or more; of
+        `kdjax.models.WideResNet` alone it has been measured. None: any other, small convolutional networks among them,
+        which the compiler as it comes serves best.
 
     Returns:
       Options of `jax.jit`, by name; none on a GPU or TPU, and none on a jaxlib that has not been measured. They change
@@ -53,8 +53,8 @@ def compiler_options(network: str | None) -> dict[str, Any]:
 
 
 def is_known(options: Mapping[str, Any]) -> bool:
-    """Whether the table has options of these names for this jaxlib and these devices; the compiler refuses others."""
-    return any(options.keys() <= compiler_options(network).keys() for network in TABLE)
+    """Whether the table has these options, with these values, for this jaxlib and these devices."""
+    return any(options.items() <= compiler_options(network).items() for network in TABLE)
 
 
 def with_options(options: Options) -> dict[str, Any]:
