@@ -59,8 +59,7 @@ class MobileNetV2(nn.Module):
         have this dtype.
 
     Features: ``"stage1"`` … ``"stage4"`` [batch, height, width, channels], of images of 32 × 32 pixels at 16, 8, 4 and
-      2; no ReLU is
-    taken of them, so that they may be negative. And ``"embedding"`` [batch, 1280], what the logits are read from.
+    2; no ReLU is taken of them, so that they may be negative. And ``"embedding"`` [batch, 1280], what the logits are read from.
 
     Raises:
       ValueError: at construction, if a setting is out of its range; when called, if the inputs are not floating-point
@@ -83,8 +82,10 @@ class MobileNetV2(nn.Module):
 
     Reference:
       Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2.
-      https://arxiv.org/abs/1801.04381 Tian et al., "Contrastive Representation Distillation", 2020, whose code has the
-      form for CIFAR: https://github.com/HobbitLong/RepDistiller/blob/master/models/mobilenetv2.py
+      https://arxiv.org/abs/1801.04381
+
+      Tian et al., "Contrastive Representation Distillation", 2020, whose code has the form for CIFAR:
+      https://github.com/HobbitLong/RepDistiller/blob/master/models/mobilenetv2.py
     """
 
     width: float = 1.0

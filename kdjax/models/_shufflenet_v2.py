@@ -76,9 +76,8 @@ class ShuffleNetV2(nn.Module):
         have this dtype.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], each stage's output after its last ReLU and
-      the shuffle;
-    ``"stage1_before_relu"`` … what this ReLU is taken of, shuffled; and ``"embedding"`` [batch, 1024], what the logits
-    are read from.
+    the shuffle; ``"stage1_before_relu"`` … what this ReLU is taken of, shuffled; and ``"embedding"`` [batch, 1024], what
+    the logits are read from.
 
     Raises:
       ValueError: at construction, if a setting is out of its range; when called, if the inputs are not floating-point

@@ -36,9 +36,8 @@ class VGG(nn.Module):
         have this dtype.
 
     Features: ``"stage1"`` … ``"stage5"`` [batch, height, width, channels], each stage's output after its last ReLU and
-      before the
-    pooling; ``"stage1_before_relu"`` … what this ReLU is taken of; and ``"embedding"`` [batch, 512], what the logits
-    are read from.
+    before the pooling; ``"stage1_before_relu"`` … what this ReLU is taken of; and ``"embedding"`` [batch, 512], what the
+    logits are read from.
 
     Raises:
       ValueError: at construction, if a setting is out of its range; when called, if the inputs are not floating-point

@@ -55,9 +55,8 @@ class ViT(nn.Module):
         dtype.
 
     Features: ``"block1"`` … [batch, tokens, width], each block's output, the class's token first, the patches row by
-      row after it;
-    and ``"embedding"`` [batch, width], what the logits are read from. Nothing here depends on other examples of the
-    batch, and nothing is drawn: there is no axis to name.
+    row after it; and ``"embedding"`` [batch, width], what the logits are read from. Nothing here depends on other examples
+    of the batch, and nothing is drawn: there is no axis to name.
 
     Raises:
       ValueError: at construction, if a setting is out of its range; when called, if the inputs are not floating-point
