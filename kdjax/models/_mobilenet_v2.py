@@ -59,7 +59,8 @@ class MobileNetV2(nn.Module):
         have this dtype.
 
     Features: ``"stage1"`` … ``"stage4"`` [batch, height, width, channels], of images of 32 × 32 pixels at 16, 8, 4 and
-    2; no ReLU is taken of them, so that they may be negative. And ``"embedding"`` [batch, 1280], what the logits are read from.
+    2; no ReLU is taken of them, so that they may be negative. And ``"embedding"`` [batch, 1280], what the logits are read
+    from.
 
     Raises:
       ValueError: at construction, if a setting is out of its range; when called, if the inputs are not floating-point
