@@ -99,6 +99,22 @@ def test_every_family_answers_as_before(name, tmp_path, monkeypatch):
     np.testing.assert_allclose(call(inputs), expected, rtol=0, atol=1e-4 * np.ptp(expected))
 
 
+def test_a_program_says_nothing_of_the_folders_in_which_it_was_made(tmp_path):
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 10)  # as users have it
+    try:
+        init, apply = tiny.network(3)
+        inputs = jnp.ones((2, 8, 8, 1))
+        to_stablehlo(tmp_path / "program", apply, init(jax.random.key(0), inputs), inputs, platforms=("cpu",))
+        assert getattr(jax.config, name) == 10
+    finally:
+        jax.config.update(name, before)
+    program = (tmp_path / "program").read_bytes()
+    assert b".py" not in program
+    assert b"site-packages" not in program
+
+
 def test_inputs_may_be_a_tree(tmp_path):
     def both(params, model_state, inputs, *, train, rng=None):
         return (inputs["left"] + inputs["right"]["far"]) @ params, model_state
