@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-from jax.test_util import check_grads
+from slow_networks import images, slow_cnn, slow_pool
 
 from experiments._networks import NETWORKS, make_model
 from kdjax.models import CNN, convolve, max_pool
-from kdjax.models._convolution import convolve_in_groups
 from kdjax.networks import from_linen
 
 COUNTS = {
@@ -24,10 +22,6 @@ COUNTS = {
     "soft_targets_student": 173_930,
 }
 KEY = jax.random.key(0)
-
-
-def images(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def shapes(tree):
@@ -74,46 +68,6 @@ def test_features_by_name(name, features):
 # --- values against loops over NumPy
 
 
-def slow_convolution(inputs, kernel, padding):
-    inputs, kernel = np.asarray(inputs, np.float64), np.asarray(kernel, np.float64)
-    if padding == "SAME":
-        inputs = np.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    batch, height, width = inputs.shape[0], inputs.shape[1] - 2, inputs.shape[2] - 2
-    out = np.zeros((batch, height, width, kernel.shape[-1]))
-    for n, y, x in np.ndindex(batch, height, width):
-        out[n, y, x] = np.einsum("ijc,ijco->o", inputs[n, y : y + 3, x : x + 3], kernel)
-    return out
-
-
-def slow_pool(inputs):
-    batch, height, width, channels = inputs.shape
-    out = np.zeros((batch, height // 2, width // 2, channels))
-    for n, y, x in np.ndindex(batch, height // 2, width // 2):
-        out[n, y, x] = inputs[n, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max((0, 1))
-    return out
-
-
-def slow_cnn(model, variables, x):
-    """In the articles' order: convolution, bias or normalisation, ReLU, pooling."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
-    for number in range(1, len(model.widths) + 1):
-        stage = params[f"stage{number}"]
-        x = slow_convolution(x, stage["kernel"], model.padding)
-        if model.batch_norm:
-            seen = variables["batch_stats"][f"stage{number}"]["norm"]
-            mean, variance = (np.asarray(seen[name], np.float64) for name in ("mean", "var"))
-            x = (x - mean) / np.sqrt(variance + 1e-5) * stage["norm"]["scale"] + stage["norm"]["bias"]
-        else:
-            x = x + stage["bias"]
-        x = slow_pool(np.maximum(x, 0))
-    x = x.reshape(len(x), -1)
-    for name in ("hidden", "logits"):
-        if name in params:
-            x = x @ params[name]["kernel"] + params[name]["bias"]
-            x = np.maximum(x, 0) if name == "hidden" else x
-    return x
-
-
 @pytest.mark.parametrize(
     "model",
     [
@@ -135,118 +89,6 @@ def test_logits_are_those_of_the_slow_network(model):
         variables["params"]["stage1"]["norm"]["scale"] = scale.at[0].set(-1.5)
     outputs = jax.jit(partial(model.apply, train=False))(variables, inputs)
     np.testing.assert_allclose(outputs.logits, slow_cnn(model, variables, inputs), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(("channels", "wide"), [(1, False), (3, False), (4, False), (4, True)])
-def test_convolution_and_its_gradients_are_xlas(padding, channels, wide, monkeypatch):
-    monkeypatch.setattr("kdjax.models._convolution.WIDE", 0 if wide else np.inf)
-    inputs, kernel = images(2, 7, 6, channels), images(3, 3, channels, 4, seed=1)
-
-    def xla(inputs, kernel):
-        return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    ours, back = jax.vjp(lambda *both: convolve(*both, padding), inputs, kernel)
-    theirs, back_theirs = jax.vjp(xla, inputs, kernel)
-    cotangent = images(*ours.shape, seed=2)
-    np.testing.assert_allclose(ours, slow_convolution(inputs, kernel, padding), rtol=1e-4, atol=1e-4)
-    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(back(cotangent), back_theirs(cotangent), rtol=1e-5, atol=1e-5)
-
-    @jax.jit
-    def ours_jitted(*both):
-        return convolve(*both, padding)
-
-    modes = ["rev"] if wide else ["fwd", "rev"]
-    check_grads(ours_jitted, (inputs, kernel), order=2, modes=modes, rtol=1e-2, atol=1e-2)
-
-
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(
-    ("batch", "rows", "columns", "stride", "dtype"),
-    [
-        (16, 3, 3, 1, "float32"),
-        (7, 2, 4, 1, "float32"),
-        (9, 1, 1, 1, "float32"),
-        (8, 4, 3, 1, "float64"),
-        (16, 3, 3, 1, "bfloat16"),
-        (8, 3, 3, 2, "float32"),
-        (4, 1, 1, 2, "float32"),
-        (8, 4, 3, 3, "float64"),
-    ],
-)
-def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, stride, dtype, padding):
-    p, q = ((rows - 1) // 2, (columns - 1) // 2) if padding == "SAME" else (0, 0)
-    borders = ((p, rows - 1 - p), (q, columns - 1 - q)) if padding == "SAME" else "VALID"
-
-    def xla(inputs, kernel):
-        return lax.conv_general_dilated(
-            inputs, kernel, (stride, stride), borders, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    def ours(inputs, kernel):
-        return convolve(inputs, kernel, padding, stride=stride, in_blocks=True)
-
-    def gradient(convolve, *arrays):
-        value, back = jax.vjp(convolve, *arrays[:2])
-        return value, *back(arrays[2])
-
-    with jax.enable_x64(dtype == "float64"):
-        inputs, kernel = images(batch, 7, 6, 4), images(rows, columns, 4, 3, seed=1)
-        arrays = [inputs, kernel, images(*jax.eval_shape(xla, inputs, kernel).shape, seed=2)]
-        arrays = [jnp.asarray(array, dtype) for array in arrays]
-        found = jax.jit(partial(gradient, ours))(*arrays)
-        exact = gradient(xla, *(array.astype(jnp.promote_types(dtype, "float32")) for array in arrays))
-        near = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-7}[dtype]
-        for one, other in zip(found, exact, strict=True):
-            assert one.dtype == jnp.dtype(dtype)
-            np.testing.assert_allclose(one.astype(other.dtype), other, rtol=near, atol=near * np.abs(other).max())
-        if dtype == "float64":
-            check_grads(jax.jit(ours), arrays[:2], order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
-
-
-def test_a_stride_needs_blocks():
-    with pytest.raises(ValueError, match="in_blocks must be True where stride is not 1; got stride 2"):
-        convolve(images(1, 4, 4, 4), images(3, 3, 4, 4), "SAME", stride=2)
-
-
-@pytest.mark.parametrize(
-    ("size", "stride", "groups", "channels"), [(1, 1, 1, 6), (1, 1, 3, 6), (3, 1, 6, 6), (3, 2, 6, 6), (3, 2, 3, 6)]
-)
-def test_convolution_in_groups_or_of_one_tap_is_xlas(size, stride, groups, channels):
-    inputs, kernel = images(2, 7, 6, channels), images(size, size, channels // groups, 6, seed=1)
-
-    def xla(inputs, kernel):
-        return lax.conv_general_dilated(
-            inputs,
-            kernel,
-            (stride, stride),
-            [(size // 2, size // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    def ours(inputs, kernel):
-        if groups == 1:
-            return convolve(inputs, kernel, "SAME")
-        return convolve_in_groups(inputs, kernel, stride, groups)
-
-    found, back = jax.vjp(ours, inputs, kernel)
-    theirs, back_theirs = jax.vjp(xla, inputs, kernel)
-    cotangent = images(*found.shape, seed=2)
-    chex.assert_trees_all_close(found, theirs, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(back(cotangent), back_theirs(cotangent), rtol=1e-5, atol=1e-5)
-    half = ours(inputs.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(jnp.float32), theirs, rtol=0, atol=0.02 * np.ptp(theirs))
-
-
-def test_pictures_in_bfloat16_are_summed_in_float32():
-    inputs, kernel = (array.astype(jnp.bfloat16) for array in (images(4, 8, 8, 3), images(3, 3, 3, 5, seed=1)))
-    seen = convolve(inputs, kernel, "SAME")
-    exact = slow_convolution(*(array.astype(jnp.float32) for array in (inputs, kernel)), "SAME")
-    assert seen.dtype == jnp.bfloat16
-    np.testing.assert_allclose(seen.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)  # one rounding
 
 
 def test_pooling_keeps_the_largest_and_the_nan_and_the_first_of_equals():
