@@ -31,7 +31,7 @@ from _wrn_work import (
 from experiments._networks import make_model
 from kdjax import TrainState, Weights, init_state, make_train_step
 from kdjax.networks import from_linen
-from kdjax.training import make_epoch
+from kdjax.training import compiler_options, make_epoch
 
 MATMUL_PRECISION = {FLOAT32: "float32", TF32: "tensorfloat32", BFLOAT16: "default"}
 
@@ -64,7 +64,8 @@ def _distillation(weights: dict[str, tuple], batches: Batches, dtype: type, scan
     )
     objective = with_teacher(ALPHA, TEMPERATURE)
     step = make_train_step(applies[STUDENT], applies[TEACHER], optimizer)
-    epoch = make_epoch(step, steps_per_call=CHUNK if scanned else 1)
+    options = compiler_options("residual")
+    epoch = make_epoch(step, steps_per_call=CHUNK if scanned else 1, compiler_options=options)
     images, labels = map(np.concatenate, zip(*batches, strict=True))
     data = jax.device_put({"inputs": images, "labels": labels})
     teacher = jax.device_put(Weights(*weights[TEACHER]))

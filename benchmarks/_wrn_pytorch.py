@@ -45,7 +45,7 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """The networks of kdjax.models, by the same names of layers."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, classes: int = CLASSES) -> None:
         super().__init__()
         _, depth, width = name.split("_")
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
@@ -58,13 +58,15 @@ class WideResNet(nn.Module):
                 self.blocks[f"stage{stage + 1}_block{number + 1}"] = Block(channels, wide, stride)
                 channels = wide
         self.norm = nn.BatchNorm2d(channels)
-        self.logits = nn.Linear(channels, CLASSES)
+        self.logits = nn.Linear(channels, classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.stem(images)
-        for block in self.blocks.values():
-            x = block(x)
-        return self.logits(F.relu(self.norm(x)).mean((2, 3)))
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Logits, and features by name."""
+        x, features = self.stem(images), {}
+        for name, block in self.blocks.items():
+            x = features[name.split("_")[0]] = block(x)
+        x = features["embedding"] = F.relu(self.norm(x)).mean((2, 3))
+        return self.logits(x), features
 
 
 def steps(weights: dict[str, tuple], batches: Batches, size: int, way: Way) -> dict[str, Step]:
@@ -88,16 +90,16 @@ def _distillation(weights: dict[str, tuple], batches: Batches, way: Way, device:
         for images, labels in batches
     ]
     teacher, student = (
-        _filled(WideResNet(name), *weights[name]).to(device, memory_format=layout) for name in (TEACHER, STUDENT)
+        filled(WideResNet(name), *weights[name]).to(device, memory_format=layout) for name in (TEACHER, STUDENT)
     )
     teacher.eval().requires_grad_(False)
     half = way.precision == BFLOAT16
 
     def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16) if half else nullcontext():
-            logits = student(images)
+            logits, _ = student(images)
             with torch.no_grad():
-                taught = teacher(images)
+                taught, _ = teacher(images)
         logits, taught = logits.float(), taught.float()
         hard = F.cross_entropy(logits, labels)
         soft = F.kl_div(
@@ -124,7 +126,7 @@ def _distillation(weights: dict[str, tuple], batches: Batches, way: Way, device:
     return run
 
 
-def _filled(model: WideResNet, params: dict, model_state: dict) -> WideResNet:
+def filled(model: WideResNet, params: dict, model_state: dict) -> WideResNet:
     """With kdjax's weights and statistics, kernels moved from channels last to channels first."""
     statistics = model_state["batch_stats"]
 

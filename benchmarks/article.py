@@ -23,8 +23,8 @@ from typing import Any, ClassVar, Literal
 
 import _sides
 import jax
-import tyro
 from _arithmetic import update_flops
+from _command_line import command_line
 from _script import Report, Settings, gpu, quartiles, spread, verdict
 from _turns import PAUSE
 from _work import TEACHER, WIDTHS
@@ -149,4 +149,4 @@ def _accuracies(runs: list[dict], who: str, phase: str) -> str:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # this process only reads; the sides compute
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax
-import tyro
+from _command_line import command_line
 from _losses import COSTS, Work
 from _losses_compared import compared
 from _losses_judged import show, show_targets
@@ -163,4 +163,4 @@ def _print_times(report: Report, at_64: list[dict[str, Any]], ratios: list[float
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import tyro
 from _cases import PAIRS, Case, make
+from _command_line import command_line
 from _profile import KINDS, PARTS, Place, breakdown, places, read_spans
 from _script import Report, Settings, quartiles, spread
 from _turns import milliseconds
@@ -176,4 +176,4 @@ def _figure(rows: list[dict[str, Any]], device: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import _sides
 import jax
 import sweep
-import tyro
 from _arithmetic import Peak, distillation_flops, mlp_update_flops, update_flops
 from _cases import Case, make
+from _command_line import command_line
 from _figures import draw
 from _memory import free_mb
 from _script import Report, Settings, quartiles, spread
@@ -186,4 +186,4 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import jax
-import tyro
+from _command_line import command_line
 from _script import Report, Settings, quartiles, spread, verdict
 
 HERE = Path(__file__).parent
@@ -102,4 +102,4 @@ def _run(script: str, argument: str, *, variables: dict[str, str]) -> tuple[floa
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -24,8 +24,8 @@ from typing import ClassVar
 import _kdjax_side
 import _sides
 import jax
-import tyro
 from _cases import PAIRS as WORK
+from _command_line import command_line
 from _script import Report, Settings, quartiles, spread
 from _turns import PAUSE, Case, first_steps, rounds
 from _work import STUDENT, TEACHER, WAYS, Step, random_batches
@@ -121,4 +121,4 @@ def _print(
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -14,14 +14,14 @@ On a GPU the target is that 32 students cost at most three times what one costs,
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import _cases
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from _cases import IMAGE, Case, placed
+from _command_line import command_line
 from _script import Report, Settings, quartiles, spread, verdict
 from _turns import in_turns
 from _work import ALPHA, LEARNING_RATE, STUDENT, TEACHER, random_batches
@@ -54,6 +54,10 @@ class Benchmark(Settings):
     """how often every case has its turn"""
     batch: int = 32
     """images a step"""
+    networks: tuple[Literal["CNN", "MLP"], ...] = NETWORKS
+    """what the students are"""
+    teachers: tuple[Literal["cached", "online"], ...] = TEACHERS
+    """whether the teacher's logits are there, or it is run in every step"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +70,7 @@ def main(settings: Benchmark) -> None:
     students = (1, 3) if settings.quick else settings.students
     seconds, rounds = (0.0, 3) if settings.quick else (settings.seconds, settings.rounds)
     times: dict[Row, dict[int, list[float]]] = {}
-    for network, teacher in product(NETWORKS, TEACHERS):
+    for network, teacher in product(settings.networks, settings.teachers):
         with report.console.status(f"{network}, {teacher}"):
             runs = {
                 (way, count): case(network, teacher, way, count, settings.batch).runner()
@@ -78,7 +82,7 @@ def main(settings: Benchmark) -> None:
     compared = [
         {"network": network, "teacher": teacher}
         | ways_compared({way: summary[network, teacher, way] for way in WAYS}, jax.default_backend())
-        for network, teacher in product(NETWORKS, TEACHERS)
+        for network, teacher in product(settings.networks, settings.teachers)
     ]
     _print(report, summary, compared)
     rows = [
@@ -185,4 +189,4 @@ def _print(report: Report, summary: dict[Row, dict[int, list[float]]], compared:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

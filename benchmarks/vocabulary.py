@@ -17,7 +17,7 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax
 import jax.numpy as jnp
-import tyro
+from _command_line import command_line
 from _memory import by_xla
 from _script import Report, Settings, quartiles, spread, verdict
 from _turns import in_turns
@@ -44,6 +44,8 @@ class Benchmark(Settings):
     LEAST: ClassVar = {"rounds": 3}
     rounds: int = 7
     """how often every case has its turn"""
+    words: tuple[int, ...] = WORDS
+    """sizes of the vocabulary whose memory is asked for"""
     platform: Literal["cpu", "cuda"] = "cpu"
     """what computes"""
 
@@ -54,7 +56,7 @@ def main(settings: Benchmark) -> None:
     with report.console.status("memory"):
         memory = [
             {"loss": name, "words": words} | by_xla(_compiled(loss, _shapes(8192, 1024, 1024, words, jnp.bfloat16)))
-            for words in (WORDS[:2] if settings.quick else WORDS)
+            for words in (WORDS[:2] if settings.quick else settings.words)
             for name, loss in _pairs()
         ]
     with report.console.status("time"):
@@ -167,4 +169,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

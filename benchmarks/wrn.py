@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import _sides
 import _wrn_kdjax
 import jax
-import tyro
+from _command_line import command_line
 from _script import Report, Settings, gpu, quartiles, spread, verdict
 from _turns import PAUSE, Case, first_steps, rounds
 from _work import Step, random_batches
@@ -72,6 +72,8 @@ class Benchmark(Settings):
     """on a GPU, this one alone; default both"""
     autotune: bool = False
     """on a GPU, PyTorch's max-autotune too, which may take minutes to compile"""
+    brief: bool = False
+    """on a GPU, of kdjax many steps a call and of PyTorch CUDA graphs alone"""
 
 
 def main(settings: Benchmark) -> None:
@@ -103,6 +105,7 @@ def _ways(settings: Benchmark, report: Report) -> list[Way]:
         for way in (ON_CPU if settings.platform == "cpu" else ON_GPU)
         if way.precision in (FLOAT32, settings.precision or way.precision)
         and (settings.autotune or way.compiled != "max-autotune")
+        and (not settings.brief or settings.platform == "cpu" or way.scanned or way.compiled is not None)
         and (way.side == KDJAX or (has_torch and not (settings.quick and way.compiled is not None)))
     ]
 
@@ -179,4 +182,4 @@ def _print(report: Report, settings: Benchmark, rows: list[dict[str, Any]], comp
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(command_line(Benchmark, __doc__))

@@ -1,18 +1,18 @@
 """The ledger of hinton2015.py, a line of JSON a seed and part, and the tables that are made from it."""
 
 import json
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from experiments import _ledger
+from experiments._ledger import Line
+from experiments._ledger import add as add
 from kdjax.metrics import mean_interval
-from kdjax.runs import append_json_line
 
 WHAT = "hinton2015"
-Line = dict[str, Any]
 
 # part, figure, in words; the paper's; one trial's of one seed (200 and 100 epochs); the goal, at most; whether it is in %.
 ROWS = (
@@ -32,42 +32,13 @@ ROWS = (
 
 
 def line_of(part: str, seed: int | None, figures: Mapping[str, Any], about: Mapping[str, Any]) -> Line:
-    """What is written down of one part: figures, settings, and where they come from.
-
-    Args:
-      part: of `PARTS`, or ``"search"``.
-      seed: None for the search, which has many.
-      figures: of the part.
-      about: ``"settings"``, ``"data"``, ``"versions"``, ``"hardware"`` and ``"commit"``.
-    """
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"what": WHAT, "part": part, "seed": seed, "figures": dict(figures), **about, "date": date}
+    """A line of this experiment: `part` is one of `PARTS`, or ``"search"``, which has many seeds and is told None."""
+    return _ledger.line_of(WHAT, part, seed, figures, about)
 
 
 def read(ledger: Path) -> list[Line]:
-    """The lines of this experiment; those of others stay unread. No file: no lines."""
-    lines = []
-    for number, text in enumerate(ledger.read_text().splitlines() if ledger.exists() else (), 1):
-        try:
-            line = json.loads(text)
-            ours = line["what"] == WHAT
-            if ours and not {"part", "seed", "figures", "settings", "data"} <= line.keys():
-                raise KeyError("part, seed, figures, settings or data")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"ledger must hold a JSON object with its 'what' in every line; line {number} of {ledger}: {error}."
-            ) from None
-        lines += [line] if ours else []
-    return lines
-
-
-def add(ledger: Path, lines: Iterable[Line]) -> None:
-    """Appends the lines that are not there yet: a resumption writes none twice, and makes up for what a stop left out."""
-    there = read(ledger)
-    for line in lines:
-        if line not in there:
-            append_json_line(ledger, line)
-            there.append(line)
+    """The lines of this experiment; those of others are left out."""
+    return _ledger.read(ledger, WHAT)
 
 
 def tables(ledger: Path) -> list[Table]:

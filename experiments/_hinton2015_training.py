@@ -14,6 +14,7 @@ from flax import linen as nn
 from rich.console import Console
 
 from experiments._setting import Arrays
+from experiments._stopping import asked
 from kdjax import Objective, Outputs, Weights, cross_entropy, on_logits, weighted_sum
 from kdjax.data import make_views, random_crop
 from kdjax.losses import soft_target_kl
@@ -224,5 +225,6 @@ def fitted(
         teacher=teacher,
         place=(lambda state: stack([state] * len(objectives))) if many else lambda state: state,
         print_every=bench.settings.print_every,
+        stop=asked.get(),
     )
     return weights, {"errors": history[-1]["test"]["errors"], "seconds": sum(one["seconds"] for one in history)}

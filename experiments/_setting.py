@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments._stopping import until_asked
 from kdjax import (
     Apply,
     Objective,
@@ -83,8 +84,9 @@ class Setting:
 
         def learn(state, arrays, seed, teacher=None, told=lambda state: state):
             diverging = DivergenceWatch()
+            watch = until_asked(diverging)
             for number in range(epochs):
-                state, means = epoch(state, teacher, objective, arrays, self.order(seed, number), watch=diverging)
+                state, means = epoch(state, teacher, objective, arrays, self.order(seed, number), watch=watch)
                 diverging.finish(means)
                 state = told(state)
             return state
@@ -156,7 +158,7 @@ def in_phases(setting: Setting, beside: dict[str, Any], features: tuple[str, ...
         for number in range(setting.epochs):
             for index, rows in stretches(phases, number * setting.updates, setting.order(seed, number)):
                 state = state if index == state.phase else enter(phases, index, state)
-                state, means = epoch(state, None, objectives_of(phases), arrays, rows, watch=diverging)
+                state, means = epoch(state, None, objectives_of(phases), arrays, rows, watch=until_asked(diverging))
                 diverging.finish(means)
         return weights_of(state)
 

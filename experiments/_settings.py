@@ -12,6 +12,7 @@ import jax
 import tyro
 
 from experiments._networks import make_model
+from experiments._stopping import stoppable
 from kdjax.command._main import EXPECTED
 from kdjax.data import Dataset, load
 from kdjax.networks import from_linen
@@ -158,7 +159,7 @@ def recorded(name: str, settings: Run, data: list[Dataset]) -> Iterator[tuple[di
     digests = {one.split: digest(one.inputs, one.labels) for one in data}
     about = settings.recorded() | {"data_digests": digests}
     # What these scripts have trained is saved entry by entry.
-    with _stoppable(out), stopped_by_signals(at_once=True), open_folder(out, about, resume=settings.resume) as folder:
+    with _stoppable(out), stoppable(), open_folder(out, about, resume=settings.resume) as folder:
         file = folder / "results.json"
         yield *open_results(file, provenance(about, data=digests)), file
 

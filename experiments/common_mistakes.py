@@ -26,6 +26,7 @@ from rich.console import Console
 from experiments._networks import make_model
 from experiments._setting import LABELS, Arrays, Network
 from experiments._settings import Run, recorded, start
+from experiments._stopping import until_asked
 from kdjax import Objective, Outputs, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
@@ -251,7 +252,7 @@ def trainer(
         history = []
         for number in range(epochs):
             order = order_of(arm.order, arrays["labels"], settings.batch_size, seed=seed, epoch=number)
-            state, means = epoch(state, None, arm.objective, arrays, order)
+            state, means = epoch(state, None, arm.objective, arrays, order, watch=until_asked())
             history.append(means)
         terms = {term: [means[term] for means in history] for term in history[0]}
         return weights_of(state), evaluate(weights_of(state), test) | {"terms": terms}

@@ -49,7 +49,7 @@ def main(settings: Precision) -> None:
     console = Console()
     data = settings.load()
     training = Search(epochs=settings.epochs, teacher_epochs=settings.teacher_epochs, batch_size=settings.batch_size)
-    taught, test = teaching(training, data[0]), on_device(data[1], unit_range)
+    (taught, _), test = teaching(training, data[0]), on_device(data[1], unit_range)
     with recorded("precision", settings, data) as (results, entry, file):
         way = results.setdefault("way", way_of("auto"))
         arms = {dtype: learning(training, data[0], taught, way, console, dtype) for dtype in DTYPES}

@@ -14,7 +14,7 @@ most of all with few labels; 180 digits and 8 seeds tell no finer difference.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, Literal
@@ -29,7 +29,8 @@ from rich.table import Table
 from experiments._networks import make_model
 from experiments._setting import Arrays
 from experiments._settings import Run, recorded, start
-from kdjax import cross_entropy, init_state, make_train_step, on_logits, weighted_sum
+from experiments._stopping import until_asked
+from kdjax import Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
 from kdjax.caching import cache_teacher
 from kdjax.data import Dataset, on_device, unit_range
@@ -50,7 +51,10 @@ class Search(Run):
     """The teacher and the student of digits.py. Each seed has its own teacher and its own order of the data."""
 
     data: str = "digits"
-    """digits, tfds:NAME, npz:FILE or folder:DIR; with a validation split"""
+    """digits, tfds:NAME, npz:FILE or folder:DIR, with a validation split; or any of them, mnist and fashion_mnist with
+    --validation"""
+    validation: int | None = None
+    """so many of the last training examples are held back, and chosen by, where the data have no validation split"""
     temperatures: tuple[float, ...] = (4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0)
     """T of the soft targets, in logits"""
     alphas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
@@ -73,17 +77,19 @@ class Search(Run):
 
 def main(settings: Search) -> None:
     console = Console()
-    data = settings.load("train", "validation")
+    data = splits(settings)
     grid = [ALONE, *product(settings.temperatures, settings.alphas)]
-    taught = teaching(settings, data[0])
+    taught, teachers = teaching(settings, data[0])
     with recorded("search", settings, data) as (results, entry, file):
         # Kept at a resumption, and with it the numbers, on whatever platform that is.
         way = results.setdefault("way", way_of(settings.way))
         accuracies = learning(settings, data[0], taught, way, console)
         held_out = on_device(data[1], unit_range)
-        validated = np.array([
-            entry(seed, "validation", accuracies, seed, grid, held_out) for seed in range(settings.seeds)
-        ])  # fmt: skip
+        validated, taught_by = [], []
+        for seed in range(settings.seeds):
+            validated.append(entry(seed, "validation", accuracies, seed, grid, held_out))
+            taught_by.append(entry(seed, "teacher", teachers, seed, held_out))
+        validated = np.array(validated)
         best = 1 + int(np.argmax(validated[:, 1:].mean(axis=0)))
         results["search"] = {"settings": grid, "validation_accuracy": validated.tolist()}
         # Fresh seeds: the winner of many has been lucky on those that chose it.
@@ -100,10 +106,26 @@ def main(settings: Search) -> None:
         ])  # fmt: skip
         results["test"]["test_accuracy"] = tested.tolist()
         write_results(file, results)
-    console.print(f"Validation accuracy in %; alone {mean_interval(100 * validated[:, 0]):.2f}")
+    alone, teacher = (f"{mean_interval(100 * np.array(found)):.2f}" for found in (validated[:, 0], taught_by))
+    console.print(f"Validation accuracy in %; alone {alone}, teachers {teacher}")
     console.print(validation_table(settings, validated))
     console.print(f"Chosen by mean validation accuracy: T = {grid[best][0]}, α = {grid[best][1]}.")
     console.print(test_table(arms, tested))
+
+
+def splits(settings: Search) -> list[Dataset]:
+    """What is trained on, and what is chosen by."""
+    if settings.validation is None:
+        return settings.load("train", "validation")
+    (whole,) = settings.load("train")
+    count = len(whole.labels) - settings.validation
+    if count < 1:
+        raise ValueError(f"validation must be less than the {len(whole.labels)} examples; got {settings.validation}.")
+    first, last = slice(count), slice(count, None)
+    return [
+        replace(whole, inputs=whole.inputs[part], labels=whole.labels[part], split=split)
+        for split, part in (("train", first), ("validation", last))
+    ]
 
 
 def way_of(way: str) -> str:
@@ -112,21 +134,23 @@ def way_of(way: str) -> str:
     return by_platform if way == "auto" else way
 
 
-def teaching(settings: Search, data: Dataset) -> Callable[[int], Arrays]:
-    """``taught(seed)``: the training data with what the seed's teacher says of them."""
+def teaching(settings: Search, data: Dataset) -> tuple[Callable[[int], Arrays], Callable[[int, Arrays], float]]:
+    """``taught(seed)``, the training data with what the seed's teacher says of them; and its accuracy on others."""
     train = on_device(data, unit_range)
     init, apply = from_linen(make_model("digits_teacher", classes=len(data.class_names)))
     optimizer = adam(settings, data, settings.teacher_epochs)
     epoch = make_epoch(make_train_step(apply, None, optimizer))
 
     @lru_cache(maxsize=1)
-    def taught(seed: int) -> Arrays:
+    def trained(seed: int) -> tuple[Weights, Arrays]:
         key = jax.random.fold_in(jax.random.key(seed), 0)
         state = init_state(jax.jit(init)(key, train["inputs"][:1]), optimizer, key)
         state = fitted(settings, epoch, state, objective(*ALONE, soft=False), train, settings.teacher_epochs, seed)
-        return train | cache_teacher(apply, weights_of(state), train["inputs"])
+        weights = weights_of(state)
+        return weights, train | cache_teacher(apply, weights, train["inputs"])
 
-    return taught
+    evaluate = make_evaluation(apply)
+    return lambda seed: trained(seed)[1], lambda seed, others: evaluate(trained(seed)[0], others)["accuracy"]
 
 
 def learning(
@@ -173,7 +197,7 @@ def fitted(
     for number in range(epochs):
         order = epoch_indices(len(arrays["labels"]), settings.batch_size, seed=seed, epoch=number)
         try:
-            state, means = epoch(state, None, goal, arrays, order, watch=diverging)
+            state, means = epoch(state, None, goal, arrays, order, watch=until_asked(diverging))
             diverging.finish(means)
         except DivergedError as error:
             raise DivergedError(

@@ -84,6 +84,7 @@ ROWS = [
         ("make_eval_step(Z)", "apply", "shape"), ("make_evaluation(None)", "apply", "None"), ("make_evaluation(Z)", "apply", "shape"),
         ("make_epoch(Z)", "step", "shape"), ("make_epoch(None)", "step", "None"), ("jit_step(Z)", "step", "shape"),
         ("jit_step(None)", "step", "None"))),
+    ("jit_step(print, compiler_options=3)", "compiler_options must be XLA's options by name; got 3"),
     *((call, f"optimizer must be an optax transformation, .*; got {got}") for call, got in (
         ("make_train_step(network, None, None)", "None"), ("make_train_step(network, None, 0.1)", "0.1"),
         ("make_train_step(network, None, optax.sgd)", "a function"), ("make_train_step(network, None, Z)", "shape"),

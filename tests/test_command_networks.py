@@ -96,6 +96,24 @@ def test_words_that_name_no_function_are_refused(name):
         _networks.check_name("--teacher", name)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet21", "resnet20"),
+        ("resnet8_x4", "resnet8x4"),
+        ("vgg_8", "vgg8"),
+        ("mobilenetv2_half", "mobilenet_v2_half"),
+        ("shufflenet_v3", "shufflenet_v2"),
+        ("vit_tny", "vit_tiny"),
+    ],
+)
+def test_a_mistyped_name_is_told_what_is_near(name, near):
+    with pytest.raises(
+        ValueError, match=f"--student must be one of cnn_tiny, .*; got '{name}'. Did you mean .*'{near}'"
+    ):
+        _networks.check_name("--student", name)
+
+
 def test_one_s_own_network_is_compared_verified_and_exported(own, capsys):
     words = ["--teacher", "cnn_tiny", "--student", "own_package.networks:Small", "--data", "digits"]
     assert main(["compare", *words, "--epochs", "1", "--seeds", "1", "--print-every", "0"]) == 0
@@ -106,3 +124,8 @@ def test_one_s_own_network_is_compared_verified_and_exported(own, capsys):
     assert main(["verify", run, "--import-networks"]) == 0
     assert main(["export", run, "--import-networks", "--to", "student.stablehlo"]) == 0
     assert (own / "student.stablehlo").exists()
+
+
+def test_residual_networks_have_the_compiler_set_for_them():
+    names = ["cnn", "wrn_10_1", "own_package.networks:Small"]
+    assert [name for name in names if _networks.is_residual(name)] == ["wrn_10_1"]

@@ -228,7 +228,7 @@ def test_the_tables_are_made_from_the_ledger(whole, capsys):
 
 def test_a_seed_counts_once_in_the_table_and_a_damaged_line_is_named(tmp_path):
     ledger = tmp_path / "ledger.jsonl"
-    about = {"settings": {"data": "mnist"}, "data": {}}
+    about = {"settings": {"data": "mnist"}, "data": {}, "versions": {}, "hardware": {}, "commit": None}
     for seed, errors in ((0, 90), (0, 70), (1, 72)):
         ledgers.add(ledger, [ledgers.line_of("teacher", seed, {"errors": errors, "of": 10_000}, about)])
     (table,) = ledgers.tables(ledger)

@@ -46,7 +46,7 @@ def test_it_is_tested_on_fresh_seeds(finished):
     assert list(results["test"]["settings"]) == ["alone", "digits.py", "chosen"]
     assert 0.1 < tested.mean() < 1
     assert results["way"] == "one_by_one"
-    assert [list(record) for record in results["seeds"][:2]] == [["validation"]] * 2
+    assert [list(record) for record in results["seeds"][:2]] == [["validation", "teacher"]] * 2
     assert all(next(iter(record)).startswith("test, chosen T = ") for record in results["seeds"][2:])
 
 
@@ -63,12 +63,23 @@ def test_all_students_of_a_search_run_one_program(monkeypatch):
     monkeypatch.setattr(search, "make_epoch", counting)
     monkeypatch.setattr(search, "make_model", tiny.make_model)
     (data,) = SHORT.load("train")
-    taught = search.teaching(SHORT, data)
+    taught, teacher = search.teaching(SHORT, data)
     accuracies = search.learning(SHORT, data, taught, "one_by_one", Console(quiet=True))
     taught(0)
     compiled.clear()
     accuracies(0, [(4.0, 0.3), (4.0, 1.0), (8.0, 0.5)], taught(0))
     assert len(compiled) == 2  # once for the metrics' shapes, once for the program
+    assert 0.3 < teacher(0, taught(0)) <= 1
+
+
+def test_the_last_examples_are_held_back_where_asked():
+    train, validation = search.splits(replace(SHORT, validation=100))
+    (whole,) = SHORT.load("train")
+    assert [len(one.labels) for one in (train, validation)] == [len(whole.labels) - 100, 100]
+    np.testing.assert_array_equal(np.concatenate([train.inputs, validation.inputs]), whole.inputs)
+    assert [one.split for one in (train, validation)] == ["train", "validation"]
+    with pytest.raises(ValueError, match="validation must be less than the 1257 examples; got 1257"):
+        search.splits(replace(SHORT, validation=1257))
 
 
 def test_precision_compares_the_same_seeds(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 
+import families
 import jax
 import numpy as np
 import pytest
@@ -72,6 +73,21 @@ def test_every_model_answers_in_onnx_runtime(name, tmp_path):
     assert 0.7 <= record8["agreement"] <= 1
     if name != "cnn":  # of few weights the names of the operations are the most
         assert record8["bytes"] < 0.4 * record["bytes"]
+
+
+@needed
+@pytest.mark.parametrize("name", [name for name in families.SMALL if name != "wide_resnet"])
+def test_every_family_answers_in_onnx_runtime(name, tmp_path, monkeypatch):
+    families.shorten(monkeypatch)
+    module, (_, *shape) = families.SMALL[name]
+    _, apply = from_linen(module)
+    weights = families.filled(module, (1, *shape))
+    with jax.numpy_rank_promotion("allow"):  # which jax2onnx's form of Flax's convolutions wants
+        to_onnx(tmp_path / "student.onnx", apply, weights, families.images(2, *shape))
+    inputs = families.images(3, *shape, seed=1)  # a batch of another size than the example
+    found, _ = answers(tmp_path / "student.onnx", {"inputs": inputs})
+    expected = jax.jit(lambda inputs: apply(*weights, inputs, train=False)[0].logits)(inputs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.ptp(expected))
 
 
 @needed

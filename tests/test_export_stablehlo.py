@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,36 @@ def test_every_model_answers_in_a_process_without_kdjax_and_flax(tmp_path):
     for name, logits in expected.items():
         assert np.ptp(logits) > 0.1
         np.testing.assert_allclose(np.load(tmp_path / f"{name}-logits.npy"), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in families.SMALL if name != "wide_resnet"])
+def test_every_family_answers_as_before(name, tmp_path, monkeypatch):
+    families.shorten(monkeypatch)
+    module, (_, *shape) = families.SMALL[name]
+    _, apply = from_linen(module)
+    weights = families.filled(module, (1, *shape))
+    record = to_stablehlo(tmp_path / "student", apply, weights, families.images(2, *shape))
+    inputs = families.images(3, *shape, seed=1)  # a batch of another size than the example
+    call, _ = open_stablehlo(tmp_path / "student")
+    expected = jax.jit(lambda inputs: apply(*weights, inputs, train=False)[0].logits)(inputs)
+    assert record["platforms"] == ["cpu", "cuda", "tpu"]
+    np.testing.assert_allclose(call(inputs), expected, rtol=0, atol=1e-4 * np.ptp(expected))
+
+
+def test_a_program_says_nothing_of_the_folders_in_which_it_was_made(tmp_path):
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 10)  # as users have it
+    try:
+        init, apply = tiny.network(3)
+        inputs = jnp.ones((2, 8, 8, 1))
+        to_stablehlo(tmp_path / "program", apply, init(jax.random.key(0), inputs), inputs, platforms=("cpu",))
+        assert getattr(jax.config, name) == 10
+    finally:
+        jax.config.update(name, before)
+    program = (tmp_path / "program").read_bytes()
+    assert b".py" not in program
+    assert b"site-packages" not in program
 
 
 def test_inputs_may_be_a_tree(tmp_path):

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-from jax.test_util import check_grads
+from slow_networks import images, slow_cnn, slow_pool
 
 from experiments._networks import NETWORKS, make_model
 from kdjax.models import CNN, convolve, max_pool
@@ -23,10 +22,6 @@ COUNTS = {
     "soft_targets_student": 173_930,
 }
 KEY = jax.random.key(0)
-
-
-def images(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def shapes(tree):
@@ -73,46 +68,6 @@ def test_features_by_name(name, features):
 # --- values against loops over NumPy
 
 
-def slow_convolution(inputs, kernel, padding):
-    inputs, kernel = np.asarray(inputs, np.float64), np.asarray(kernel, np.float64)
-    if padding == "SAME":
-        inputs = np.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    batch, height, width = inputs.shape[0], inputs.shape[1] - 2, inputs.shape[2] - 2
-    out = np.zeros((batch, height, width, kernel.shape[-1]))
-    for n, y, x in np.ndindex(batch, height, width):
-        out[n, y, x] = np.einsum("ijc,ijco->o", inputs[n, y : y + 3, x : x + 3], kernel)
-    return out
-
-
-def slow_pool(inputs):
-    batch, height, width, channels = inputs.shape
-    out = np.zeros((batch, height // 2, width // 2, channels))
-    for n, y, x in np.ndindex(batch, height // 2, width // 2):
-        out[n, y, x] = inputs[n, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max((0, 1))
-    return out
-
-
-def slow_cnn(model, variables, x):
-    """In the articles' order: convolution, bias or normalisation, ReLU, pooling."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
-    for number in range(1, len(model.widths) + 1):
-        stage = params[f"stage{number}"]
-        x = slow_convolution(x, stage["kernel"], model.padding)
-        if model.batch_norm:
-            seen = variables["batch_stats"][f"stage{number}"]["norm"]
-            mean, variance = (np.asarray(seen[name], np.float64) for name in ("mean", "var"))
-            x = (x - mean) / np.sqrt(variance + 1e-5) * stage["norm"]["scale"] + stage["norm"]["bias"]
-        else:
-            x = x + stage["bias"]
-        x = slow_pool(np.maximum(x, 0))
-    x = x.reshape(len(x), -1)
-    for name in ("hidden", "logits"):
-        if name in params:
-            x = x @ params[name]["kernel"] + params[name]["bias"]
-            x = np.maximum(x, 0) if name == "hidden" else x
-    return x
-
-
 @pytest.mark.parametrize(
     "model",
     [
@@ -136,38 +91,6 @@ def test_logits_are_those_of_the_slow_network(model):
     np.testing.assert_allclose(outputs.logits, slow_cnn(model, variables, inputs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(("channels", "wide"), [(1, False), (3, False), (4, False), (4, True)])
-def test_convolution_and_its_gradients_are_xlas(padding, channels, wide, monkeypatch):
-    monkeypatch.setattr("kdjax.models._convolution.WIDE", 0 if wide else np.inf)
-    inputs, kernel = images(2, 7, 6, channels), images(3, 3, channels, 4, seed=1)
-
-    def xla(inputs, kernel):
-        return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    ours, back = jax.vjp(lambda *both: convolve(*both, padding), inputs, kernel)
-    theirs, back_theirs = jax.vjp(xla, inputs, kernel)
-    cotangent = images(*ours.shape, seed=2)
-    np.testing.assert_allclose(ours, slow_convolution(inputs, kernel, padding), rtol=1e-4, atol=1e-4)
-    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(back(cotangent), back_theirs(cotangent), rtol=1e-5, atol=1e-5)
-
-    @jax.jit
-    def ours_jitted(*both):
-        return convolve(*both, padding)
-
-    modes = ["rev"] if wide else ["fwd", "rev"]
-    check_grads(ours_jitted, (inputs, kernel), order=2, modes=modes, rtol=1e-2, atol=1e-2)
-
-
-def test_pictures_in_bfloat16_are_summed_in_float32():
-    inputs, kernel = (array.astype(jnp.bfloat16) for array in (images(4, 8, 8, 3), images(3, 3, 3, 5, seed=1)))
-    seen = convolve(inputs, kernel, "SAME")
-    exact = slow_convolution(*(array.astype(jnp.float32) for array in (inputs, kernel)), "SAME")
-    assert seen.dtype == jnp.bfloat16
-    np.testing.assert_allclose(seen.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)  # one rounding
-
-
 def test_pooling_keeps_the_largest_and_the_nan_and_the_first_of_equals():
     inputs = images(2, 5, 7, 3)
     np.testing.assert_array_equal(max_pool(inputs), slow_pool(np.asarray(inputs)).astype(np.float32))
@@ -178,6 +101,16 @@ def test_pooling_keeps_the_largest_and_the_nan_and_the_first_of_equals():
 
 
 # --- settings
+
+
+def test_in_float64_the_logits_have_all_its_digits():
+    model, inputs = CNN(widths=(3, 4), hidden=5, batch_norm=True, dtype=jnp.float64), images(2, 8, 8, 1)
+    variables = jax.jit(partial(model.clone(dtype=jnp.float32).init, train=False))(KEY, inputs)
+    with jax.enable_x64(True):
+        wide, exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, inputs))
+        outputs = jax.jit(partial(model.apply, train=False))(wide, exact)
+        assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.float64)}
+        np.testing.assert_allclose(outputs.logits, slow_cnn(model, variables, exact), rtol=1e-12)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

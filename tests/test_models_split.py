@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments._networks import make_model
 from kdjax import TrainState, cross_entropy, make_train_step, weighted_sum
-from kdjax.models import Dropout
+from kdjax.models import Dropout, convolve
+from kdjax.models._convolution import convolve_in_groups
 from kdjax.networks import from_linen
-from kdjax.training import data_mesh, jit_step, pmap_step, shard_map_step, split_batch
+from kdjax.training import data_mesh, jit_step, pmap_step, replicate, shard_map_step, split_batch
 
 KEY = jax.random.key(0)
 
@@ -68,3 +69,36 @@ def test_one_step_of_a_normalised_network_is_the_same_on_four_devices(how, monke
         parts, _ = shard_map_step(step("data"), data_mesh())(fresh(), None, objective, batch)
     chex.assert_trees_all_close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(parts.model_state, whole.model_state, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["shard_map", "jit"])
+def test_a_kernel_s_gradient_in_blocks_is_the_same_on_four_devices(how):
+    inputs, kernel = jax.random.normal(KEY, (16, 4, 5, 4)), jax.random.normal(jax.random.key(1), (3, 3, 4, 2))
+
+    def loss(kernel, inputs):
+        return jnp.sum(convolve(inputs, kernel, "SAME", in_blocks=True) ** 2)
+
+    gradient, mesh, (whole, split) = jax.grad(loss), data_mesh(), (PartitionSpec(), PartitionSpec("data"))
+    expected = jax.jit(gradient)(kernel, inputs)
+    if how == "jit":
+        found = jax.jit(gradient)(replicate(kernel, mesh), jax.device_put(inputs, NamedSharding(mesh, split)))
+    else:
+        found = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(whole, split), out_specs=whole))(kernel, inputs)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "stride", "groups"), [(1, 1, 1), (1, 1, 3), (3, 2, 6)])
+def test_the_gradient_of_a_kernel_that_devices_share_is_that_of_the_whole_batch(size, stride, groups):
+    inputs = jax.random.normal(KEY, (8, 5, 5, 6))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 6 // groups, 6))
+
+    def loss(kernel, inputs):
+        found = convolve(inputs, kernel, "SAME") if groups == 1 else convolve_in_groups(inputs, kernel, stride, groups)
+        return jnp.sum(jnp.sin(found))
+
+    whole, spec = PartitionSpec(), PartitionSpec("data")
+    split = jax.shard_map(
+        lambda *both: jax.lax.psum(loss(*both), "data"), mesh=data_mesh(), in_specs=(whole, spec), out_specs=whole
+    )
+    found, expected = jax.jit(jax.grad(split))(kernel, inputs), jax.jit(jax.grad(loss))(kernel, inputs)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -140,6 +140,16 @@ def test_statistics_move_in_training_alone():
     assert jnp.abs(outputs.logits - evaluated.logits).max() > 1e-3
 
 
+def test_in_float64_the_logits_have_all_its_digits():
+    inputs = images(2, 8, 8, 3)
+    weights = filled(SMALL, inputs)
+    with jax.enable_x64(True):
+        wide, exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (weights, inputs))
+        outputs, _ = jax.jit(partial(from_linen(SMALL.clone(dtype=jnp.float64))[1], train=False))(*wide, exact)
+        assert outputs.logits.dtype == jnp.float64
+        np.testing.assert_allclose(outputs.logits, slow_network(wide, exact, SMALL.depth)[0], rtol=1e-10)
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     inputs = images(4, 8, 8, 3)
     weights = filled(SMALL, inputs)

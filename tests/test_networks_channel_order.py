@@ -44,6 +44,15 @@ def flat(x):
     return x.reshape(x.shape[0], -1)
 
 
+def by_hand(x):
+    """The same, such that the axes cannot be followed."""
+    return jax.lax.map(lambda one: jnp.sin(one).ravel(), x)
+
+
+def flat_after_sine(x):
+    return flat(jnp.sin(x))
+
+
 def gate(x):
     return x * nn.sigmoid(nn.Dense(5, name="gate")(x.mean((1, 2))))[:, None, None]
 
@@ -57,6 +66,7 @@ REORDERED = {
     "after a residual branch": lambda x: flat(x + nn.Conv(5, (3, 3), name="more")(x)),
     "after gates of the channels": lambda x: flat(gate(x)),
     "in two steps, positions last": lambda x: x.reshape(2, 4, -1).reshape(2, -1),
+    "in a form for each platform": lambda x: jax.lax.platform_dependent(x, cpu=by_hand, default=flat_after_sine),
     "under remat and jit": lambda x: jax.jit(jax.checkpoint(lambda x: flat(jnp.sin(x))))(x),
     "after resizing there and back": lambda x: flat(
         jax.image.resize(jax.image.resize(x, (2, 8, 6, 5), "linear"), x.shape, "linear")

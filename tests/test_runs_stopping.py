@@ -10,13 +10,12 @@ import pytest
 from kdjax.runs import StoppedError, stopped_by_signals
 
 
-def asked(*numbers, **settings):
+def asked(*numbers):
     """A block that is sent signals, and then does as `fit` does where it is asked to stop."""
-    with stopped_by_signals(**settings) as stop:
+    with stopped_by_signals() as stop:
         assert not stop()
         for number in numbers:
             os.kill(os.getpid(), number)
-        assert not settings, "it went on"
         assert stop()
         raise StoppedError("own: stopped after step 3 of 8, as asked.")
 
@@ -27,7 +26,7 @@ def test_a_signal_asks_once_and_the_code_says_which_it_was(number, code, capsys)
     with pytest.raises(StoppedError, match="step 3 of 8") as seen:
         asked(number)
     assert seen.value.code == code
-    assert "Asked to stop: saving after this step" in capsys.readouterr().err
+    assert "Asked to stop: it ends after this step" in capsys.readouterr().err
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -40,8 +39,13 @@ def test_asked_again_it_stops_at_once():
 
 
 def test_nobody_at_work_takes_a_stop_for_a_failure_of_its_own():
-    with pytest.raises(StoppedError), stopped_by_signals(at_once=True), contextlib.suppress(Exception):
-        os.kill(os.getpid(), signal.SIGTERM)
+    def at_work():
+        with stopped_by_signals(), contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        at_work()
 
 
 def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(monkeypatch):
@@ -54,14 +58,6 @@ def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(monkeypatch):
         monkeypatch.undo()
         with contextlib.suppress(BrokenPipeError):
             gone.close()
-
-
-def test_work_that_is_saved_piece_by_piece_is_stopped_where_it_is():
-    with pytest.raises(StoppedError, match="what was finished is kept") as seen:
-        asked(signal.SIGTERM, at_once=True)
-    assert seen.value.code == 75
-    with pytest.raises(KeyboardInterrupt):
-        asked(signal.SIGINT, at_once=True)
 
 
 def test_another_thread_is_told_of_no_signal():

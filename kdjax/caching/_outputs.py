@@ -6,7 +6,7 @@ Where the teacher meets the same inputs in every epoch, a distillation step then
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kdjax.connectors import Connector
 from kdjax.objectives._places import places_of
 from kdjax.objectives._terms import Computed
 from kdjax.objectives._weighted_sum import Objective
+from kdjax.training.compiler import Options, with_options
 
 __all__ = ["StaleError", "cache_teacher", "choose_place", "features_of", "free_memory"]
 
@@ -41,6 +42,7 @@ def cache_teacher(
     dtype: str = "float32",
     batch_size: int = 500,
     path: str | os.PathLike[str] | None = None,
+    compiler_options: Options = None,
 ) -> dict[str, Any]:
     """Runs the teacher over all inputs, once, in inference mode, and keeps what it says of each.
 
@@ -61,6 +63,7 @@ def cache_teacher(
       batch_size: examples at a time.
       path: a folder to keep them in, memory-mapped; made whole or not at all. One that exists is taken, if it is of this
         teacher and these inputs. None: in memory.
+      compiler_options: as in `kdjax.training.jit_step`.
 
     Returns:
       Entries for the data set's arrays, to be taken batch by batch along with them: ``{"teacher": Outputs}``, which the
@@ -96,6 +99,7 @@ def cache_teacher(
     some = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), inputs)
     layout = layout_of(jax.eval_shape(ask, teacher, some, jax.ShapeDtypeStruct((2,), jnp.int32)), rows)
     size = min(batch_size, rows)
+    compiled = _compiled(*with_options(compiler_options).get("compiler_options", {}).items())
 
     def write(arrays: Mapping[str, np.ndarray]) -> None:
         # All batches have one size, so that one program computes them: the last begins early and repeats some examples.
@@ -103,7 +107,7 @@ def cache_teacher(
 
         def said(start: int) -> dict[str, jax.Array]:
             part = jax.tree.map(lambda array: jnp.asarray(array[start : start + size]), inputs)
-            found: dict[str, jax.Array] = _said_once(
+            found: dict[str, jax.Array] = compiled(
                 teacher, part, jnp.arange(start, start + size), apply=apply, wish=wish
             )
             return found
@@ -212,8 +216,10 @@ def _said(teacher: Weights, inputs: Tree, rows: jax.Array, *, apply: Apply, wish
     return wanted(said, wish, rows)
 
 
-# Compiled once for all teachers of one Apply, such as those of several seeds.
-_said_once = jax.jit(_said, static_argnames=("apply", "wish"))
+@cache
+def _compiled(*options: tuple[str, Any]) -> Any:
+    """Once for all teachers of one Apply, such as those of several seeds."""
+    return jax.jit(_said, static_argnames=("apply", "wish"), **with_options(dict(options)))
 
 
 def layout_of(shapes: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> dict[str, jax.ShapeDtypeStruct]:

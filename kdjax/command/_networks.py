@@ -25,6 +25,13 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "wrn_28_10": ("WideResNet", {"depth": 28, "width": 10}),
     "wrn_40_1": ("WideResNet", {"depth": 40, "width": 1}),
     "wrn_40_2": ("WideResNet", {"depth": 40, "width": 2}),
+    **{f"resnet{depth}": ("ResNet", {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": ("ResNet", {"depth": depth, "widths": (32, 64, 128, 256)}) for depth in (8, 32)},
+    **{f"vgg{depth}": ("VGG", {"depth": depth}) for depth in (8, 11, 13, 16, 19)},
+    "mobilenet_v2_half": ("MobileNetV2", {"width": 0.5}),
+    "shufflenet_v1": ("ShuffleNetV1", {}),
+    "shufflenet_v2": ("ShuffleNetV2", {}),
+    "vit_tiny": ("ViT", {}),
 }
 
 
@@ -47,6 +54,11 @@ def network(name: str, classes: int) -> tuple[Any, Any]:
         return _pair(name, imported(name), classes)
     kind, settings = NETWORKS[name]
     return from_linen(getattr(models, kind)(**settings, classes=classes))
+
+
+def is_residual(name: str) -> bool:
+    """Whether the compiler is to be set for residual networks; of one's own nothing is known."""
+    return NETWORKS.get(name, ("", {}))[0] == "WideResNet"
 
 
 def _pair(name: str, function: Any, classes: int) -> tuple[Any, Any]:

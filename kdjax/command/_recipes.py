@@ -12,7 +12,7 @@ import optax
 from kdjax import _checks
 from kdjax._types import Weights
 from kdjax.checkpoints import load_weights
-from kdjax.command._networks import layers_in_order, network
+from kdjax.command._networks import is_residual, layers_in_order, network
 from kdjax.command._settings import STARTS, Compare, option, whole_source
 from kdjax.data import Dataset, load, unit_range
 from kdjax.losses import logit_mse, soft_target_kl
@@ -74,20 +74,24 @@ def recipes(settings: Compare, data: Data, say: Callable[[str], None] = lambda l
     updates = settings.epochs * (len(data[0].labels) // settings.batch_size)
 
     def recipe(
-        pair: tuple[Any, Any], objective: Objective, epochs: int, name: str, peer: Recipe | None = None
+        pair: tuple[Any, Any], objective: Objective, epochs: int, *names: str, peer: Recipe | None = None
     ) -> Recipe:
         def optimizer(updates: int) -> optax.GradientTransformation:
             return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, updates))
 
         rate = settings.learning_rate
-        return Recipe(pair, objective, optimizer, epochs, settings.batch_size, name=name, learning_rate=rate, peer=peer)
+        kind = "residual" if any(map(is_residual, names)) else None
+        return Recipe(
+            pair, objective, optimizer, epochs, settings.batch_size, name="+".join(names), learning_rate=rate, peer=peer,
+            compile_for=kind,
+        )  # fmt: skip
 
-    named, epochs, objective = "+".join(settings.teachers), settings.epochs, objective_of(settings, max(updates, 1))
-    peer = recipe(teacher, objective, epochs, named) if settings.online else None
+    epochs, objective = settings.epochs, objective_of(settings, max(updates, 1))
+    peer = recipe(teacher, objective, epochs, *settings.teachers) if settings.online else None
     return {
-        "teacher": recipe(teacher, labels, settings.teacher_epochs or epochs, named),
+        "teacher": recipe(teacher, labels, settings.teacher_epochs or epochs, *settings.teachers),
         "alone": recipe(student, labels, epochs, settings.student),
-        "distilled": recipe(student, objective, epochs, settings.student, peer),
+        "distilled": recipe(student, objective, epochs, settings.student, peer=peer),
     }
 
 

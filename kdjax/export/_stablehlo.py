@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def to_stablehlo(
     if not platforms:
         raise ValueError("platforms must name at least one; got none.")
     student = _student.student(apply, weights, example, preprocess, class_names)
-    exported = export.export(jax.jit(student.logits_of), platforms=list(platforms))(student.shapes)
-    data = bytes(exported.serialize())
+    with _without_places():
+        exported = export.export(jax.jit(student.logits_of), platforms=list(platforms))(student.shapes)
+        data = bytes(exported.serialize())
     here = jax.default_backend().replace("gpu", "cuda")
     difference = None
     if here in platforms:
@@ -135,6 +137,18 @@ def open_stablehlo(path: str | os.PathLike[str]) -> tuple[Callable[[Tree], Array
     if _student.digest(data) != said:
         raise ValueError(f"The program {source} is damaged: it is not what {beside} describes.")
     return jax.jit(export.deserialize(bytearray(data)).call), record
+
+
+@contextmanager
+def _without_places() -> Iterator[None]:
+    """Programs that do not say in which files, of whose folders, each operation was written."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _is_left_over(beside: Path) -> bool:

@@ -64,7 +64,8 @@ class CNN(nn.Module):
       dropout: the rate at which the logits' inputs are dropped while training, in [0, 1).
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation and the masks of
         dropout; None where the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
+        have this dtype.
 
     Features: ``"stage1"`` … ``"stageN"`` [batch, height, width, channels], each stage's output, and ``"embedding"``
     [batch, dim], what the logits are read from, before dropout.
@@ -121,7 +122,7 @@ class CNN(nn.Module):
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer(min(self.gain, 1.0)), name="logits")(
             x
         )
-        return Outputs(logits.astype(jnp.float32), features)
+        return Outputs(logits.astype(jnp.promote_types(self.dtype, jnp.float32)), features)
 
     def _check(self, inputs: Array) -> None:
         _checks.rank("inputs", inputs, 4, "[batch, height, width, channels]")

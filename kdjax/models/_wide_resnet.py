@@ -2,42 +2,20 @@
 # mypy: disable-error-code="misc, untyped-decorator"
 # (Flax's types are not read: a Module is Any to mypy.)
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array
 
-from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._convolution import Convolved, Images, convolve
+from kdjax.models._blocks import activated, check_images, convolution, outputs
+from kdjax.models._convolution import Convolved, Images
 
 STEM = 16
 """Channels before the first stage; stage n has 16 · 2ⁿ⁻¹ · width."""
 STAGES = 3
-HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-HALF_HE = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
-class Convolution(nn.Module):
-    """Without bias. With stride 2 it reads a pixel beyond each border, as with stride 1, so that both see the same edges."""
-
-    width: int
-    size: int
-    stride: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, inputs: Images) -> Convolved:
-        kernel = self.param("kernel", HE, (self.size, self.size, inputs.shape[-1], self.width)).astype(self.dtype)
-        inputs = inputs.astype(self.dtype)
-        if self.stride == 1:
-            return convolve(inputs, kernel, "SAME")
-        border = (self.size // 2, self.size // 2)
-        return lax.conv_general_dilated(
-            inputs, kernel, (self.stride,) * 2, (border, border), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
 
 
 class Block(nn.Module):
@@ -53,19 +31,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Images, *, train: bool) -> Convolved:
-        x = activated(inputs, "norm1", train, self.axis_name, self.dtype)
-        beside = inputs
+        norm = partial(activated, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        first = norm(inputs, "norm1")
+        x = convolution(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(first)
+        x = norm(x, "norm2")
+        x = convolution(self.width, 3, dtype=self.dtype, name="conv2")(x)
+        # Called last, as PyTorch's networks register it: the order tells whose weights are whose.
         if inputs.shape[-1] != self.width or self.stride != 1:
-            beside = Convolution(self.width, 1, self.stride, self.dtype, name="shortcut")(x)
-        x = Convolution(self.width, 3, self.stride, self.dtype, name="conv1")(x)
-        x = activated(x, "norm2", train, self.axis_name, self.dtype)
-        return beside + Convolution(self.width, 3, 1, self.dtype, name="conv2")(x)
-
-
-def activated(x: Images, name: str, train: bool, axis_name: str | None, dtype: Any) -> Images:
-    """Normalised and cut off at zero. The new submodule, called `name`, belongs to whoever calls."""
-    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name, dtype=dtype, name=name)
-    return nn.relu(norm(x))
+            return x + convolution(self.width, 1, stride=self.stride, dtype=self.dtype, name="shortcut")(first)
+        return x + inputs
 
 
 class WideResNet(nn.Module):
@@ -81,7 +55,8 @@ class WideResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where the
         network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters, statistics and logits are float32 always; features have this dtype.
+      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
+        have this dtype.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], the sums that the stages end with, which may be
     negative, and ``"embedding"`` [batch, 64 · width], what the logits are read from.
@@ -125,10 +100,9 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
-        _checks.rank("inputs", inputs, 4, "[batch, height, width, channels]")
-        _checks.floating("inputs", inputs)
+        check_images(inputs)
         features: dict[str, Array] = {}
-        x = Convolution(STEM, 3, 1, self.dtype, name="stem")(inputs)
+        x = convolution(STEM, 3, dtype=self.dtype, name="stem")(inputs)
         for stage in range(STAGES):
             for number in range((self.depth - 4) // 6):
                 stride = 2 if stage > 0 and number == 0 else 1
@@ -136,7 +110,5 @@ class WideResNet(nn.Module):
                 channels = STEM * 2**stage * self.width
                 x = Block(channels, stride, self.axis_name, self.dtype, name=name)(x, train=train)
             features[f"stage{stage + 1}"] = x
-        x = jnp.mean(activated(x, "norm", train, self.axis_name, self.dtype), axis=(1, 2))
-        features["embedding"] = x
-        logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=HALF_HE, name="logits")(x)
-        return Outputs(logits.astype(jnp.float32), features)
+        x = activated(x, "norm", train=train, axis_name=self.axis_name, dtype=self.dtype)
+        return outputs(jnp.mean(x, axis=(1, 2)), features, self.classes, self.dtype)

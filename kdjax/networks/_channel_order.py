@@ -78,6 +78,12 @@ class _Follower:
                 if len(closed.invars) == len(known):
                     consts = [parameter(np.shape(one), frozenset()) for one in getattr(inner, "consts", ())]
                     return self.walk(closed, consts, known)
+        if name == "cond" and settings.get("branches_platforms") is not None:
+            # jax.lax.platform_dependent: all compute the same, and the form for any platform is the plainest.
+            platforms = settings["branches_platforms"]
+            body = settings["branches"][platforms.index(None) if None in platforms else 0]
+            consts = [parameter(np.shape(one), frozenset()) for one in body.consts]
+            return self.walk(body.jaxpr, consts, known[1:])
         data = [value for value in known if value.leaves is None]
         if not data:
             leaves = frozenset().union(*(value.leaves or () for value in known))

@@ -33,6 +33,7 @@ from kdjax.runs.recipes import (
 )
 from kdjax.runs.tracking import Track
 from kdjax.training import DivergedError, data_mesh, replicate
+from kdjax.training.compiler import Options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +74,9 @@ class Shared:
     def placed(self, tree: Tree) -> Tree:
         return tree if self.mesh is None else replicate(tree, self.mesh)
 
-    def prepared(self, recipes: Mapping[str, Recipe]) -> dict[str, Trainer]:
+    def prepared(
+        self, recipes: Mapping[str, Recipe], options: Mapping[str, Options] | None = None
+    ) -> dict[str, Trainer]:
         made: dict[str, Trainer] = {}
         for name, recipe in recipes.items():
             if recipe.batch_size % self.parts:
@@ -96,6 +99,7 @@ class Shared:
                 measures=self.measures,
                 ignore_label=self.ignore_label,
                 diverged=self.diverged,
+                compiler_options=(options or {}).get(name),
             )
             self.check_labels(name, made[name])
         return made
@@ -270,7 +274,10 @@ class Shared:
         path: Path | None = None,
     ) -> dict[str, Outputs]:
         """The teacher's outputs for all examples; what `path` holds from before a resumption is checked, and used."""
-        return cache_teacher(trainer.apply, teacher, arrays["inputs"], features=features, path=path)
+        options = trainer.options
+        return cache_teacher(
+            trainer.apply, teacher, arrays["inputs"], features=features, path=path, compiler_options=options
+        )
 
 
 def _everywhere(place: str) -> str:

@@ -18,6 +18,7 @@ from kdjax.metrics import parameter_count
 from kdjax.runs import records
 from kdjax.runs._data import digest_of, inputs_of, not_finite
 from kdjax.runs._measured import check_measures, digest_of_measures, headline
+from kdjax.runs._options import begun_with, options_of
 from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.fitting import tracked_by
 from kdjax.runs.folders import NUMBERS, open_folder
@@ -181,6 +182,10 @@ def compare(
     results = records.provenance(about, data=digests) | {"experiment": title, "parameters": counts, "seeds": []}
     results["measure"] = headline(measures)
     with open_folder(out, about, resume=resume) as folder:
+        now = options_of(trainers)
+        results["compiler_options"] = options = begun_with(folder, now, run.say)
+        if options != now:
+            trainers = run.prepared(recipes, options)
         run.announce(title, trainers, counts)
         place = "off" if distilled.peer is not None else run.place_of_cache(trainers["teacher"])
         for seed in range(seeds):

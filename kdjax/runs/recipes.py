@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from kdjax import _checks, _trees
+from kdjax import _checks, _trees, training
 from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.checkpoints import load_weights, read_description
@@ -21,6 +21,7 @@ from kdjax.metrics import agreeing
 from kdjax.objectives import Objective, schedules
 from kdjax.runs._peers import begun_beside, check_peer, make_step_beside
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
+from kdjax.training.compiler import TABLE, Options
 from kdjax.training.divergence import at_rate
 
 Init = Callable[..., Weights]
@@ -43,6 +44,7 @@ class Recipe:
       learning_rate: the one that the optimizer is built with, to be named if training diverges; None: not known.
       peer: how a second network is trained at the same time, from the start: each is then the other's teacher, as in
         `kdjax.training.make_mutual_step`. It sees the same batches for as many epochs, and stays behind.
+      compile_for: which networks the compiler is set for, of `kdjax.training.compiler_options`.
     """
 
     network: tuple[Init, Apply]
@@ -54,6 +56,7 @@ class Recipe:
     name: str = ""
     learning_rate: float | None = None
     peer: "Recipe | None" = None
+    compile_for: str | None = None
 
     def __post_init__(self) -> None:
         pair = self.network
@@ -73,6 +76,8 @@ class Recipe:
         _checks.whole("batch_size", self.batch_size, 1)
         if self.learning_rate is not None:
             _checks.positive("learning_rate", self.learning_rate)
+        if self.compile_for is not None:
+            _checks.one_of("compile_for", self.compile_for, (*TABLE,))
         if self.peer is not None:
             check_peer(self, self.peer)
 
@@ -94,6 +99,7 @@ class Trainer(NamedTuple):
     evaluate: Callable[..., dict[str, Any]]
     epoch_at: Callable[[float], Callable[..., Any]]  # of the learning rate times a number
     diverged: Diverged
+    options: Mapping[str, Any]  # of the compiler
 
     def logits_shape(self, inputs: Any) -> tuple[int, ...]:
         """Of all its logits for these inputs; nothing is computed."""
@@ -113,10 +119,14 @@ def prepare(
     measures: Mapping[str, Any] | None = None,
     ignore_label: int | None = None,
     diverged: Diverged = "stop",
+    compiler_options: Options = None,
 ) -> Trainer:
-    """Compiles nothing yet; what it returns compiles at its first call, and only then."""
+    """Compiles nothing yet; what it returns compiles at its first call, and only then. No options: the recipe's."""
     if recipe.batch_size > examples:
         raise ValueError(f"batch_size must be at most the {examples} examples; got {recipe.batch_size}.")
+    options = compiler_options
+    if options is None:
+        options = training.compiler_options(next((one.compile_for for one in recipe.learners if one.compile_for), None))
     init, apply = recipe.network
     updates = recipe.epochs * (examples // recipe.batch_size)
     optimizers = [one.optimizer(updates) for one in recipe.learners]
@@ -135,13 +145,16 @@ def prepare(
             step = make_step_beside([apply, recipe.peer.network[1]], optimizers, ignore_label)
         return skip_non_finite(step) if diverged == "skip" else step
 
-    def epoch_at(rate: float) -> Callable[..., Any]:
-        epoch: Callable[..., Any] = make_epoch(step_of([at_rate(one, rate) for one in optimizers]), mesh=mesh)
+    def epoch_of(step: Any) -> Callable[..., Any]:
+        epoch: Callable[..., Any] = make_epoch(step, mesh=mesh, compiler_options=options)
         return epoch
+
+    def epoch_at(rate: float) -> Callable[..., Any]:
+        return epoch_of(step_of([at_rate(one, rate) for one in optimizers]))
 
     step = step_of(optimizers)
     alone, beside = (
-        make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh)
+        make_evaluation(apply, measures=own, ignore_label=ignore_label, mesh=mesh, compiler_options=options)
         for own in (measures, None if measures is None else {"agreement": agreeing, **measures})
     )
 
@@ -149,7 +162,7 @@ def prepare(
         found: dict[str, Any] = (beside if "teacher" in arrays else alone)(weights, arrays)
         return {name: value.tolist() if np.ndim(value) else value for name, value in found.items()}
 
-    return Trainer(recipe, begin, init, apply, step, make_epoch(step, mesh=mesh), evaluate, epoch_at, diverged)
+    return Trainer(recipe, begin, init, apply, step, epoch_of(step), evaluate, epoch_at, diverged, options)
 
 
 def digest_of_training(

@@ -12,6 +12,7 @@ from kdjax.checkpoints import load_weights
 from kdjax.data import Dataset
 from kdjax.runs._data import digest_of
 from kdjax.runs._measured import has_classes
+from kdjax.runs._options import kept, options_of
 from kdjax.runs._seeds import PHASES, Shared
 from kdjax.runs.folders import read_object
 from kdjax.runs.recipes import Recipe, Trainer, first_of, parameters
@@ -93,7 +94,10 @@ def remeasure(
     shared = Shared(
         folder, data, preprocess, "off", devices, dtype, given_teacher, 0, quiet, measures, ignore_label, "stop"
     )
-    trainers = shared.prepared(dict(zip(PHASES, (teacher, alone, distilled), strict=True)))
+    recipes = dict(zip(PHASES, (teacher, alone, distilled), strict=True))
+    trainers = shared.prepared(recipes)
+    options = kept(results.get("compiler_options", {}), options_of(trainers), folder / "results.json")
+    trainers = shared.prepared(recipes, options)
     its = None
     if given_teacher is not None:
         given = given_teacher if isinstance(given_teacher, Weights) else Path(given_teacher)

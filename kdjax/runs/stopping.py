@@ -37,15 +37,12 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]:
+def stopped_by_signals() -> Iterator[Callable[[], bool]]:
     """What `kdjax.runs.compare` takes as `stop`: whether SIGTERM or Ctrl-C has asked the run to end.
 
     Asked a second time, the run ends where it is, by a KeyboardInterrupt, or by a `StoppedError` after SIGTERM. Of several
     processes, SIGTERM to any of them stops all after the same step, by the preemption service of ``jax.distributed``.
     Outside of the main thread, which alone is told of signals, it is always False.
-
-    Args:
-      at_once: whether a signal ends the block where it is, by a `StoppedError`; for work that is saved piece by piece.
 
     Example:
       >>> import os
@@ -59,9 +56,9 @@ def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
-        if at_once or len(asked) > 1:
+        if len(asked) > 1:
             raise _AtOnce
-        say("Asked to stop: saving after this step. Asked again, it stops at once.")
+        say("Asked to stop: it ends after this step. Asked again, it stops at once.")
 
     def agreed() -> bool:
         if not asked and multihost_utils.reached_preemption_sync_point(next(_calls)):
@@ -80,8 +77,7 @@ def stopped_by_signals(*, at_once: bool = False) -> Iterator[Callable[[], bool]]
     except _AtOnce:
         if asked[0] == signal.SIGINT:
             raise KeyboardInterrupt from None
-        what = "finished" if at_once else "saved before"
-        raise StoppedError(f"asked to stop; what was {what} is kept.") from None
+        raise StoppedError("asked to stop; what was saved before is kept.") from None
     except StoppedError as error:
         error.code = STOPPED if asked and asked[0] == signal.SIGINT else RESUME
         raise

@@ -4,9 +4,11 @@ from kdjax.training import phases as phases
 from kdjax.training import sweeps as sweeps
 from kdjax.training._asked import asking as asking
 from kdjax.training._evaluation import make_eval_step as make_eval_step
+from kdjax.training._evaluation import make_evaluation as make_evaluation
 from kdjax.training._step import make_train_step as make_train_step
 from kdjax.training.accumulation import accumulate as accumulate
 from kdjax.training.accumulation import distillation_oriented as distillation_oriented
+from kdjax.training.compiler import compiler_options as compiler_options
 from kdjax.training.devices import data_mesh as data_mesh
 from kdjax.training.devices import jit_step as jit_step
 from kdjax.training.devices import pmap_step as pmap_step
@@ -19,7 +21,6 @@ from kdjax.training.divergence import DivergedError as DivergedError
 from kdjax.training.divergence import DivergenceWatch as DivergenceWatch
 from kdjax.training.divergence import skip_non_finite as skip_non_finite
 from kdjax.training.loop import make_epoch as make_epoch
-from kdjax.training.loop import make_evaluation as make_evaluation
 from kdjax.training.online import follow as follow
 from kdjax.training.online import init_mean_teacher as init_mean_teacher
 from kdjax.training.online import make_mean_teacher_step as make_mean_teacher_step
@@ -41,6 +42,7 @@ __all__ = [
     "asking",
     "augmented",
     "clip_while",
+    "compiler_options",
     "data_mesh",
     "distillation_oriented",
     "follow",

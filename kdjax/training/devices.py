@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kdjax import _checks, _processes, _trees
 from kdjax._types import Tree
 from kdjax.training._step import TrainStep
+from kdjax.training.compiler import Options, with_options
 
 AXIS = "data"
 MODEL_AXIS = "model"
@@ -118,17 +119,21 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda leaf: _processes.place(leaf, whole), tree)
 
 
-def jit_step(step: TrainStep) -> Any:
+def jit_step(step: TrainStep, *, compiler_options: Options = None) -> Any:
     """Compiles a step whose state is donated: its memory is used again, so keep only the state that comes back.
 
     What comes back lies where the state lay: on every device, or split as `shard_by_rules` or `shard_largest_axis` did.
 
+    Args:
+      step: any ``step(state, teacher, objective, batch) -> (state, metrics)``.
+      compiler_options: XLA's for this program, such as `kdjax.training.compiler_options` gives; None: those of the process.
+
     Raises:
-      ValueError: later, if state and teacher share an array, whose memory the step would take, or the batch holds what is
-        no array of numbers.
+      ValueError: if `compiler_options` are no options by name; later, if state and teacher share an array, whose memory the
+        step would take, or the batch holds what is no array of numbers.
     """
     _checks.function("step", step, "step(state, teacher, objective, batch)")
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0, **with_options(compiler_options))
     looked_at = None  # which teacher: a state that comes back shares nothing with any
 
     @functools.wraps(step)

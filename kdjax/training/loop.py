@@ -1,4 +1,4 @@
-"""The loop: one pass of training and one of evaluation, over arrays on the device, rows on the host, or streams.
+"""The loop: one pass of training, over arrays on the device, rows on the host, or streams.
 
 What happens between epochs is the caller's Python: save, evaluate, observe, stop.
 """
@@ -14,13 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax import _checks
 from kdjax._processes import place
-from kdjax._types import Apply, Tree, Weights
-from kdjax.batches import evaluation_indices, take
-from kdjax.metrics import accuracy, agreeing, finished
-from kdjax.objectives import cross_entropy
-from kdjax.objectives._counted import both, read_counted
-from kdjax.training._evaluation import make_eval_step
+from kdjax._types import Tree
+from kdjax.batches import take
 from kdjax.training._step import Metrics
+from kdjax.training.compiler import Options, with_options
 from kdjax.training.devices import AXIS, apart, numbers_only
 
 STEPS_PER_CALL = 64  # in one scan, on GPU and TPU
@@ -30,7 +27,13 @@ Watch = Callable[[int, Metrics], object]
 Stop = Callable[[], bool]
 
 
-def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, mesh: Mesh | None = None) -> Any:
+def make_epoch(
+    step: Callable[..., Any],
+    *,
+    steps_per_call: int | None = None,
+    mesh: Mesh | None = None,
+    compiler_options: Options = None,
+) -> Any:
     """Builds ``epoch(state, teacher, objective, arrays, order=None, *, watch=None, …) -> (state, means)``: one pass.
 
     Args:
@@ -40,6 +43,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
         convolutions are slow inside a loop, and 64 elsewhere. Batches that come one by one are one step a call.
       mesh: of `kdjax.training.data_mesh`; each batch is then split over its devices. Place state and teacher by
         `replicate`, or as `shard_by_rules` and `shard_largest_axis` do.
+      compiler_options: as in `jit_step`.
 
     Returns:
       A function that compiles at its first call, of
@@ -85,12 +89,12 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     if steps_per_call is not None:
         _checks.whole("steps_per_call", steps_per_call, 1)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=(0, 1), **with_options(compiler_options))
     def advance(
         state: Any, totals: Metrics, teacher: Any, objective: Any, arrays: Tree, rows: Tree
     ) -> tuple[Any, Metrics, Metrics]:
         def one(carry: tuple[Any, Metrics], own: Tree) -> tuple[tuple[Any, Metrics], Metrics]:
-            state, metrics = step(carry[0], teacher, objective, _split(_batch_of(arrays, own), mesh))
+            state, metrics = step(carry[0], teacher, objective, split(batch_of(arrays, own), mesh))
             return (state, jax.tree.map(jnp.add, carry[1], metrics)), metrics
 
         if len(jax.tree.leaves(rows)[0]) == 1:
@@ -104,7 +108,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     @partial(jax.jit, keep_unused=True)
     def zeros(state: Any, teacher: Any, objective: Any, arrays: Tree, rows: Tree) -> Metrics:
         """Where the metrics of an epoch are added up, on the device; the step is traced for their shapes once."""
-        batch = _batch_of(arrays, jax.tree.map(lambda array: array[0], rows))
+        batch = batch_of(arrays, jax.tree.map(lambda array: array[0], rows))
         _, metrics = jax.eval_shape(step, state, teacher, objective, batch)
         return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), metrics)
 
@@ -120,7 +124,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
         begun: tuple[int, Mapping[str, Any]] = (0, {}),
     ) -> tuple[Any, dict[str, Any]]:
         per_call = steps_per_call or (1 if jax.default_backend() == "cpu" else STEPS_PER_CALL)
-        resident, calls = _calls(arrays, order, per_call, mesh)
+        resident, calls = calls_of(arrays, order, per_call, mesh)
         apart(state, teacher)
         totals: Any = None
         done, before = begun
@@ -142,83 +146,7 @@ def make_epoch(step: Callable[..., Any], *, steps_per_call: int | None = None, m
     return epoch
 
 
-def make_evaluation(
-    apply: Apply,
-    *,
-    measures: Mapping[str, Any] | None = None,
-    ignore_label: int | None = None,
-    mesh: Mesh | None = None,
-) -> Any:
-    """Builds ``evaluate(weights, arrays, *, batch_size=500) -> results``: every example once, whatever the remainder.
-
-    Args:
-      apply: the network; run with ``train=False``.
-      measures: what to measure, by name: those of `kdjax.metrics`, such as ``{"perplexity": metrics.perplexity}``, or
-        terms, whose means are taken. None: of class labels the accuracy and the cross-entropy; with a teacher the
-        agreement, how often both networks' first choice is the same.
-      ignore_label: as in `make_train_step`.
-      mesh: as in `make_epoch`.
-
-    Returns:
-      A function that compiles at its first call, of
-
-        - `weights`: the network's `Weights`, such as `kdjax.training.weights_of` a state.
-        - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`,
-          and ``"mask"`` and ``"labelled"`` as in `make_train_step`. Or an iterable of batches, such as
-          `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
-        - `batch_size`: examples a call. Numbers do not depend on it but by rounding.
-
-      that returns a float, or an array, for each measure, over all entries that count: examples, tokens or pixels. Without
-      `measures`: ``accuracy`` and ``cross_entropy``, ``agreement``. NaN where no entry counts for a measure.
-
-    Raises:
-      ValueError: later, if no example counts, or as `make_eval_step` says.
-
-    Example:
-      >>> def network(params, model_state, inputs, *, train, rng=None):
-      ...     return inputs @ params, model_state
-      >>> evaluate = make_evaluation(network)
-      >>> arrays = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, 1])}
-      >>> round(evaluate(Weights(jnp.eye(3), {}), arrays, batch_size=2)["accuracy"], 3)
-      0.667
-    """
-    step = make_eval_step(apply, measures=measures, ignore_label=ignore_label)
-    named = {"correct": "accuracy", "cross_entropy": "cross_entropy", "agreeing": "agreement"}
-    of_sums: Mapping[str, Any] = {"correct": accuracy, "cross_entropy": cross_entropy, "agreeing": agreeing}
-
-    @jax.jit
-    def sums(weights: Weights, arrays: Tree, rows: Tree) -> Metrics:
-        rows = jax.tree.map(lambda array: array[0], rows)
-        batch = _batch_of(arrays, rows)
-        if "filled" in rows:  # 0 where an example only fills up the batch; the data may have a mask of their own
-            filled = rows["filled"] > 0
-            own = batch.get("mask")
-            batch["mask"] = filled if own is None else both(filled, read_counted(batch, "mask", jnp.shape(own)))
-        return step(weights, _split(batch, mesh))
-
-    def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 500) -> dict[str, Any]:
-        order = None
-        if isinstance(arrays, Mapping):
-            order, counted = map(np.asarray, evaluation_indices(_examples(arrays), batch_size))
-        resident, calls = _calls(arrays, order, 1, mesh)
-        parts = []
-        for number, rows in enumerate(calls):
-            filled = {} if order is None else {"filled": counted[number][None]}
-            parts.append(sums(weights, resident, {**rows, **filled}))
-        if not parts:
-            raise ValueError("arrays must give one batch at least; got none.")
-        totals = jax.tree.map(lambda *each: np.sum(np.asarray(each, np.float64), axis=0), *parts)
-        if not totals["examples"]:
-            raise ValueError("arrays must have one example at least whose mask is not 0; got none.")
-        if measures is not None:
-            return finished(measures, totals)
-        found = finished({name: measure for name, measure in of_sums.items() if name in totals}, totals)
-        return {named[name]: result for name, result in found.items()}
-
-    return evaluate
-
-
-def _calls(
+def calls_of(
     arrays: Arrays | Iterable[Arrays], order: Any, per_call: int, mesh: Mesh | None
 ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
     """The arrays that stay on the device; and for each call the rows [steps, batch, …] of the others, and of the order."""
@@ -234,7 +162,7 @@ def _calls(
         raise ValueError("order must say which examples make which batch, [steps, batch]; got None.")
     order = np.asarray(order)
     numbers_only("arrays", arrays)
-    examples = _examples(arrays)
+    examples = examples_of(arrays)
     if order.ndim != 2 or not order.shape[1] or not np.issubdtype(order.dtype, np.integer):
         raise ValueError(
             "order must be whole numbers [steps, batch], one example a batch or more; "
@@ -265,14 +193,15 @@ def _by_name(batch: Any) -> dict[str, Any]:
     return dict(batch)
 
 
-def _batch_of(arrays: Tree, rows: Tree) -> dict[str, Any]:
+def batch_of(arrays: Tree, rows: Tree) -> dict[str, Any]:
     """The batch of one step: what the host sent, and what is taken where the arrays are."""
     if "chosen" not in rows:
         return dict(rows["batch"])
     return {"indices": rows["chosen"]} | take(arrays, rows["chosen"]) | rows["batch"]
 
 
-def _split(batch: Tree, mesh: Mesh | None) -> Tree:
+def split(batch: Tree, mesh: Mesh | None) -> Tree:
+    """Over the devices, where there are several."""
     if mesh is None:
         return batch
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
@@ -288,7 +217,8 @@ def _mean(total: Any, steps: int) -> Any:
     return mean if mean.ndim else float(mean)
 
 
-def _examples(arrays: Arrays) -> int:
+def examples_of(arrays: Arrays) -> int:
+    """How many there are, in all arrays as many."""
     sizes = {name: {np.shape(leaf)[:1] for leaf in _leaves(value)} for name, value in arrays.items()}
     found = set().union(*sizes.values())
     if len(found) != 1 or () in found:
