@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import signal
@@ -41,13 +42,19 @@ ALSO = {
     "losses/_bank": "losses_contrastive losses_contrastive_values",
     "losses/_decoupled": "losses_logits",
     "losses/_distributions": "losses_logits losses_logits_stored",
+    "losses/_linear": "losses_linear losses_linear_sums losses_memory",
     "losses/_math": "losses_features losses_logits losses_logits_stored",
+    "losses/_mixtures": "losses_logits losses_linear",
     "losses/_patterns": "losses_logits",
     "losses/_stored": "losses_logits losses_logits_stored",
+    "losses/_token_sums": "losses_linear losses_linear_sums",
+    "losses/_tokens": "losses_linear losses_linear_sums losses_memory",
+    "losses/_vocabulary": "losses_linear losses_linear_sums losses_memory",
+    "losses/_word_sums": "losses_linear losses_linear_sums",
     "objectives/_counted": "training_masks training_masks_refusals",
     "objectives/_hyper_parameters": "objectives_terms",
     "objectives/_terms": "objectives_places training_step",
-    "objectives/_weighted_sum": "objectives_terms training_step",
+    "objectives/_weighted_sum": "objectives_terms objectives_places objectives_schedules training_step training_masks",
     "objectives/_places": "objectives_terms",
     "objectives/schedules": "objectives_terms training_optimizers_clipping",
     "training/_step": "training_masks training_online training_ways training_sharding connectors_training",
@@ -55,6 +62,7 @@ ALSO = {
     "training/devices": "processes",
     "training/loop": "training_evaluation_loop",
     "training/online": "training_ways",
+    "training/state": "training_divergence training_online training_optimizers_freezing",
     "training/sweeps": "training_ways",
     "training/views": "data_augmentation caching_views training_ways",
 }
@@ -63,6 +71,12 @@ SHARED = {
     "_math": "soft_target_kl or attention_transfer or rkd_distance or pkt or hint or cosine or fsp",
     "_distributions": "soft_target_kl or reverse_kl or jensen_shannon or similarity_distribution or dist",
     "_bank": "crd",
+    "_angles": "rkd_angle",
+    "_mixtures": "jensen_shannon or skewed_kl",
+    "_order": "sorted_probabilities or uskd",
+    "_tokens": "linear_",
+    "_vocabulary": "linear_",
+    "_word_sums": "linear_",
 }
 
 
@@ -120,8 +134,11 @@ def tests_of(path):
     module = f"kdjax.{package}.{path.stem}"
     runs.append([f"tests/test_doctests.py::test_examples_in_docstrings[{module}]"])
     if package == "losses":
+        public = re.findall(r"\w+", (ROOT / "kdjax" / "losses" / "__init__.py").read_text())
         tree = ast.parse((ROOT / "kdjax" / path).read_text())
-        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in public]
+        if not functions and path.stem not in SHARED:
+            sys.exit(f"SHARED must name losses that use {path}, which has none of its own.")
         table = [f"tests/test_losses{name}.py" for name in ("", "_errors", "_special")]
         runs.insert(0, [*table, "-k", SHARED.get(path.stem, " or ".join(functions))])
     return runs
@@ -185,7 +202,7 @@ def main():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, tree / name)
             trees.put(tree)
-        programs = Path(scratch) / "programs"
+        programs = ROOT / ".cache" / "mutation"  # a run that goes on reads what it has compiled before
 
         def run(path, text):
             tree = trees.get()
