@@ -111,6 +111,8 @@ def test_the_means_of_an_epoch_are_judged_too():
     watch(1, told(1.0))
     with pytest.raises(DivergedError, match="up to step 1 the mean of its loss is nan"):
         watch.finish({"loss": float("nan")})
+    with pytest.raises(DivergedError, match="^up to step 0 the mean of its loss is nan$"):
+        DivergenceWatch().finish({"loss": float("nan")})
 
 
 def network(params, model_state, inputs, *, train, rng=None):
