@@ -112,9 +112,7 @@ def test_a_resumed_training_is_measured_by_its_first_start():
         watch(done, told(2000.1))
     watch.finish({"loss": 0.0})
     watch(10, told(2000.1))
-    with pytest.raises(
-        DivergedError, match=r"at step 10 its term 'own' is 2000, more than 1,000 times .* as in the 9 before"
-    ):
+    with pytest.raises(DivergedError, match=r"at step 10 its term 'own' is 2000, .* as in the 9 before"):
         watch.finish({"loss": 0.0})
 
 
