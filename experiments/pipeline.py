@@ -14,7 +14,7 @@ in two seeds of three that teacher is worse than a student four times smaller th
 distillation moves the student by −0.7, −0.1 and +0.5 points, as luck has it. The likely reason: Adam moves each weight by
 about the learning rate an update, however small the gradient, and 1e-2 is as large as the weights of the teacher's dense
 layer are at the start. At 1e-3 the teacher leads, every network gains more than half a point, and what is left to transfer
-is 0.2 points: three seeds show that it does no harm, and no more.
+is 0.2 points: three seeds show no effect of either sign.
 """
 
 from dataclasses import dataclass

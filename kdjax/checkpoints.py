@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
+from kdjax import _checkpoint_contents as contents
 from kdjax import _checkpoint_folders as folders
-from kdjax import _checks, _processes, _trees
+from kdjax import _checks, _processes
 from kdjax._checkpoint_folders import DamagedError as DamagedError
-from kdjax._files import FORMAT, as_json, check_format, check_writable, digest_of_json, naming, set_aside
+from kdjax._files import check_writable, digest_of_json, set_aside
 from kdjax._types import Tree, Weights
-
-_FORMAT = 1  # of a checkpoint's record
 
 
 def save_weights(
@@ -47,7 +44,7 @@ def save_weights(
       ValueError: naming leaves that are not the same in every process; or if the path has brackets.
 
     Example:
-      >>> import jax, tempfile
+      >>> import jax, jax.numpy as jnp, tempfile
       >>> weights = Weights({"kernel": jnp.ones((2, 3))}, {})
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     save_weights(f"{folder}/teacher", weights, description={"model": "tiny"})
@@ -61,8 +58,8 @@ def save_weights(
         raise FileExistsError(f"path must be free for new weights; {target} exists already.")
     folders.check_name(target)
     check_writable(target.parent)
-    content = _to_write(weights, description or {})
-    with _named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    content = contents.to_write(weights, description or {})
+    with contents.named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(target, args=content)
 
 
@@ -82,10 +79,10 @@ def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:
       ValueError: naming leaves that are missing, unexpected, or of another shape or dtype.
     """
     source = folders.existing(path)
-    record = _record(source)
+    record = contents.record_of(source)
     if other := folders.differences(source, record["leaves"], like):
         raise ValueError(other)
-    return _rebuilt(_arrays(source, record["leaves"]), record["leaves"], like)
+    return contents.rebuilt(contents.arrays_of(source, record["leaves"]), record["leaves"], like)
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -95,7 +92,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: if there are no weights at `path`.
       DamagedError: if it is not what was written.
     """
-    return _record(folders.existing(path))["entries"]
+    return contents.record_of(folders.existing(path))["entries"]
 
 
 @contextmanager
@@ -116,7 +113,7 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
       ValueError: if its path has brackets.
 
     Example:
-      >>> import jax, tempfile
+      >>> import jax, jax.numpy as jnp, tempfile
       >>> from kdjax import TrainState
       >>> state = TrainState(jnp.int32(7), {"kernel": jnp.ones(3)}, {}, (), jax.random.key(0))
       >>> with tempfile.TemporaryDirectory() as folder, open_run(folder) as run:
@@ -136,12 +133,12 @@ def open_run(folder: str | os.PathLike[str], *, keep: int = 2) -> Iterator[ocp.C
             child.rmdir()
     _processes.wait()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    with _named(root):
+    with contents.named(root):
         run = ocp.CheckpointManager(root, options=options)
     try:
         yield run
     finally:
-        with _named(root):
+        with contents.named(root):
             run.close()
 
 
@@ -163,8 +160,8 @@ def save_state(run: ocp.CheckpointManager, step: int, state: Tree, record: Mappi
     last = run.latest_step()
     if last is not None and step <= last:
         raise ValueError(f"step must be greater than the last one saved in {run.directory}, {last}; got {step}.")
-    content = _to_write(state, record or {})
-    with _named(run.directory):
+    content = contents.to_write(state, record or {})
+    with contents.named(run.directory):
         run.save(step, args=content)
 
 
@@ -197,9 +194,9 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
         own = like(step) if callable(like) else like
         other, arrays = "", {}
         try:
-            record = _record(source)
+            record = contents.record_of(source)
             if not (other := folders.differences(source, record["leaves"], own)):
-                arrays = _arrays(source, record["leaves"])
+                arrays = contents.arrays_of(source, record["leaves"])
         except DamagedError as error:
             damaged[step] = error
         # All go back together, or the processes would go on from different steps.
@@ -208,7 +205,7 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
             continue
         if other:
             raise ValueError(other)
-        state = _rebuilt(arrays, record["leaves"], own)
+        state = contents.rebuilt(arrays, record["leaves"], own)
         for number, reason in damaged.items():
             warnings.warn(f"{reason} Going back from step {number} to step {step}.", RuntimeWarning, stacklevel=2)
             if _processes.is_first():
@@ -220,85 +217,3 @@ def restore_state(run: ocp.CheckpointManager, like: Tree) -> tuple[Tree, dict[st
     if damaged:
         raise DamagedError(f"No state in {run.directory} is whole. {' '.join(map(str, damaged.values()))}")
     return None
-
-
-@contextmanager
-def _named(folder: os.PathLike[str]) -> Iterator[None]:
-    """Whatever Orbax and tensorstore say of a write that failed, as an OSError that names the folder."""
-    try:
-        with naming(folder):
-            yield
-    except (ValueError, RuntimeError) as error:
-        raise OSError(f"The checkpoint {os.fspath(folder)} cannot be written: {error}") from error
-
-
-def _to_write(tree: Tree, entries: Mapping[str, Any]) -> ocp.args.Composite:
-    arrays: dict[str, np.ndarray] = {}
-    table: dict[str, dict[str, Any]] = {}
-    for name, leaf in _trees.by_path(tree).items():
-        host = _trees.on_host(leaf)
-        table[name] = _trees.signature(leaf) | {"key": _trees.key_kind(leaf), "blake2b": _trees.digest(host)}
-        if host.size:  # Orbax refuses arrays without numbers; their signature says all there is to say
-            arrays[name] = host
-    if not arrays:
-        raise ValueError("A checkpoint must have at least one array that is not empty; got none.")
-    if different := _processes.differing({name: saved["blake2b"] for name, saved in table.items()}):
-        raise ValueError(f"What is saved must be the same in every process; different are {_trees.listed(different)}.")
-    record = {FORMAT: _FORMAT, "entries": as_json(entries, "record"), "leaves": table}
-    record["blake2b"] = _record_digest(record)
-    return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-
-
-def _record(source: Path) -> dict[str, Any]:
-    """What the checkpoint says of itself, proved by its digest."""
-    record = _restored(source, record=ocp.args.JsonRestore())["record"]
-    if not isinstance(record, dict) or record.get("blake2b") != _record_digest(record):
-        raise DamagedError(f"The checkpoint {source} is damaged: its record is not what was written.")
-    check_format(record, _FORMAT, f"The checkpoint {source}")
-    folders.check_record(source, record)
-    return record
-
-
-def _arrays(source: Path, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All arrays of a record, each of the bytes that it was saved with."""
-    folders.check_arrays(source, leaves)
-    with _as_damage(source):
-        stored = ocp.StandardCheckpointHandler().metadata(source / "arrays").tree
-    folders.check_shapes(source, leaves, stored)
-    arrays: dict[str, np.ndarray] = _restored(source, arrays=ocp.args.StandardRestore())["arrays"]
-    changed = []
-    for name, saved in leaves.items():
-        if 0 in saved["shape"]:
-            arrays[name] = np.zeros(saved["shape"], jnp.dtype(saved["dtype"]))
-        if name not in arrays or _trees.digest(np.asarray(arrays[name])) != saved["blake2b"]:
-            changed.append(name)
-    if changed:
-        raise DamagedError(f"The checkpoint {source} is damaged: the bytes have changed of {_trees.listed(changed)}.")
-    return arrays
-
-
-def _restored(source: Path, **items: Any) -> Any:
-    """Items that Orbax reads, each process for itself: one that fails leaves none waiting."""
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-    with _as_damage(source), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        return checkpointer.restore(source, args=ocp.args.Composite(**items))
-
-
-@contextmanager
-def _as_damage(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except (PermissionError, MemoryError):  # these say nothing of the files
-        raise
-    except Exception as error:  # whatever a damaged file makes json, Orbax or tensorstore say
-        raise DamagedError(f"The checkpoint {source} cannot be read: {error}") from error
-
-
-def _rebuilt(arrays: Mapping[str, np.ndarray], table: Mapping[str, Any], like: Tree) -> Any:
-    return _trees.rebuilt(arrays, {name: saved["key"] for name, saved in table.items()}, like)
-
-
-def _record_digest(record: Mapping[str, Any]) -> str:
-    return digest_of_json({key: entry for key, entry in record.items() if key != "blake2b"})

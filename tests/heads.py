@@ -19,7 +19,7 @@ from kdjax import (
     weighted_sum,
 )
 from kdjax.losses import linear_cross_entropy, linear_soft_target_kl, soft_target_kl
-from kdjax.training import data_mesh, jit_step, shard_map_step
+from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
 EXAMPLES, TIME, WORDS = 8, 3, 40
 OPTIMIZER = optax.sgd(0.5)
@@ -60,6 +60,20 @@ def fresh():
 
 def step(**settings):
     return make_train_step(network, network, OPTIMIZER, **settings)
+
+
+WAYS = ("jit", "sharded", "pmap", "shard_map")
+
+
+def step_by(way, objective):
+    """What one step makes of the batch, on one device or on all."""
+    mesh = data_mesh()
+    if way in ("jit", "sharded"):
+        arrays = batch() if way == "jit" else shard_batch(batch(), mesh)
+        return jit_step(step())(fresh(), TEACHER, objective, arrays)
+    if way == "pmap":
+        return pmap_step(step(axis_name="data"))(fresh(), TEACHER, objective, split_batch(batch(), mesh.size))
+    return shard_map_step(step(axis_name="data"), mesh)(fresh(), TEACHER, objective, batch())
 
 
 def same(found, wanted):

@@ -160,6 +160,8 @@ def files(folder, index):
     with open_run(folder / "odd") as run:
         seen["different in a state"] = message(lambda: save_state(run, 1, odd))
     seen["private"] = message(lambda: restored(folder / f"private-{index}", whole))
+    rows = shard_batch({"labels": np.arange(4) + 4 * index}, mesh)["labels"]
+    seen["rows"] = [rows.shape, sorted(int(one) for part in rows.addressable_shards for one in part.data)]
     seen["uneven"] = message(lambda: shard_batch({"labels": np.arange(3)}, mesh))
     return seen
 

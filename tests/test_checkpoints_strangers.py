@@ -14,9 +14,9 @@ import tensorstore
 from saved import some_state
 
 from kdjax import Weights
+from kdjax._checkpoint_contents import _record_digest
 from kdjax.checkpoints import (
     DamagedError,
-    _record_digest,
     load_weights,
     open_run,
     restore_state,

@@ -15,7 +15,8 @@ import optax
 import pytest
 import tiny
 
-from experiments import common_mistakes as mistakes
+from experiments import _mistaken_forms as mistakes
+from experiments import common_mistakes
 from kdjax import Outputs, cross_entropy, losses
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -197,17 +198,17 @@ def test_the_masked_graph_is_infinite_and_its_mend_pushes_nothing_apart():
 @pytest.mark.parametrize("order", ["shuffled", "fixed", "sorted"])
 def test_orders_are_what_they_are_called(order):
     labels = np.arange(70) % 10
-    first, second = (mistakes.order_of(order, labels, 32, seed=0, epoch=epoch) for epoch in (0, 1))
+    first, second = (common_mistakes.order_of(order, labels, 32, seed=0, epoch=epoch) for epoch in (0, 1))
     assert first.shape == (2, 32)
     assert (first == second).all() == (order != "shuffled")
     assert (np.diff(labels[first.ravel()]) >= 0).all() == (order == "sorted")
 
 
 def test_a_short_run_writes_what_the_page_is_made_from(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(mistakes, "make_model", tiny.make_model)
-    settings = mistakes.CommonMistakes(seeds=2, epochs=1, teacher_epochs=1, only="masked zero", out=tmp_path)
+    monkeypatch.setattr(common_mistakes, "make_model", tiny.make_model)
+    settings = common_mistakes.CommonMistakes(seeds=2, epochs=1, teacher_epochs=1, only="masked zero", out=tmp_path)
     for resume in (False, True):  # the second reads NaN, which JSON does not have, from the file
-        mistakes.main(replace(settings, resume=resume))
+        common_mistakes.main(replace(settings, resume=resume))
         results = json.loads((tmp_path / "results.json").read_text())
         assert len(results["seeds"]) == 2
         assert set(results["seeds"][0]) == {"teacher", "weak teacher", "graph, log of a masked zero", "graph"}

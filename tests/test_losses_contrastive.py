@@ -54,6 +54,10 @@ def test_an_embedding_without_direction_leaves_its_entry(momentum):
     close(new.student, bank.student, 1e-6, 1e-7)
     _, new = jitted()(-bank.student[indices], teacher, indices, bank, negatives)
     close(new.student, bank.student, 1e-3, 1e-6)
+    whole = made(6)[0]
+    _, new = jitted(momentum=momentum)(whole.at[2].set(0.0), teacher, indices, bank, negatives)
+    close(new.student[indices[2]], bank.student[indices[2]], 1e-6, 1e-7)
+    assert (abs(new.student - bank.student).max(axis=1) > 1e-3).sum() == BATCH - 1
 
 
 def test_normalisers_are_the_mean_of_the_first_batches_and_then_stay():

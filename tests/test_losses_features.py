@@ -70,3 +70,12 @@ def test_neuron_selectivity_keeps_no_array_of_channel_pairs_by_positions():
     step = jax.jit(jax.value_and_grad(lambda s, t: losses.neuron_selectivity(s, t).mean()))
     needed = step.lower(maps, maps).compile().memory_analysis().temp_size_in_bytes
     assert needed < 4 * 8 * channels**2 * side**2 / 10, f"{needed / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_places_without_any_activation_have_attention_zero(power):
+    """As behind a ReLU: zeros of single channels, and of all."""
+    student, teacher = np.maximum(np.random.default_rng(3).standard_normal((2, 4, 3, 3, 5)), 0.0)
+    student[:, 0], teacher[:, :, 1] = 0.0, 0.0
+    found = losses.attention_transfer(jnp.float32(student), jnp.float32(teacher), power=power)
+    np.testing.assert_allclose(found, references.attention_transfer(student, teacher, power), rtol=1e-5)

@@ -83,6 +83,14 @@ def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, stride, dtype, paddi
             check_grads(jax.jit(ours), arrays[:2], order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_pictures_have_no_gradient(stride):
+    run = jax.value_and_grad(lambda x, k: convolve(x, k, "SAME", stride=stride, in_blocks=True).sum(), (0, 1))
+    value, (of_inputs, of_kernel) = run(images(0, 4, 4, 8), images(3, 3, 8, 16))
+    assert (value, of_inputs.shape, of_kernel.shape) == (0.0, (0, 4, 4, 8), (3, 3, 8, 16))
+    assert not of_kernel.any()
+
+
 def test_a_stride_needs_blocks():
     with pytest.raises(ValueError, match="in_blocks must be True where stride is not 1; got stride 2"):
         convolve(images(1, 4, 4, 4), images(3, 3, 4, 4), "SAME", stride=2)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from heads import HEADS, PLAIN, TEACHER, WORDS, batch, fresh, of_logits, programs, same, step
+from heads import HEADS, PLAIN, TEACHER, WAYS, WORDS, batch, fresh, of_logits, programs, same, step, step_by
 
 from kdjax import on_heads, on_logits, on_outputs, scaled, weighted_sum
 from kdjax.losses import dist, linear_soft_target_kl, linear_weighted_sum, skewed_kl, soft_target_kl
-from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
+from kdjax.training import jit_step
 
 LABELS = optax.losses.softmax_cross_entropy_with_integer_labels
 SUMS = weighted_sum(
@@ -21,18 +21,9 @@ SUMS = weighted_sum(
 )
 
 
-@pytest.mark.parametrize("way", ["jit", "sharded", "pmap", "shard_map"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_step_on_heads_is_one_on_logits(way):
-    mesh = data_mesh()
-    if way == "jit":
-        found = jit_step(step())(fresh(), TEACHER, SUMS, batch())
-    elif way == "sharded":
-        found = jit_step(step())(fresh(), TEACHER, SUMS, shard_batch(batch(), mesh))
-    elif way == "pmap":
-        found = pmap_step(step(axis_name="data"))(fresh(), TEACHER, SUMS, split_batch(batch(), mesh.size))
-    else:
-        found = shard_map_step(step(axis_name="data"), mesh)(fresh(), TEACHER, SUMS, batch())
-    same(found, of_logits())
+    same(step_by(way, SUMS), of_logits())
 
 
 def test_no_array_of_tokens_and_words_and_two_products_a_network_and_chunk():

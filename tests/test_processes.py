@@ -87,7 +87,7 @@ def test_all_processes_read_and_write_one_folder_and_refuse_together(tmp_path):
             for number in steps:
                 save_state(run, number, processes.small_state(), {"step": number})
     spoil(tmp_path / "damaged" / "2")
-    for seen in run_two("files", tmp_path):
+    for index, seen in enumerate(run_two("files", tmp_path)):
         # The state's own leaves were split over both, so that neither process saw them whole.
         assert seen["split"] == ["params/kernel", "opt_state/0/trace/kernel"]
         assert seen["gone back to"] == {"step": 1}
@@ -96,6 +96,7 @@ def test_all_processes_read_and_write_one_folder_and_refuse_together(tmp_path):
         assert "must be the same in every process; different are model_state/own" in seen["different in a state"]
         assert "folder must be one that all processes see" in seen["private"]
         assert "exists already" in seen["twice"]
+        assert seen["rows"] == [[8], [4 * index, 4 * index + 1, 4 * index + 2, 4 * index + 3]]
         assert seen["uneven"] == "batch must divide by this process's 2 devices; got 3 examples."
     assert (tmp_path / "damaged" / "damaged-2").is_dir()
     assert not (tmp_path / "damaged" / "2").exists()

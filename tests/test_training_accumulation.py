@@ -135,6 +135,8 @@ def test_what_dot_cannot_do_is_said():
         trained(distillation_oriented(["other"]), [batch()], term_gradients=True)
     with pytest.raises(ValueError, match=r"momentum \+ difference must lie between 0"):
         distillation_oriented(["soft"], momentum=0.99)
+    with pytest.raises(ValueError, match=r"momentum - difference must lie between 0\.0 and 1\.0; got -0\.4"):
+        distillation_oriented(["soft"], momentum=0.1, difference=0.5)
 
 
 # Seen to fail

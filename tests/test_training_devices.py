@@ -14,7 +14,7 @@ import pytest
 from dense import BATCH, CLASSES, batch, fresh_state, optimizer, student, teacher, teacher_weights
 from jax import lax
 
-from kdjax import cross_entropy, make_eval_step, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax import Weights, cross_entropy, make_eval_step, make_train_step, on_feature, on_logits, weighted_sum
 from kdjax.losses import rkd_distance, soft_target_kl
 from kdjax.training import (
     data_mesh,
@@ -174,3 +174,19 @@ def test_what_has_no_axis_of_examples_is_named(place):
             place(batch(8) | {"alpha": value})
     with pytest.raises(ValueError, match="batch must hold arrays"):
         place({})
+
+
+def test_a_teacher_that_shares_arrays_with_the_state_is_named_before_they_are_taken():
+    run, own = jit_step(step_for()), teacher_weights()
+    state, other = fresh_state(), teacher_weights(8)
+    shared = Weights(other.params, {"mean": jax.tree.leaves(state.params)[0]})
+    with pytest.raises(
+        ValueError, match=r"teacher must not share arrays with state, .*shares teacher\.model_state\['mean'"
+    ):
+        run(state, shared, GOAL, batch())
+    state, _ = run(state, own, GOAL, batch())
+    # Another teacher is looked at anew.
+    shared = Weights(other.params, {"mean": jax.tree.leaves(state.params)[0]})
+    with pytest.raises(ValueError, match="teacher must not share arrays with state"):
+        run(state, shared, GOAL, batch())
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))

@@ -106,11 +106,23 @@ def test_it_is_seen_within_the_stated_number_of_calls_and_no_metric_is_read_befo
     assert len(read) == 1
 
 
+def test_a_resumed_training_is_measured_by_its_first_start():
+    watch = DivergenceWatch({"own": 2.0})
+    for done in range(1, 10):
+        watch(done, told(2000.1))
+    watch.finish({"loss": 0.0})
+    watch(10, told(2000.1))
+    with pytest.raises(DivergedError, match=r"at step 10 its term 'own' is 2000, .* as in the 9 before"):
+        watch.finish({"loss": 0.0})
+
+
 def test_the_means_of_an_epoch_are_judged_too():
     watch = DivergenceWatch()
     watch(1, told(1.0))
     with pytest.raises(DivergedError, match="up to step 1 the mean of its loss is nan"):
         watch.finish({"loss": float("nan")})
+    with pytest.raises(DivergedError, match=r"^up to step 0 the mean of its loss is nan$"):
+        DivergenceWatch().finish({"loss": float("nan")})
 
 
 def network(params, model_state, inputs, *, train, rng=None):

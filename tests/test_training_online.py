@@ -211,6 +211,7 @@ def mean_teacher(*arguments):
     ("make", "message"),
     [
         (lambda: make_mutual_step([SMALL], [optax.sgd(0.1)]), "applies must be two networks or more; got 1"),
+        (lambda: make_mutual_step.__wrapped__(SMALL, [optax.sgd(0.1)]), "applies must be two networks or more; got 1"),
         (
             lambda: make_mutual_step([SMALL, LARGE], [optax.sgd(0.1)]),
             "optimizers must be one for each of the 2 networks; got 1",

@@ -161,6 +161,8 @@ def test_stack_and_unstack_are_each_others_undoing():
     chex.assert_trees_all_equal([readable(one) for one in unstack(stack(states))], [readable(one) for one in states])
     with pytest.raises(ValueError, match=r"tree must have one leading axis in all leaves, \[students, …\]; got \[\(\)"):
         unstack(states[0])
+    with pytest.raises(ValueError, match=r"tree must have one leading axis in all leaves, .* got \[\(\)\]"):
+        unstack({"w": jnp.float32(1.0)})
 
 
 def different(**changes):

@@ -15,6 +15,7 @@ from heads import (
     STUDENT,
     TEACHER,
     TIME,
+    WAYS,
     WORDS,
     batch,
     fresh,
@@ -23,6 +24,7 @@ from heads import (
     programs,
     same,
     step,
+    step_by,
 )
 
 from kdjax import (
@@ -45,26 +47,14 @@ from kdjax.training import (
     data_mesh,
     jit_step,
     make_mutual_step,
-    pmap_step,
-    shard_batch,
     shard_map_step,
-    split_batch,
     sweeps,
 )
 
 
-@pytest.mark.parametrize("way", ["jit", "sharded", "pmap", "shard_map"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_step_on_heads_is_one_on_logits(way):
-    mesh = data_mesh()
-    if way == "jit":
-        found = jit_step(step())(fresh(), TEACHER, LINEAR, batch())
-    elif way == "sharded":
-        found = jit_step(step())(fresh(), TEACHER, LINEAR, shard_batch(batch(), mesh))
-    elif way == "pmap":
-        found = pmap_step(step(axis_name="data"))(fresh(), TEACHER, LINEAR, split_batch(batch(), mesh.size))
-    else:
-        found = shard_map_step(step(axis_name="data"), mesh)(fresh(), TEACHER, LINEAR, batch())
-    same(found, of_logits())
+    same(step_by(way, LINEAR), of_logits())
 
 
 def test_neither_logits_are_built_nor_heads_gathered():

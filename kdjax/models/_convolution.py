@@ -63,6 +63,8 @@ def as_of_one_device(param: Array, inputs: Array) -> Array:
     Under `jax.shard_map` devices share `param` and not `inputs`. It now counts as one a device, as its gradient is; the
     gradient of this function sums those.
     """
+    if not inputs.size:  # no gradient comes of nothing, on any device
+        return param
     return lax.select(False, jnp.full_like(param, lax.stop_gradient(inputs[(0,) * inputs.ndim])), param)
 
 
