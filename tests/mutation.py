@@ -43,7 +43,7 @@ ALSO = {
     "losses/_decoupled": "losses_logits",
     "losses/_distributions": "losses_logits losses_logits_stored",
     "losses/_linear": "losses_linear losses_linear_sums losses_memory",
-    "losses/_math": "losses_features losses_logits losses_logits_stored",
+    "losses/_math": "losses_features losses_logits losses_logits_stored losses_linear_sums training_masks",
     "losses/_mixtures": "losses_logits losses_linear",
     "losses/_patterns": "losses_logits",
     "losses/_stored": "losses_logits losses_logits_stored",
