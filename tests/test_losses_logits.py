@@ -34,14 +34,48 @@ def test_mixed_divergence_has_its_limits_at_the_ends(end, beside):
     np.testing.assert_allclose(at_the_end[0], one_way if end else other_way, 1e-12)
 
 
+def plainly_mixed(name, log_student, log_teacher, share):
+    """The definitions by plain logarithms, whose own derivatives jax takes."""
+    student, teacher = jnp.exp(log_student), jnp.exp(log_teacher)
+    to, of = (student, teacher) if name == "reverse_skewed_kl" else (teacher, student)
+    log_mixture = jnp.log(share * to + (1.0 - share) * of)
+    first = jnp.sum(to * (jnp.log(to) - log_mixture))
+    return (
+        share * first + (1.0 - share) * jnp.sum(of * (jnp.log(of) - log_mixture)) if name == "jensen_shannon" else first
+    )
+
+
+@pytest.mark.parametrize("name", ["jensen_shannon", "skewed_kl", "reverse_skewed_kl"])
+def test_second_derivatives_of_mixed_divergences_are_those_of_their_definitions(name):
+    share = "beta" if name == "jensen_shannon" else "alpha"
+    with jax.enable_x64(True):
+        pair = tuple(jnp.asarray(a[0], jnp.float64) for a in logits(1, 5))
+
+        def ours(student, teacher, weight):
+            return getattr(losses, name)(student, teacher, **{share: weight})
+
+        def plain(student, teacher, weight):
+            return plainly_mixed(name, jax.nn.log_softmax(student), jax.nn.log_softmax(teacher), weight)
+
+        found, wanted = (jax.jit(jax.hessian(loss, (0, 1, 2)))(*pair, jnp.float64(0.3)) for loss in (ours, plain))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_classes_that_both_exclude_count_nothing(beta):
     pair = logits(6, 5)
     masked = tuple(jnp.pad(a, ((0, 0), (0, 2)), constant_values=-jnp.inf) for a in pair)
-    for loss, keywords in ((losses.reverse_kl, {}), (losses.jensen_shannon, {"beta": beta})):
-        (values, gradients), wanted = value_and_gradients(loss, *masked, **keywords), loss(*pair, **keywords)
-        np.testing.assert_allclose(values, wanted, 1e-5)
-        chex.assert_tree_all_finite(gradients)
+    for loss, keywords in (
+        (losses.reverse_kl, {}),
+        (losses.jensen_shannon, {"beta": beta}),
+        (losses.skewed_kl, {"alpha": beta}),
+        (losses.reverse_skewed_kl, {"alpha": beta}),
+    ):
+        found, wanted = (value_and_gradients(loss, *logits, **keywords) for logits in (masked, pair))
+        np.testing.assert_allclose(found[0], wanted[0], 1e-5)
+        for own, its in zip(found[1], wanted[1], strict=True):
+            np.testing.assert_allclose(own[:, :5], its, rtol=1e-5, atol=1e-7)
+            np.testing.assert_array_equal(own[:, 5:], 0.0)
 
 
 def test_mixed_divergence_bears_a_class_that_one_network_excludes():
