@@ -222,3 +222,12 @@ def test_bad_input_gets_a_named_error(words):
     good |= {"teacher_hidden": its, "teacher_head": its_head}
     with pytest.raises(ValueError, match=re.escape(words)):
         losses.linear_weighted_sum.__wrapped__(**good | BAD[words])
+
+
+@pytest.mark.parametrize("numbers", [4, 2])
+def test_numbers_of_a_chunk_are_told_from_those_of_tokens(numbers):
+    """Six tokens come in chunks of four and two; so many numbers would be read for those of one chunk."""
+    with pytest.raises(ValueError, match=rf"temperature must have one number for all, .* got shape \({numbers},\)"):
+        losses.linear_weighted_sum(
+            losses.soft_target_kl, of_weights(6), *arrays(6), chunk=4, temperature=jnp.ones(numbers)
+        )
