@@ -202,11 +202,9 @@ def _named(source: str) -> str:
 def data_of(settings: Benchmark) -> Data:
     if settings.data == "random":  # of CIFAR's size: speeds do not depend on what is in them
         draw = np.random.default_rng(0)
-        images, labels = (draw.integers(0, top, (60_000, *shape)) for top, shape in ((256, (32, 32, 3)), (10, ())))
+        images, labels = draw.integers(0, 256, (60_000, 32, 32, 3), np.uint8), draw.integers(0, 10, 60_000)
         train, test = (
-            make_dataset(
-                images[own].astype(np.uint8), labels[own], class_names="0123456789", name="random", split=split
-            )
+            make_dataset(images[own], labels[own], class_names=tuple("0123456789"), name="random", split=split)
             for own, split in ((slice(50_000), "train"), (slice(50_000, None), "test"))
         )
     else:

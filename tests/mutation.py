@@ -184,7 +184,8 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "mutation_run.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "mutation-testing.md")
     options = parser.parse_args()
-    known = json.loads(options.out.read_text())["mutants"] if options.out.exists() else []
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    known = kept.get("mutants", [])
     if options.again:
         known = [one for one in known if one["caught"]]
     drawn = sample(options.count, options.seed)
@@ -225,7 +226,7 @@ def main():
                     sys.exit(f"the tests of {path} fail as it is: {tests_of(path)}")
             for result in pool.map(lambda mutant: one(*mutant), left):
                 known.append(result)
-                record = {"about": about(options.seed), "mutants": known}
+                record = kept | {"about": about(options.seed), "mutants": known}
                 options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
                 print(
                     len(known),

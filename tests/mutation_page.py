@@ -17,14 +17,18 @@ make mutation
 - Software: {software}
 - Changes by cosmic-ray; annotations are left alone, and of several changes of one place one is drawn
 - Asked of each: `tests/test_PACKAGE_FILE*.py`, the examples in its docstrings, and of a loss the laws of all losses
-
+{history}
 | package | changed | caught | change no value | missed |
 | --- | --- | --- | --- | --- |
 """
 
 
 def page(record: dict) -> str:
-    """The page as Markdown. A survivor of the record has a ``"why"``, and ``"changes"``: whether a value changes by it."""
+    """The page as Markdown.
+
+    A survivor of the record has a ``"why"``, and ``"changes"``: whether a value changes by it. Lines under ``"history"`` say
+    what earlier runs found.
+    """
     mutants = record["mutants"]
     survivors = [one for one in mutants if not one["caught"]]
     for one in survivors:
@@ -42,6 +46,7 @@ def page(record: dict) -> str:
             same=len(same),
             missed=len(missed),
             rate=100 * caught / (caught + len(missed)),
+            history="".join(f"- {line}\n" for line in record.get("history", ())),
             **record["about"],
         ).rstrip("\n")
     ]

@@ -191,3 +191,11 @@ def test_both_sides_have_the_same_losses_where_pytorch_is(tmp_path):
         assert line["figures"]["largest_difference"]["float64"] < 1e-12
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert again.stdout.count("the ledger has it") == 2
+
+
+def test_random_pictures_are_of_the_size_of_cifars():
+    from pairs import Benchmark, data_of
+
+    data = data_of(Benchmark(data="random", examples=40, tested=20))
+    assert (data[0].shape, data[0].dtype, data[2].shape) == ((40, 32, 32, 3), np.uint8, (20, 32, 32, 3))
+    assert {*data[1]} <= {*range(10)}
