@@ -275,3 +275,9 @@ def test_standardized_logits_show_nan_and_name_a_wrong_argument():
         losses.standardize_logits.__wrapped__(jnp.arange(3))
     with pytest.raises(ValueError, match=r"z must have at least 1 axis, \[..., classes\]"):
         losses.standardize_logits.__wrapped__(jnp.array(1.0))
+
+
+def test_levels_are_at_the_papers_temperatures():
+    pair = logits(4, 5)
+    each = [losses.soft_target_kl(*pair, temperature=float(T)) for T in range(2, 7)]
+    np.testing.assert_allclose(losses.multi_level_instance(*pair), np.mean(each, axis=0), rtol=1e-5)
