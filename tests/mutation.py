@@ -54,7 +54,8 @@ ALSO = {
     "objectives/_counted": "training_masks training_masks_refusals",
     "objectives/_hyper_parameters": "objectives_terms",
     "objectives/_terms": "objectives_places training_step",
-    "objectives/_weighted_sum": "objectives_terms objectives_places objectives_schedules training_step training_masks connectors_temperature",
+    "objectives/_weighted_sum": "objectives_terms objectives_places objectives_schedules training_step training_masks "
+    "connectors_temperature",
     "objectives/_places": "objectives_terms",
     "objectives/schedules": "objectives_terms training_optimizers_clipping",
     "training/_step": "training_masks training_online training_ways training_sharding connectors_training",
