@@ -40,6 +40,7 @@ ALSO = {
     "losses/_activation_signs": "losses_features",
     "losses/_attention": "losses_features",
     "losses/_bank": "losses_contrastive losses_contrastive_values",
+    "losses/_contrastive": "losses_bank",
     "losses/_decoupled": "losses_logits",
     "losses/_distributions": "losses_logits losses_logits_stored",
     "losses/_linear": "losses_linear losses_linear_sums losses_memory",
