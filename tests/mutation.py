@@ -62,7 +62,7 @@ ALSO = {
     "training/_step": "training_masks training_online training_ways training_sharding connectors_training",
     "training/_axis": "training_ways training_devices connectors_training",
     "training/_asked": "training_accumulation",
-    "training/devices": "processes",
+    "training/devices": "processes training_masks_refusals",
     "training/loop": "training_evaluation_loop",
     "training/online": "training_ways",
     "training/state": "training_divergence training_online training_optimizers_freezing",

@@ -175,8 +175,10 @@ def test_cross_entropy_counts_words_over_all_devices():
     assert np.isnan(split).tolist() == [False] * 5 + [True]
 
 
-def test_in_pmap_a_value_is_of_all_words_too():
-    hidden, head, its, its_head = arrays(6)
+@pytest.mark.parametrize("words", [WORDS, DEVICES])
+def test_in_pmap_a_value_is_of_all_words_too(words):
+    """Also where each device has one of them."""
+    hidden, head, its, its_head = arrays(6, words=words)
     parts = [jnp.stack(jnp.split(one, DEVICES, axis=1)) for one in (head, its_head)]
     split = jax.pmap(
         lambda *four: linear_soft_target_kl(*four, axis_name="words"), "words", in_axes=(None, 0, None, 0)
