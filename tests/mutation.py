@@ -52,7 +52,7 @@ ALSO = {
     "losses/_tokens": "losses_linear losses_linear_sums losses_memory",
     "losses/_vocabulary": "losses_linear losses_linear_sums losses_memory",
     "losses/_word_sums": "losses_linear losses_linear_sums",
-    "objectives/_counted": "training_masks training_masks_refusals",
+    "objectives/_counted": "objectives_heads training_masks training_masks_refusals",
     "objectives/_hyper_parameters": "objectives_terms",
     "objectives/_terms": "objectives_places training_step",
     "objectives/_weighted_sum": "objectives_terms objectives_places objectives_schedules training_step training_masks "

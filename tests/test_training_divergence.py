@@ -116,6 +116,17 @@ def test_a_resumed_training_is_measured_by_its_first_start():
         watch.finish({"loss": 0.0})
 
 
+def test_a_skipped_call_is_no_start_and_ends_no_rise():
+    watch, skipped = DivergenceWatch(), told(0.0) | {"skipped": 1.0}
+    calls = [skipped, told(50.0), *[told(60_000.0)] * 5, skipped, *[told(60_000.0)] * 5]
+    for done, metrics in enumerate(calls, start=1):
+        watch(done, metrics)
+    with pytest.raises(
+        DivergedError, match=r"at step 13 its term 'own' is 6e\+04, .* at the start, 50, as in the 9 before"
+    ):
+        watch.finish({"loss": 0.0})
+
+
 def test_the_means_of_an_epoch_are_judged_too():
     watch = DivergenceWatch()
     watch(1, told(1.0))
