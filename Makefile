@@ -55,7 +55,7 @@ slow: $(READY)
 verification: $(READY)
 	$(BIN)/python tests/verification.py --properties tests/property_run.jsonl --out docs/verification-report.md
 
-# Half an hour of two cores or more; goes on with what tests/mutation_run.json holds.
+# Some 20 minutes of two cores, an hour the first time; goes on with what tests/mutation_run.json holds.
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cosmic-ray>=8.4"
 	$(BIN)/python tests/mutation.py

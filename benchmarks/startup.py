@@ -24,7 +24,7 @@ from _command_line import command_line
 from _script import Report, Settings, quartiles, spread, verdict
 
 HERE = Path(__file__).parent
-TARGETS = {"import kdjax adds": 0.1, "experiment --help": 1.5, "first step, cold": 6.0, "first step, cached": 2.0}
+TARGETS = {"import kdjax adds": 0.1, "experiment --help": 1.5, "first step, cold": 4.0, "first step, cached": 1.0}
 """Seconds, at most."""
 
 

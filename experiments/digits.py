@@ -1,4 +1,4 @@
-"""What does distillation buy a very small network? Real 8×8 digits, two minutes on 2 cores: `make demo`.
+"""What does distillation buy a very small network? Real 8×8 digits, about two minutes on 2 cores: `make demo`.
 
     python experiments/digits.py --seeds 32
 

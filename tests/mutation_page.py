@@ -5,9 +5,9 @@ from collections import Counter
 HEAD = """# Changes that the tests must notice
 
 Of the code of losses, objectives and training {total} places were drawn by a seed, and one operator, comparison, number or
-condition was changed in each. The tests of that file then have to fail. {caught} changes were caught. {same} change no
-value that anything reads, for the reason given; {missed} that do were missed: of those that change a value **{rate:.1f} %**
-are caught. One command changes, asks and writes this page:
+condition was changed in each. The tests of that file then have to fail. {caught} changes were caught. {same} change
+nothing that can be read; the reasons stand below. {missed} that change a value were missed: **{rate:.1f} %** of those that
+change a value are caught. One command changes, asks and writes this page:
 
 ```
 make mutation
@@ -16,7 +16,8 @@ make mutation
 - Date: {date}
 - Software: {software}
 - Changes by cosmic-ray; annotations are left alone, and of several changes of one place one is drawn
-- Asked of each: `tests/test_PACKAGE_FILE*.py`, the examples in its docstrings, and of a loss the laws of all losses
+- Asked of each: `tests/test_PACKAGE_FILE*.py`, the examples in its docstrings, the tests that `tests/mutation.py` names
+  beside, and of a loss the laws of all losses
 {history}
 | package | changed | caught | change no value | missed |
 | --- | --- | --- | --- | --- |

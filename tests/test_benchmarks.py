@@ -135,8 +135,8 @@ def test_a_quick_trial_measures_every_part_of_a_start(tmp_path):
     assert targets == {
         "import kdjax adds": 0.1,
         "experiment --help": 1.5,
-        "first step, cold": 6.0,
-        "first step, cached": 2.0,
+        "first step, cold": 4.0,
+        "first step, cached": 1.0,
     }
     seconds = {name: row["quartiles_s"][1] for name, row in rows.items()}
     assert seconds["first step, cached"] < seconds["first step, cold"]

@@ -72,7 +72,7 @@ def test_every_file_has_a_layer():
 def test_a_test_file_is_named_after_what_it_tests():
     """``test_<package>_<file>_<aspect>.py``, the last two as far as they are needed."""
     others = {"benchmarks", "docs", "doctests", "drop", "experiments", "layers", "package", "readme", "verification"}
-    others |= {"determinism", "faults", "fuzzed", "kept", "long"}
+    others |= {"determinism", "faults", "fuzzed", "kept", "long", "mutation"}
     subjects = {name.strip("_") for name in LAYER} | others
     for path in Path(__file__).parent.glob("test_*.py"):
         assert path.stem.split("_")[1] in subjects, f"{path.name}: which package's test is it?"

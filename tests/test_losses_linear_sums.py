@@ -231,3 +231,11 @@ def test_numbers_of_a_chunk_are_told_from_those_of_tokens(numbers):
         losses.linear_weighted_sum(
             losses.soft_target_kl, of_weights(6), *arrays(6), chunk=4, temperature=jnp.ones(numbers)
         )
+
+
+def test_no_tokens_have_no_loss_and_no_gradient():
+    student, head, its, its_head = arrays(0)
+    for loss in (losses.linear_soft_target_kl, losses.linear_reverse_kl, losses.linear_jensen_shannon):
+        assert loss(student, head, its, its_head).shape == (0,)
+        gradients = jax.grad(lambda *two, of=loss: of(*two, its, its_head).sum(), argnums=(0, 1))(student, head)
+        chex.assert_trees_all_equal(gradients, (jnp.zeros((0, 5)), jnp.zeros((5, WORDS))))

@@ -83,12 +83,24 @@ def test_a_gradient_in_blocks_is_xlas(batch, rows, columns, stride, dtype, paddi
             check_grads(jax.jit(ours), arrays[:2], order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_no_pictures_have_no_gradient(stride):
-    run = jax.value_and_grad(lambda x, k: convolve(x, k, "SAME", stride=stride, in_blocks=True).sum(), (0, 1))
-    value, (of_inputs, of_kernel) = run(images(0, 4, 4, 8), images(3, 3, 8, 16))
-    assert (value, of_inputs.shape, of_kernel.shape) == (0.0, (0, 4, 4, 8), (3, 3, 8, 16))
+@pytest.mark.parametrize(("stride", "in_blocks"), [(1, True), (2, True), (1, False)])
+def test_no_pictures_have_no_gradient(stride, in_blocks):
+    def total(inputs, kernel):
+        return convolve(inputs, kernel, "SAME", stride=stride, in_blocks=in_blocks).sum()
+
+    value, (of_inputs, of_kernel) = jax.value_and_grad(total, (0, 1))(images(0, 4, 4, 64), images(3, 3, 64, 128))
+    assert (value, of_inputs.shape, of_kernel.shape) == (0.0, (0, 4, 4, 64), (3, 3, 64, 128))
     assert not of_kernel.any()
+
+
+def test_devices_without_pictures_add_no_gradient():
+    def total(inputs, kernel):
+        return jax.lax.psum(convolve(inputs, kernel, "SAME", in_blocks=True).sum(), "data")
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    split = jax.jit(jax.grad(jax.shard_map(total, mesh=mesh, in_specs=(rows, whole), out_specs=whole), 1))
+    assert not split(images(0, 4, 4, 8), images(3, 3, 8, 16)).any()
 
 
 def test_a_stride_needs_blocks():

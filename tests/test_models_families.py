@@ -12,7 +12,7 @@ from families import KEY, SMALL, filled, images, shorten
 
 from kdjax import cross_entropy, init_state, make_train_step, weighted_sum
 from kdjax.command._networks import NETWORKS, network
-from kdjax.models import VGG, MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2, ViT
+from kdjax.models import CNN, VGG, MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2, ViT
 from kdjax.models._blocks import convolution
 from kdjax.networks import from_linen, weights_from
 from kdjax.training import data_mesh
@@ -114,6 +114,21 @@ def test_values_are_those_of_pytorch(name):
             after = outputs.features[feature.removesuffix("_before_relu")]
             assert before.min() < 0 == after.min()
             np.testing.assert_allclose(jnp.maximum(before, 0), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "cnn"])
+def test_no_pictures_have_no_logits_and_gradients_of_the_parameters_shapes(name):
+    module, (_, *shape) = SMALL.get(name, (CNN((4, 8), 16, 5), (2, 8, 8, 3)))
+    init, apply = from_linen(module)
+    weights = jax.eval_shape(init, KEY, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+
+    def logits(params, model_state, inputs):
+        return apply(params, model_state, inputs, train=False)[0].logits
+
+    given = (*weights, jax.ShapeDtypeStruct((0, *shape), jnp.float32))
+    assert jax.eval_shape(logits, *given).shape == (0, 5)
+    gradient = jax.eval_shape(jax.grad(lambda *given: logits(*given).sum()), *given)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, weights.params)
 
 
 @pytest.mark.parametrize("name", SMALL)

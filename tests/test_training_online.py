@@ -195,6 +195,12 @@ def test_counters_are_the_students_and_half_precision_is_averaged_in_float32():
     assert int(mean.model_state["count"]) == 7
 
 
+def test_networks_and_optimizers_may_be_named_and_connectors_must_be():
+    assert callable(make_mutual_step(applies=[SMALL, SMALL], optimizers=[optax.sgd(0.1)] * 2))
+    with pytest.raises(TypeError):
+        make_mutual_step.__wrapped__([SMALL, SMALL], [optax.sgd(0.1)] * 2, None)
+
+
 # As they are called without a checker of types, which would be the first to complain.
 
 

@@ -2,6 +2,7 @@
 # mypy: disable-error-code="misc, untyped-decorator"
 # (Flax's types are not read: a Module is Any to mypy.)
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ class CNN(nn.Module):
             name = f"stage{number}"
             stage = Stage(width, self.padding, self.batch_norm, self.gain, self.axis_name, self.dtype, name=name)
             x = features[name] = stage(x, train=train)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         if self.hidden is not None:
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=initializer(self.gain), name="hidden")(x))
         features["embedding"] = x

@@ -63,9 +63,8 @@ def as_of_one_device(param: Array, inputs: Array) -> Array:
     Under `jax.shard_map` devices share `param` and not `inputs`. It now counts as one a device, as its gradient is; the
     gradient of this function sums those.
     """
-    if not inputs.size:  # no gradient comes of nothing, on any device
-        return param
-    return lax.select(False, jnp.full_like(param, lax.stop_gradient(inputs[(0,) * inputs.ndim])), param)
+    one = inputs[(0,) * inputs.ndim] if inputs.size else jnp.sum(inputs)
+    return lax.select(False, jnp.full_like(param, lax.stop_gradient(one)), param)
 
 
 def convolve_in_groups(
@@ -205,7 +204,7 @@ def _kernel_gradient(inputs: Array, cotangent: Array, taps: tuple[int, ...], pad
         inputs = _bordered(inputs, rows, columns)
     flat = cotangent.reshape(-1, channels_out)
     products = [
-        inputs[:, i : i + height, j : j + width].reshape(flat.shape[0], -1).T @ flat
+        inputs[:, i : i + height, j : j + width].reshape(flat.shape[0], inputs.shape[-1]).T @ flat
         for i in range(rows)
         for j in range(columns)
     ]

@@ -107,7 +107,7 @@ class ViT(nn.Module):
             )
         sides = (self.patch, self.patch)
         x = nn.Conv(self.width, sides, sides, "VALID", kernel_init=SMALL, dtype=self.dtype, name="patches")(inputs)
-        x = x.reshape(x.shape[0], -1, self.width)
+        x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width)
         token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
         x = x + self.param("positions", SMALL, (1, *x.shape[1:])).astype(self.dtype)
