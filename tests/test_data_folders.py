@@ -1,7 +1,9 @@
 """Pictures in folders, whole and one at a time; drawn here, and real ones where they are at hand."""
 
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,18 @@ def test_scaling_keeps_proportions_and_cuts_both_sides(tmp_path):
     assert (half[:, 3] >= 170).all()
 
 
+def deep_png(pixels):
+    """A PNG of 16 bits a channel in colour, which Pillow reads and cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def spoil(name):
     def change(folder):
         path = folder / "train/dog/2.png"
@@ -160,6 +174,8 @@ def spoil(name):
             PIL.Image.new("RGBA", (6, 4), (1, 2, 3, 100)).save(path)
         elif name == "deep":
             PIL.Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(path)
+        elif name == "deep colour":
+            path.write_bytes(deep_png(np.full((4, 6, 3), 0x00FF, ">u2")))
         elif name == "unknown":
             path.rename(path.with_suffix(".tiff"))
         elif name == "empty class":
@@ -180,7 +196,8 @@ def spoil(name):
         ("short", r"train/dog/2\.png cannot be read as a picture; it may be damaged"),
         ("empty file", r"train/dog/2\.png cannot be read as a picture"),
         ("transparent", r"train/dog/2\.png: pictures must be opaque, and it has transparent pixels"),
-        ("deep", r"train/dog/2\.png: pictures must have 8 bits a channel, grey or RGB; .* is I;16"),
+        ("deep", r"train/dog/2\.png: pictures must have 8 bits a channel, grey or RGB; it has 16"),
+        ("deep colour", r"train/dog/2\.png: pictures must have 8 bits a channel, grey or RGB; it has 16"),
         ("unknown", r"files must end in \.png, .*\.bmp; .*train/dog/2\.tiff does not, one of 1 in .*dog"),
         ("empty class", r"the class .*train/dog is empty"),
         ("stray", r"train/7\.png lies in no class"),

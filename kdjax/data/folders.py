@@ -18,6 +18,7 @@ FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("t
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow would find others by content, and hand PostScript to Ghostscript
 BOOKKEEPING = {"thumbs.db", "desktop.ini"}  # hidden files, of Windows
+DEPTH_OF_PNG = 24  # the place of the byte that says how many bits a channel has
 GREY, COLOUR = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}  # Pillow's modes of 8 bits a channel
 # Pixels for each byte of a file, as deflate gives them at most; so many that no file is too small for them.
 MOST_PIXELS, ALWAYS = 1032, 1 << 18
@@ -185,6 +186,8 @@ def _decoded(file: str, channels: int | None) -> Any:
     from PIL import Image, ImageOps
 
     try:
+        with open(file, "rb") as head:
+            start = head.read(DEPTH_OF_PNG + 1)
         with open_bounded(file) as content, Image.open(content, formats=FORMATS) as opened:
             if opened.width * opened.height > max(MOST_PIXELS * os.path.getsize(file), ALWAYS):
                 raise ValueError(
@@ -194,10 +197,10 @@ def _decoded(file: str, channels: int | None) -> Any:
             picture.load()
     except Exception as broken:  # whatever Pillow's decoders raise, SyntaxError among it
         raise ValueError(f"{file} cannot be read as a picture; it may be damaged: {broken}") from broken
-    if picture.mode not in GREY | COLOUR:
-        raise ValueError(
-            f"{file}: pictures must have 8 bits a channel, grey or RGB; its mode, in Pillow's words, is {picture.mode}."
-        )
+    deep = start.startswith(b"\x89PNG") and start[DEPTH_OF_PNG] == 16  # of such colours Pillow drops the low bytes
+    if deep or picture.mode not in GREY | COLOUR:
+        found = "it has 16" if deep else f"its mode, in Pillow's words, is {picture.mode}"
+        raise ValueError(f"{file}: pictures must have 8 bits a channel, grey or RGB; {found}.")
     grey = picture.mode in GREY
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError(f"{file}: pictures must be opaque, and it has transparent pixels; give it a background.")
