@@ -104,7 +104,8 @@ def listed(names: list[str], separator: str = ", ") -> str:
 
 
 def _placed(host: np.ndarray, key_kind: str | None, like: Any) -> Any:
-    if isinstance(like, np.ndarray | np.generic):
+    # JAX without 64 bits would round the numbers, and cut whole ones off.
+    if isinstance(like, np.ndarray | np.generic) or jax.dtypes.canonicalize_dtype(host.dtype) != host.dtype:
         return host
     array = jnp.asarray(host) if key_kind is None else jax.random.wrap_key_data(jnp.asarray(host), impl=key_kind)
     sharding = getattr(like, "sharding", None)

@@ -161,6 +161,72 @@ def test_the_student_is_exported_and_never_over_another_file(finished, tmp_path,
     assert "exists already" in capsys.readouterr().err
 
 
+def npz(path, data, class_names):
+    parts = zip(("train", "test"), data, strict=True)
+    arrays = {f"{axis}_{split}": one for split, part in parts for axis, one in zip("xy", part[:2], strict=True)}
+    np.savez(path, class_names=class_names, **arrays)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize("command", ["verify", "export"])
+def test_other_data_and_other_words_for_the_classes_are_refused(finished, command, tmp_path, capsys):
+    """A program takes its range and its words from them; with the same arrays and names it is written."""
+    arrays = [(part.inputs, part.labels) for part in DATA]
+    same = npz(tmp_path / "same.npz", arrays, list("0123456789"))
+    brighter = npz(tmp_path / "brighter.npz", [(inputs + 1, labels) for inputs, labels in arrays], list("0123456789"))
+    renamed = npz(tmp_path / "renamed.npz", arrays, list("9876543210"))
+    words = [command, str(finished), *(["--to", str(tmp_path / "out")] if command == "export" else [])]
+    assert main([*words, "--data", brighter]) == 1
+    assert "data must be those of the run; the train data have another digest" in capsys.readouterr().err
+    assert main([*words, "--data", renamed]) == 1
+    assert "data must have the class names of the run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--data", same]) == 0
+
+
+def test_a_resumption_keeps_the_words_for_the_classes(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    assert config["class_names"] == list("0123456789")
+    words = ["compare", *TINY, "--seeds", "1", "--temperature", "8:2", "--out", str(run), "--resume"]
+    (run / "config.json").write_text(json.dumps(config | {"class_names": list("9876543210")}))
+    assert main(words) == 1
+    assert "class_names was ['9', '8'" in capsys.readouterr().err
+    del config["class_names"]  # as an older kdjax wrote it
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(words) == 0
+
+
+def test_all_teachers_and_starts_are_asked_what_they_were_trained_on(finished, tmp_path, capsys):
+    """Of one teacher `compare` asks; several, and a start, went by unasked."""
+    teacher = str(finished / "seed-0" / "teacher" / "weights")
+    arrays = [(part.inputs, part.labels) for part in DATA]
+    moved = npz(tmp_path / "moved.npz", arrays, list("0123456789"))
+    words = ["compare", *TINY, "--data", moved, "--out", str(tmp_path / "out")]
+    assert main([*words, "--given-teacher", teacher, "--given-teacher", teacher]) == 1
+    assert "--given-teacher must have been trained with data 'npz:" in capsys.readouterr().err
+    floats = [(inputs / np.float32(16), labels) for inputs, labels in arrays]
+    words[-3] = npz(tmp_path / "floats.npz", floats, list("0123456789"))
+    assert main([*words, "--start", teacher]) == 1
+    said = capsys.readouterr().err
+    assert "--start must have been trained with preprocess 'as_given'" in said
+    assert "says 'unit_range'" in said
+
+
+def test_what_is_exported_is_said_to_be_what_it_is(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "student": "cnn"}))
+    assert main(["export", str(run), "--network", "teacher", "--format", "safetensors"]) == 0
+    init, _ = network("cnn_tiny", 10)
+    assert from_safetensors(run / "teacher-0.safetensors", _recipes.shapes(init, DATA))[1]["network"] == "cnn_tiny"
+    capsys.readouterr()
+    assert main(["export", str(run), "--network", "teacher"]) == 0
+    assert "It computes in float32; the run measured the network in bfloat16." in capsys.readouterr().out
+
+
 def test_runs_of_others_are_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     for command in ("verify", "export"):

@@ -25,6 +25,7 @@ def compare(settings: Compare) -> int:
     data = _recipes.loaded(settings)
     # Of a path `compare` reads too what the teacher was trained on.
     one = len(settings.given_teacher) == 1
+    _recipes.check_descriptions(settings, data)
     given = settings.given_teacher[0] if one else _recipes.given_weights(settings, data)
     try:
         with runs.stopped_by_signals() as stop:

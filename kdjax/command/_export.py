@@ -37,9 +37,13 @@ def export(settings: Export) -> int:
     from kdjax import export as formats
     from kdjax.checkpoints import load_weights
     from kdjax.command import _recipes, _saved
+    from kdjax.runs._data import check_of_run
+    from kdjax.runs.folders import read_object
 
     _checks.whole("--seed", settings.seed, 0)
     made, data = _saved.opened(settings.run, settings.data, imports=settings.import_networks)
+    # The program takes their range and their words for the logits.
+    check_of_run(data, read_object(settings.run / "config.json"), settings.run)
     if settings.network == "teacher" and made.given_teacher:
         raise ValueError("--network teacher is of runs that trained one; this run was given its teacher.")
     init, apply = _recipes.recipes(made, data)[settings.network].network
@@ -48,7 +52,8 @@ def export(settings: Export) -> int:
     target = settings.to or settings.run / f"{settings.network}-{settings.seed}.{settings.format}"
     preprocess, names = _recipes.preprocess_of(data), data[0].class_names
     if settings.format == "safetensors":
-        said = {"class_names": names, "preprocess": preprocess.__name__, "network": made.student}
+        network = made.student if settings.network != "teacher" else "+".join(made.teachers)
+        said = {"class_names": names, "preprocess": preprocess.__name__, "network": network}
         record = formats.to_safetensors(target, weights, description=said)
         print(f"{target}: {record['bytes']:,} bytes, {len(record['leaves'])} arrays.")
         return 0
@@ -59,4 +64,6 @@ def export(settings: Export) -> int:
         f"{target}: {record['bytes']:,} bytes; takes {shape}; its logits are the network's within "
         f"{record['largest_difference']:.1g}."
     )
+    if made.dtype != "float32":
+        print(f"It computes in float32; the run measured the network in {made.dtype}.")
     return 0

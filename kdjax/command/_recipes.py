@@ -20,6 +20,8 @@ from kdjax.networks import copy_matching, ensemble, ensemble_weights, transfer_l
 from kdjax.objectives import Objective, cross_entropy, on_logits, weighted_sum
 from kdjax.objectives.schedules import Schedule, cosine, linear
 from kdjax.runs import Recipe
+from kdjax.runs._data import class_names_of
+from kdjax.runs.recipes import check_description
 
 TEMPERATURE = "4"  # Hinton et al. 2015 use 2 to 20; 4 is what most later work does
 Data = tuple[Dataset, Dataset]
@@ -50,6 +52,16 @@ def given_weights(settings: Compare, data: Data) -> Weights | None:
     if len(found) > 1:
         return ensemble_weights(*found)
     return found[0] if found else None
+
+
+def check_descriptions(settings: Compare, data: Data) -> None:
+    """Refuses teachers that say they were trained otherwise, and a start on inputs of another range."""
+    inputs = {"preprocess": preprocess_of(data).__name__}
+    own = inputs | {"data": data[0].name, "class_names": class_names_of(data)}
+    for path, name in zip(settings.given_teacher, settings.teachers, strict=False):
+        check_description("--given-teacher", path.expanduser(), own | {"model": name})
+    if settings.start not in STARTS:
+        check_description("--start", Path(settings.start).expanduser(), inputs)
 
 
 def saved(path: Path, name: str, data: Data) -> Weights:

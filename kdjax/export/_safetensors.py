@@ -130,4 +130,6 @@ def from_safetensors(path: str | os.PathLike[str], like: Weights) -> tuple[Weigh
             f"like must have the architecture of {source}; these leaves differ: {_trees.listed(lines, separator='; ')}."
         )
     weights: Weights = _trees.rebuilt(arrays, dict.fromkeys(arrays), like)
-    return jax.tree.map(jnp.asarray, weights), record["description"]
+    # NumPy's own arrays, where it is theirs: those over the file's bytes cannot be written to.
+    own = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, weights)
+    return own, record["description"]

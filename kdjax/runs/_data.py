@@ -1,6 +1,7 @@
 """A comparison's data as its loops take them: two parts, arrays by name on the devices, whatever they came as."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -107,6 +108,25 @@ def labels_outside(part: Any, logits: tuple[int, ...], ignore_label: int | None)
 def digest_of(part: Any) -> str:
     """Of all arrays of a part as it was given."""
     return records.digest(*_arrays(part))
+
+
+def class_names_of(data: Sequence[Any]) -> list[str] | None:
+    """The words for the labels, in their order; None where nobody named them."""
+    return [str(name) for name in data[0].class_names] if isinstance(data[0], Dataset) else None
+
+
+def check_of_run(data: Sequence[Any], config: Mapping[str, Any], run: Path) -> None:
+    """Refuses data that are not those of the run with this config.json, or whose classes have other names or order."""
+    digests = config.get("data_digests")
+    for name, part in zip(("train", "test"), data, strict=True):
+        if not isinstance(digests, Mapping) or digest_of(part) != digests.get(name):
+            raise ValueError(f"data must be those of the run; the {name} data have another digest than in {run}.")
+    now = class_names_of(data)
+    if config.get("class_names", now) != now:  # older runs do not record them
+        raise ValueError(
+            f"data must have the class names of the run in {run}, in its order: {config['class_names']!r:.199}; got "
+            f"{now!r:.199}."
+        )
 
 
 def inputs_of(part: Any) -> Any:

@@ -18,7 +18,7 @@ from kdjax.connectors import init_beside
 from kdjax.metrics import as_measure
 from kdjax.networks.precision import computed_in
 from kdjax.objectives import cross_entropy
-from kdjax.runs._data import arrays_of, check_data, count_of, labels_outside, not_finite
+from kdjax.runs._data import arrays_of, check_data, class_names_of, count_of, labels_outside, not_finite
 from kdjax.runs._measured import has_classes
 from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.folders import chosen
@@ -174,7 +174,9 @@ class Shared:
 
     def about(self, trainer: Trainer) -> dict[str, Any]:
         """What saved weights say of themselves."""
-        return {"data": self.data.name, "preprocess": _name(self.data.preprocess), "model": trainer.recipe.name}
+        told = {"data": self.data.name, "preprocess": _name(self.data.preprocess), "model": trainer.recipe.name}
+        names = class_names_of(self.given_data)
+        return told if names is None else told | {"class_names": names}
 
     def one_seed(self, seed: int, trainers: Mapping[str, Trainer], given: Weights | None, place: str) -> dict[str, Any]:
         """The teacher, the student alone, the student with the teacher."""

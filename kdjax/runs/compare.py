@@ -16,7 +16,7 @@ from kdjax._types import Weights
 from kdjax.data import Dataset
 from kdjax.metrics import parameter_count
 from kdjax.runs import records
-from kdjax.runs._data import digest_of, inputs_of, not_finite
+from kdjax.runs._data import class_names_of, digest_of, inputs_of, not_finite
 from kdjax.runs._measured import check_measures, digest_of_measures, headline
 from kdjax.runs._options import begun_with, options_of
 from kdjax.runs._seeds import PHASES, Shared
@@ -158,6 +158,7 @@ def compare(
         "cache": cache,
         "dtype": dtype,
         "data_digests": digests,
+        "class_names": class_names_of(data),
     }
     about |= {f"{name}_recipe": described(recipe) for name, recipe in recipes.items()}
     about |= {"measures": sorted(measures or {}), "one_teacher": one_teacher, "ignore_label": ignore_label}

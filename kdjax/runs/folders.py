@@ -18,6 +18,7 @@ _LOCK = ".lock"
 _CONFIG = "config.json"
 NUMBERS = "'s numbers"  # ends the name of a digest of numbers, among those of programs
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}(\.tmp)?")  # of _files, of caches, and of the trial whether one can write
+LATER = ("class_names",)  # which the records of older runs lack
 RECORD_FORMAT = 1  # of config.json and results.json
 # What may differ between a run and its resumption; of data and a given teacher there are digests.
 FREE = (
@@ -146,7 +147,8 @@ def _lock_file(folder: Path) -> IO[str]:
 def _same(path: Path, config: dict[str, Any]) -> None:
     if path.exists():
         before = read_object(path)
-        changed = [key for key in config | before if key not in FREE and before.get(key) != config.get(key)]
+        unsaid = {key: config.get(key) for key in LATER if key not in before}
+        changed = [key for key in config | before if key not in FREE and (before | unsaid).get(key) != config.get(key)]
         if changed == ["programs"] and before.get("jax", config.get("jax")) != config.get("jax"):
             changed = _of_another_jax(path, before, config)
         if changed:

@@ -225,17 +225,24 @@ def given_teacher(given: Path | Weights, trainer: Trainer, about: Mapping[str, A
         if lines := _trees.differences(signatures, like):
             raise ValueError(f"given_teacher must be of the teacher's network: {_trees.listed(lines, separator='; ')}.")
     else:
-        saved, path = read_description(given), str(given)
-        for key, value in about.items():
-            if saved.get(key, value) != value:
-                raise ValueError(f"teacher must have been trained with {key} {value!r}; {path} says {saved[key]!r}.")
-        weights = load_weights(given, like)
+        check_description("teacher", given, about)
+        weights, path = load_weights(given, like), str(given)
     for name, leaf in jax.tree.leaves_with_path(weights):
         if not jnp.isfinite(leaf).all():
             raise ValueError(
                 f"teacher must hold finite numbers; {path} has NaN or infinity in {jax.tree_util.keystr(name)}."
             )
     return weights
+
+
+def check_description(name: str, path: Path, about: Mapping[str, Any]) -> None:
+    """Refuses saved weights that say of themselves something else; what they do not say, older ones, passes."""
+    saved = read_description(path)
+    for key, value in about.items():
+        if saved.get(key, value) != value:
+            raise ValueError(
+                f"{name} must have been trained with {key} {value!r:.199}; {path} says {saved[key]!r:.199}."
+            )
 
 
 def first_of(inputs: Any) -> Any:

@@ -10,7 +10,7 @@ from kdjax import _trees
 from kdjax._types import Weights
 from kdjax.checkpoints import load_weights
 from kdjax.data import Dataset
-from kdjax.runs._data import digest_of
+from kdjax.runs._data import check_of_run
 from kdjax.runs._measured import has_classes
 from kdjax.runs._options import kept, options_of
 from kdjax.runs._seeds import PHASES, Shared
@@ -75,7 +75,8 @@ def remeasure(
 
     Raises:
       FileNotFoundError: if there is no ``results.json``: the run has not come to its end.
-      ValueError: if ``results.json`` is damaged or no comparison's, or the data are not those of the run.
+      ValueError: if ``results.json`` is damaged or no comparison's, or the data or their class names are not
+        those of the run.
     """
     from rich.console import Console
 
@@ -86,10 +87,7 @@ def remeasure(
         raise ValueError(f"run must be the folder of a comparison; {folder / 'results.json'} has no seeds.")
     config = results.get("config")
     config = config if isinstance(config, Mapping) else {}
-    digests = config.get("data_digests")
-    for name, part in zip(("train", "test"), data, strict=True):
-        if not isinstance(digests, Mapping) or digest_of(part) != digests.get(name):
-            raise ValueError(f"data must be those of the run; the {name} data have another digest than in {folder}.")
+    check_of_run(data, config, folder)
     quiet = Console(quiet=True)
     shared = Shared(
         folder, data, preprocess, "off", devices, dtype, given_teacher, 0, quiet, measures, ignore_label, "stop"
