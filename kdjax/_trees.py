@@ -1,7 +1,7 @@
 """A tree's leaves by path, such as ``stage1/norm/scale``: chosen by name, their bits on the host, and the way back."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from kdjax import _processes
 from kdjax._types import Tree
@@ -55,15 +56,28 @@ def digest_of_tree(tree: Tree) -> str:
 
 
 def digest_of_program(function: Callable[..., Any], *shapes: Any) -> str:
-    """Of the traced program's text, and of the arrays that it has from elsewhere than its arguments.
+    """Of the traced program's text, and of the arrays that it and programs within it have from elsewhere than arguments.
 
     The text names functions by their address in memory, which says nothing.
     """
     program = jax.make_jaxpr(function)(*shapes)
     found = blake2b(re.sub(r"0x[0-9a-f]+", "", str(program)).encode(), digest_size=16)
-    for constant in program.consts:
+    for constant in _constants(program):
         found.update(digest(on_host(jnp.asarray(constant))).encode())
     return found.hexdigest()
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """The program's own first; then those of what it calls, such as a function under `jax.jit`, which its text leaves out."""
+    yield from getattr(program, "consts", ())
+    for equation in getattr(program, "jaxpr", program).eqns:
+        for part in jax.tree.leaves([*equation.params.values()], is_leaf=_is_program):
+            if _is_program(part):
+                yield from _constants(part)
+
+
+def _is_program(part: Any) -> bool:
+    return isinstance(part, core.ClosedJaxpr | core.Jaxpr)
 
 
 def differences(signatures: Mapping[str, Mapping[str, Any]], like: Tree) -> list[str]:
