@@ -16,6 +16,8 @@ def canvases(digits: Dataset, count: int, size: int, most: int, seed: int) -> di
     random = np.random.default_rng(seed)
     scans = np.repeat(np.repeat(digits.inputs[..., 0], 2, axis=1), 2, axis=2) / np.float32(digits.inputs.max())
     side = scans.shape[1]
+    if side > size:
+        raise ValueError(f"data must be pictures of {size // 2} × {size // 2} at most; got {side // 2} × {side // 2}.")
     inputs = np.zeros((count, size, size, 1), np.float32)
     classes, present = np.zeros((count, size, size), np.int32), np.zeros((count, 10), np.int32)
     for canvas in range(count):

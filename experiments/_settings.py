@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
 from experiments._networks import make_model
@@ -162,6 +163,17 @@ def recorded(name: str, settings: Run, data: list[Dataset]) -> Iterator[tuple[di
     with _stoppable(out), stoppable(), open_folder(out, about, resume=settings.resume) as folder:
         file = folder / "results.json"
         yield *open_results(file, provenance(about, data=digests)), file
+
+
+def in_order(labels: np.ndarray) -> bool:
+    """Whether examples lie class by class, as a folder's pictures do: the first of them are then of one class."""
+    return bool((np.diff(labels) >= 0).all())
+
+
+def spread(labels: np.ndarray, count: int | None) -> np.ndarray:
+    """The rows of `count` examples: the first; where they lie class by class, every so many. None: all."""
+    rows = np.arange(len(labels))[:count]
+    return rows * len(labels) // len(rows) if in_order(labels) else rows
 
 
 def start(main: Callable[[Any], Any], settings: type, description: str | None) -> None:

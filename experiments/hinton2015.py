@@ -20,14 +20,13 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
 from experiments import _hinton2015_ledger as ledgers
 from experiments._hinton2015_parts import PARTS, TRANSFER, only
 from experiments._hinton2015_search import choose
 from experiments._hinton2015_training import Bench
-from experiments._settings import Run, recorded
+from experiments._settings import Run, recorded, start
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.runs import write_results
 
@@ -195,4 +194,4 @@ def _show(console: Console, ledger: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Hinton2015, description=__doc__))
+    start(main, Hinton2015, __doc__)

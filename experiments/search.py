@@ -28,7 +28,7 @@ from rich.table import Table
 
 from experiments._networks import make_model
 from experiments._setting import Arrays
-from experiments._settings import Run, recorded, start
+from experiments._settings import Run, in_order, recorded, spread, start
 from experiments._stopping import until_asked
 from kdjax import Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.batches import epoch_indices
@@ -54,7 +54,8 @@ class Search(Run):
     """digits, tfds:NAME, npz:FILE or folder:DIR, with a validation split; or any of them, mnist and fashion_mnist with
     --validation"""
     validation: int | None = None
-    """so many of the last training examples are held back, and chosen by, where the data have no validation split"""
+    """so many of the last training examples, or of all where they lie class by class, are held back, and chosen by, where
+    the data have no validation split"""
     temperatures: tuple[float, ...] = (4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0)
     """T of the soft targets, in logits"""
     alphas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
@@ -121,10 +122,13 @@ def splits(settings: Search) -> list[Dataset]:
     count = len(whole.labels) - settings.validation
     if count < 1:
         raise ValueError(f"validation must be less than the {len(whole.labels)} examples; got {settings.validation}.")
-    first, last = slice(count), slice(count, None)
+    held_back = np.arange(count, len(whole.labels))
+    if in_order(whole.labels):
+        held_back = spread(whole.labels, settings.validation)
+    rest = np.setdiff1d(np.arange(len(whole.labels)), held_back)
     return [
         replace(whole, inputs=whole.inputs[part], labels=whole.labels[part], split=split)
-        for split, part in (("train", first), ("validation", last))
+        for split, part in (("train", rest), ("validation", held_back))
     ]
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from experiments._networks import make_model
 from experiments._setting import Setting, teacher_of
-from experiments._settings import Run, recorded, start
+from experiments._settings import Run, recorded, spread, start
 from experiments._strategies import PLAIN
 from experiments._strategies_adaptive import ADAPTIVE
 from experiments._strategies_features import FEATURES
@@ -49,7 +49,8 @@ class Strategies(Run):
     seeds: int = 8
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     examples: int = 5_000
-    """train on the first so many examples, or on all where there are fewer; of folder:DIR on as many, evenly spread"""
+    """train on the first so many examples, or on all where there are fewer; where they lie class by class, as in folder:DIR,
+    on as many, evenly spread"""
     epochs: int | None = None
     """passes over them, for each student; None: 80 on digits, 6 on other data"""
     teacher_epochs: int | None = None
@@ -78,9 +79,7 @@ def main(settings: Strategies) -> None:
     console.width = max(console.width, 100)  # the table is cut otherwise
     data = settings.load()
     train, test = (on_device(part, unit_range) for part in data)
-    chosen = np.arange(len(train["labels"]))[: settings.examples]
-    if settings.data.startswith("folder:"):  # whose pictures lie class by class
-        chosen = chosen * len(train["labels"]) // len(chosen)
+    chosen = spread(data[0].labels, settings.examples)
     classes = len(data[0].class_names)
     shared = {name: getattr(settings, name) for name in (
         "epochs", "teacher_epochs", "batch_size", "learning_rate", "temperature", "alpha")}  # fmt: skip

@@ -51,6 +51,14 @@ class Tokens(Settings):
     alpha: float = 0.3
     """weight of the labels; the divergence weighs 1 − alpha"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, own in (("data", "python"), ("data_dir", None), ("size", None)):
+            if getattr(self, name) != own:
+                raise ValueError(
+                    f"{name} must be left out: the text is Python's standard library; got {getattr(self, name)!r}."
+                )
+
 
 def text(settings: Tokens) -> list[dict[str, np.ndarray]]:
     """The windows to train on and to test on: each byte's label is the next one."""

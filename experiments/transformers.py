@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
-from experiments._settings import Settings, run, start
+from experiments._settings import Settings, run, spread, start
 from experiments._transformers import VisionTransformer
 from experiments._unet import Whole
 from kdjax import cross_entropy, on_logits, on_outputs, weighted_sum
@@ -32,7 +32,8 @@ class Transformers(Settings):
     print_every: int = 0
     """print a line each so many epochs; 0: only after the last"""
     examples: int = 10000
-    """pictures to train on, the first of the data set; half as many to test on"""
+    """pictures to train on, the first of the data set, or evenly spread where they lie class by class; half as
+    many to test on"""
     patch: int = 7
     """pixels along the side of a transformer's patch"""
     teacher_epochs: int = 12
@@ -56,7 +57,8 @@ def hard_choice(student, teacher):
 
 def main(settings: Transformers) -> None:
     parts = zip(settings.load(), (settings.examples, settings.examples // 2), strict=True)
-    data = [{"inputs": part.inputs[:count], "labels": part.labels[:count]} for part, count in parts]
+    chosen = [(part, spread(part.labels, count)) for part, count in parts]
+    data = [{"inputs": part.inputs[rows], "labels": part.labels[rows]} for part, rows in chosen]
     labels, rest = weighted_sum(labels=(1.0, cross_entropy)), 1.0 - settings.alpha
     token = on_outputs(hard_choice, "student.distilled", "teacher.logits")
     soft = on_logits(soft_target_kl, temperature=settings.temperature)

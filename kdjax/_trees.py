@@ -68,7 +68,7 @@ def digest_of_program(function: Callable[..., Any], *shapes: Any) -> str:
 
 
 def _constants(program: Any) -> Iterator[Any]:
-    """The program's own first; then those of what it calls, such as a function under `jax.jit`, which its text leaves out."""
+    """The program's own first; then those of what it calls, such as functions under `jax.jit`, which its text lacks."""
     yield from getattr(program, "consts", ())
     for equation in getattr(program, "jaxpr", program).eqns:
         for part in jax.tree.leaves([*equation.params.values()], is_leaf=_is_program):

@@ -52,6 +52,8 @@ def epoch_indices(
     for name, number in (("seed", seed), ("epoch", epoch)):
         if isinstance(number, int | np.integer | float | str | None):
             _checks.whole(name, number, 0 if name == "epoch" else -(2**31))
+            if number >= 2**31:
+                raise ValueError(f"{name} must be less than 2**31; got {number}.")
     if not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size must lie between 1 and the {examples} examples there are; got {batch_size}.")
     return _epoch_indices(examples, batch_size, seed, epoch)
@@ -95,8 +97,9 @@ def evaluation_indices(examples: int, batch_size: int) -> tuple[Int[Array, "step
 def take(arrays: Mapping[str, Any], indices: Int[AnyArray, " *batch"]) -> dict[str, Any]:
     """One batch: the rows of every array at `indices`, also of arrays in pytrees, such as a teacher's cached outputs.
 
-    While tracing nobody can tell whether an index is beyond the end: it gives NaN in floating-point arrays, in others the
-    largest number of an unsigned type or the smallest of a signed one; never another example.
+    While tracing nobody can tell whether an index is in bounds. Beyond the end it gives NaN in floating-point arrays, in
+    others the largest number of an unsigned type or the smallest of a signed one; from −1 down to −examples it counts from
+    the end, as elsewhere in JAX.
 
     Args:
       arrays: by name, arrays [examples, ...] or pytrees of such.

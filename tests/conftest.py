@@ -63,7 +63,6 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_finish():
     """What is alive before the first test lives to the end: the collector need not look through it again and again."""
     gc.collect()
-    pass
     gc.set_threshold(50_000)
 
 

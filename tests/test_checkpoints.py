@@ -38,6 +38,14 @@ def test_numpy_arrays_stay_numpy(tmp_path):
     assert bits(kernel) == bits(weights.params["kernel"])
 
 
+def test_numbers_that_jax_has_no_room_for_stay_what_they_are(tmp_path):
+    """As NumPy's own, where a counter of 2⁴⁰ would be cut off, whatever the tree that says the form."""
+    weights = Weights({"w": np.array([1 + 1e-12]), "n": np.array([2**40 + 3])}, {})
+    save_weights(tmp_path / "wide", weights)
+    for like in (weights, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)):
+        assert bits(load_weights(tmp_path / "wide", like)) == bits(weights)
+
+
 def test_weights_that_an_older_kdjax_saved_are_loaded(tmp_path):
     """The code of commit f77b796 saved them; its modules stood elsewhere."""
     with ZipFile(Path(__file__).parent / "golden" / "weights_f77b796.zip") as stored:

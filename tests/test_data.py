@@ -168,6 +168,9 @@ def test_the_remainder_changes_from_epoch_to_epoch():
 
 
 def test_batch_sizes_that_make_no_batch_are_refused():
+    for name, wrong in (("seed", {"seed": 2**31, "epoch": 0}), ("epoch", {"seed": 0, "epoch": 2**32 + 5})):
+        with pytest.raises(ValueError, match=rf"{name} must be less than 2\*\*31; got {wrong[name]}"):
+            data.epoch_indices(5, 2, **wrong)
     with pytest.raises(ValueError, match="batch_size must lie between 1 and the 5 examples there are; got 6"):
         data.epoch_indices(5, 6, seed=0, epoch=0)
     with pytest.raises(ValueError, match="batch_size must lie between 1 and the 5 examples there are; got 0"):
@@ -193,7 +196,9 @@ def test_a_data_set_on_the_device_gives_its_batches_under_jit():
     np.testing.assert_allclose(batch["inputs"], (IMAGES[[3, 1]] / 255 - 0.5) / 0.5, rtol=1e-6)
     assert batch["labels"].tolist() == [0, 1]
     # Beyond the end: no example, traced or not.
-    assert np.isnan(jax.jit(data.take)(arrays, jnp.array([4]))["inputs"]).all()
+    for outside in (4, -5):
+        assert np.isnan(jax.jit(data.take)(arrays, jnp.array([outside]))["inputs"]).all()
+    assert jax.jit(data.take)(arrays, jnp.array([-1]))["labels"].tolist() == [0]
     for wrong in (4, -1):
         for indices in (np.array([0, wrong]), jnp.array([[wrong]])):
             with pytest.raises(ValueError, match=f"indices must lie between 0 and 3, of 4 examples; got {wrong}"):

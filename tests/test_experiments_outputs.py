@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,6 +47,9 @@ def test_the_text_is_cut_so_that_each_byte_has_the_next_as_its_label():
     assert train["inputs"].shape == (8, 16)
     assert test["inputs"].shape == (2, 16)
     assert train["inputs"].max() < 256
+    for name, value in (("data", "mnist"), ("data_dir", Path("x")), ("size", 8)):
+        with pytest.raises(ValueError, match=f"{name} must be left out: the text is Python's standard library"):
+            tokens.Tokens(**{name: value})
 
 
 @pytest.mark.slow
@@ -114,6 +118,8 @@ def test_the_distillation_token_learns_and_joins_in_inference():
 
 
 def test_canvases_hold_what_they_say():
+    with pytest.raises(ValueError, match="data must be pictures of 7 × 7 at most; got 8 × 8"):
+        _canvases.canvases(load("digits", "train"), 20, 15, 3, seed=0)
     made = _canvases.canvases(load("digits", "train"), 20, 32, 3, seed=0)
     again = _canvases.canvases(load("digits", "train"), 20, 32, 3, seed=0)
     for name, array in made.items():

@@ -9,6 +9,7 @@ import tiny
 from rich.console import Console
 
 from experiments import _settings, precision, search
+from experiments._settings import spread
 
 SHORT = search.Search(temperatures=(4.0, 8.0), alphas=(0.3, 0.9), seeds=2, test_seeds=3, epochs=2, teacher_epochs=2)
 
@@ -80,6 +81,22 @@ def test_the_last_examples_are_held_back_where_asked():
     assert [one.split for one in (train, validation)] == ["train", "validation"]
     with pytest.raises(ValueError, match="validation must be less than the 1257 examples; got 1257"):
         search.splits(replace(SHORT, validation=1257))
+
+
+def test_examples_that_lie_class_by_class_are_held_back_from_all_classes(monkeypatch):
+    """As a folder's pictures do: the last of them are of one class."""
+    (whole,) = SHORT.load("train")
+    order = np.argsort(whole.labels, kind="stable")
+    sorted_data = replace(whole, inputs=whole.inputs[order], labels=whole.labels[order])
+    monkeypatch.setattr(search.Search, "load", lambda self, *splits: [sorted_data])
+    train, validation = search.splits(replace(SHORT, validation=100))
+    assert [len(train.labels), len(validation.labels)] == [len(order) - 100, 100]
+    assert np.bincount(validation.labels, minlength=10).min() >= 9
+    both = np.concatenate([train.inputs, validation.inputs]).reshape(len(order), -1)
+    np.testing.assert_array_equal(np.sort(both.sum(1)), np.sort(whole.inputs.reshape(len(order), -1).sum(1)))
+    assert spread(np.array([2, 0, 1]), 2).tolist() == [0, 1]
+    assert spread(np.array([0, 0, 1, 1, 2, 2]), 3).tolist() == [0, 2, 4]
+    assert spread(np.array([0, 1]), 5).tolist() == [0, 1]
 
 
 def test_precision_compares_the_same_seeds(tmp_path, monkeypatch):

@@ -46,6 +46,15 @@ def test_the_way_back_gives_the_same_bits_and_the_description(path):
     assert description == SAID
 
 
+def test_numbers_that_jax_has_no_room_for_come_back_as_they_are(tmp_path):
+    wide = Weights({"w": np.array([1 + 1e-12]), "n": np.array([2**40 + 3])}, {})
+    to_safetensors(tmp_path / "wide", wide)
+    for like in (wide, shapes(wide)):
+        found, _ = from_safetensors(tmp_path / "wide", like)
+        assert bits(found) == bits(wide)
+        found.params["w"] += 1  # an array of one's own
+
+
 def test_the_record_says_what_is_in_it(tmp_path):
     record = to_safetensors(tmp_path / "new" / "student.safetensors", WEIGHTS)
     assert record["bytes"] == (tmp_path / "new" / "student.safetensors").stat().st_size

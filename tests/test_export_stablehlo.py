@@ -276,6 +276,8 @@ def test_a_network_that_asks_for_the_size_of_the_batch_takes_each_example_alone(
     np.testing.assert_allclose(call(PICTURES[:2]), PICTURES[:2] @ WEIGHTS.params, rtol=1e-5)
     with pytest.raises(ValueError, match="they differ by"):
         to_stablehlo(tmp_path / "other", from_the_mean, WEIGHTS, PICTURES)
+    with pytest.raises(ValueError, match="example must have two rows or more where the network wants the batch's size"):
+        to_stablehlo(tmp_path / "other", from_the_mean, WEIGHTS, PICTURES[:1])
     assert not (tmp_path / "other").exists()
 
 

@@ -3,12 +3,29 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
+from jax import lax
 from sklearn.metrics import brier_score_loss
 
-from kdjax import Outputs, Weights
-from kdjax.metrics import _costs, brier_score, calibration_error, cka, cost, finished, latency, reliability, sums_of
+from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, weighted_sum
+from kdjax.metrics import (
+    _costs,
+    accuracy,
+    agreeing,
+    brier_score,
+    calibration_error,
+    cka,
+    cost,
+    finished,
+    label_accuracy,
+    latency,
+    reliability,
+    sums_of,
+    top_k_accuracy,
+)
+from kdjax.objectives._counted import without_ignored
 from kdjax.testing import strategies
 
 MEASURES = {"error": calibration_error(5), "bins": reliability(5), "brier": brier_score()}
@@ -82,6 +99,46 @@ def test_nan_and_a_label_that_is_no_class_are_seen(logits):
     found = measured(logits, [label])
     assert np.isnan(found["error"])
     assert np.isnan(found["brier"])
+
+
+LABELLED = {"accuracy": accuracy, "top-2": top_k_accuracy(2)}
+
+
+@pytest.mark.parametrize("label", [-1, 4, 255])
+def test_a_label_that_is_no_class_is_no_mistake_of_the_networks(label):
+    logits = np.eye(4, dtype=np.float32)
+    found = measured(logits, [0, 1, label, 0], measures=LABELLED)
+    assert all(np.isnan(value) for value in found.values()), found
+    assert measured(logits, [0, 1, label, 0], [1, 1, 0, 1], LABELLED)["accuracy"] == pytest.approx(2 / 3)
+    labels = {"labels": jnp.asarray([0, 1, label, 0])}
+    again = sums_of(LABELLED, Outputs(jnp.asarray(logits), {}), None, without_ignored(labels, label))
+    assert (float(again["accuracy"]), float(again["accuracy_count"])) == (2, 3)
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_training_with_labels_that_are_ignored_keeps_its_accuracy(ignored):
+    def network(params, model_state, inputs, *, train, rng=None):
+        return inputs @ params, model_state
+
+    step = make_train_step(network, None, optax.sgd(0.0), ignore_label=ignored)
+    state = init_state(Weights(jnp.eye(4), {}), optax.sgd(0.0), jax.random.key(0))
+    batch = {"inputs": jnp.eye(4), "labels": jnp.asarray([0, 1, ignored, 0])}
+    goal = weighted_sum(labels=(1.0, cross_entropy))
+    assert float(step(state, None, goal, batch)[1]["accuracy"]) == pytest.approx(2 / 3)
+    masked = {**batch, "labels": jnp.asarray([0, 9, ignored, 0]), "mask": jnp.asarray([1, 0, 1, 1])}
+    assert float(step(state, None, goal, masked)[1]["accuracy"]) == 0.5
+
+
+def test_a_yes_or_no_label_that_is_nan_is_seen():
+    assert np.isnan(measured([[-1.0, 1.0]], [[np.nan, 1.0]], measures={"right": label_accuracy()})["right"])
+
+
+def test_nan_of_either_network_agrees_with_nothing():
+    logits = jnp.asarray([[1.0, 0.0], [jnp.nan, 0.0], [0.0, 1.0]])
+    whole = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    for student, teacher in ((logits, whole), (whole, logits), (logits, logits)):
+        sums = sums_of({"same": agreeing}, Outputs(student, {}), Outputs(teacher, {}), {})
+        assert finished({"same": agreeing}, sums)["same"] == pytest.approx(2 / 3)
 
 
 def slow_cka(first, second):
@@ -163,6 +220,23 @@ def test_cost_is_what_the_products_are():
     assert found.flops == 2 * 32 * 64 * 10
     assert found.weight_bytes == 64 * 10 * 4
     assert found.bytes_moved >= 4 * (32 * 64 + 64 * 10 + 32 * 10)
+
+
+@pytest.mark.parametrize("inside", [jax.jit, jax.checkpoint, lambda own: lambda *two: lax.cond(True, own, own, *two)])
+@pytest.mark.parametrize("loop", ["scan", "while"])
+def test_of_a_loop_no_operations_are_counted(loop, inside):
+    def repeated(weights, inputs):
+        if loop == "scan":
+            return lax.scan(lambda found, own: (found @ own, None), inputs, weights)[0]
+        return lax.while_loop(lambda found: found.sum() < 9, lambda found: found @ weights[0], inputs)
+
+    def looped(params, model_state, inputs, *, train, rng=None):
+        return inside(repeated)(params, inputs), model_state
+
+    found = cost(looped, Weights(np.ones((10, 8, 8), np.float32), {}), np.ones((1, 8), np.float32))
+    assert np.isnan(found.flops)
+    assert np.isnan(found.bytes_moved)
+    assert found.weight_bytes == 10 * 8 * 8 * 4
 
 
 def test_latency_times_the_calls_it_says_and_a_larger_network_takes_longer():

@@ -115,6 +115,48 @@ def test_a_mode_that_the_network_lacks_is_named(make):
         make("train", False)(modes={"training": True})
 
 
+@pytest.mark.parametrize("name", ["train", "training", "deterministic"])
+def test_a_mode_that_is_a_field_is_not_left_as_it_is(name):
+    """Training and inference would be one: no noise, and statistics that stay."""
+    fields = {"__annotations__": {name: bool}, name: False, "__call__": nn.compact(lambda self, x: nn.Dense(3)(x))}
+    module = type("Fixed", (nn.Module,), fields)()
+    with pytest.raises(ValueError, match=rf"modes cannot set {name}, which Fixed has as a field: it would be False"):
+        from_linen(module)
+    from_linen(module, modes={})
+
+    class Own(eqx.Module):
+        training: bool = False
+
+        def __call__(self, x, *, key=None):
+            return x
+
+    with pytest.raises(ValueError, match="modes cannot set training, which Own has as a field"):
+        from_equinox(Own())
+
+
+def test_an_attribute_of_an_nnx_model_is_set_with_the_mode():
+    class Part(nnx.Module):
+        def __init__(self):
+            self.training = True
+
+        def __call__(self, x):
+            return 2 * x if self.training else x
+
+    class Whole(nnx.Module):
+        def __init__(self):
+            self.part, self.training = Part(), False
+
+        def __call__(self, x):
+            return self.part(x) + 10 * self.training
+
+    model = Whole()
+    weights, apply = from_nnx(model)
+    x = jnp.ones((1, 3))
+    assert apply(*weights, x, train=True)[0].logits.tolist() == [[12.0] * 3]
+    assert apply(*weights, x, train=False)[0].logits.tolist() == [[1.0] * 3]
+    assert (model.training, model.part.training) == (False, True)
+
+
 def test_a_network_without_modes_needs_none():
     init, apply = from_linen(nn.Dense(3))
     same(apply(*init(jax.random.key(0), INPUTS), jnp.ones((2, 8)), train=True)[0].logits.shape, (2, 3))

@@ -62,6 +62,8 @@ def test_shares_by_confidence_are_each_examples_own():
     outputs = said(*map(jnp.asarray, z), shares=by_confidence)
     np.testing.assert_allclose(np.exp(outputs.logits), (expected[:, :, None] * p).sum(0), rtol=1e-5)
     assert np.isfinite(by_confidence(jnp.full((2, 3, 4), 1e4).at[0].set(-1e4))).all()
+    excluded = jnp.asarray(z).at[..., 0].set(-jnp.inf)
+    np.testing.assert_allclose(by_confidence(excluded), by_confidence(jnp.asarray(z[..., 1:])), rtol=1e-6)
 
 
 def test_members_teach_together_and_each_by_itself():

@@ -13,7 +13,7 @@ import pytest
 
 from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_logits, weighted_sum
 from kdjax.losses import soft_target_kl
-from kdjax.networks import from_equinox, from_haiku, from_keras, from_linen
+from kdjax.networks import from_equinox, from_haiku, from_keras, from_linen, into_keras
 from kdjax.training import jit_step, weights_of
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -109,10 +109,35 @@ def test_a_keras_model_infers_as_it_does_itself_and_takes_its_weights_back(keras
     outputs, _ = jax.jit(lambda weights: apply(*weights, INPUTS, train=False))(weights)
     np.testing.assert_allclose(outputs.logits, model(INPUTS, training=False), rtol=1e-5, atol=1e-6)
     doubled = jax.tree.map(lambda array: 2 * array, weights.params)
-    for variable in model.trainable_variables:
-        variable.assign(doubled[variable.path])
-    outputs, _ = apply(doubled, weights.model_state, INPUTS, train=False)
+    moved = jax.tree.map(lambda array: array + 0.5, weights.model_state)
+    into_keras(model, Weights(doubled, moved))
+    outputs, _ = apply(doubled, moved, INPUTS, train=False)
     np.testing.assert_allclose(outputs.logits, model(INPUTS, training=False), rtol=1e-5, atol=1e-6)
+
+
+def test_a_keras_model_whose_variables_have_one_path_takes_each_back(keras):
+    class Twins(keras.Model):
+        def __init__(self):
+            super().__init__(name="twins")
+            self.first, self.second = (keras.layers.Dense(4, name="dense") for _ in range(2))
+
+        def call(self, inputs, training=False):
+            return self.second(self.first(inputs))
+
+    model = Twins()
+    model(INPUTS)
+    weights, apply = from_keras(model)
+    assert len(weights.params) == 4
+    changed = {name: array + number for number, (name, array) in enumerate(weights.params.items())}
+    into_keras(model, Weights(changed, weights.model_state))
+    outputs, _ = apply(changed, weights.model_state, INPUTS, train=False)
+    np.testing.assert_allclose(outputs.logits, model(INPUTS), rtol=1e-5, atol=1e-6)
+    before = [np.asarray(variable.value) for variable in model.variables]
+    for wrong in ({name: array[:1] for name, array in changed.items()}, dict(list(changed.items())[1:])):
+        with pytest.raises(ValueError, match=r"weights must be of this model; in params, .*/(bias|kernel) is "):
+            into_keras(model, Weights(wrong, weights.model_state))
+    for one, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(one, variable.value)
 
 
 def test_keras_layers_that_are_frozen_are_no_params(keras):

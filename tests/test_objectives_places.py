@@ -4,10 +4,25 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from dense import total
 
-from kdjax import Outputs, computed, cross_entropy, on_feature, on_logits, on_outputs, scaled, schedules, weighted_sum
+from kdjax import (
+    Outputs,
+    Shared,
+    Weights,
+    computed,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    on_feature,
+    on_logits,
+    on_outputs,
+    scaled,
+    schedules,
+    weighted_sum,
+)
 from kdjax.losses import (
     decoupled_kd,
     fsp,
@@ -200,3 +215,21 @@ def test_what_is_missing_is_said_when_the_term_meets_the_outputs():
         term(STUDENT, None, {"labels": LABELS})
     with pytest.raises(ValueError, match="fsp compares the student with a teacher, and this step has none"):
         on_outputs(fsp, "student.stage1", "student.stage2", "teacher.stage1", "teacher.stage2")(STUDENT, None, {})
+
+
+def test_a_learnt_scale_has_no_slope_from_a_label_that_does_not_count():
+    """It is the value, NaN there: in the next update the scale itself was NaN."""
+
+    def network(params, model_state, inputs, *, train, rng=None):
+        return Outputs(inputs @ params["k"], {"how": Shared(params["how"])}), model_state
+
+    def error(student, teacher, batch):
+        return jnp.square(student.logits[:, 0] - batch["labels"])
+
+    optimizer = optax.sgd(0.1)
+    state = init_state(Weights({"k": jnp.ones((2, 1)), "how": jnp.float32(1.0)}, {}), optimizer, jax.random.key(0))
+    objective = weighted_sum(error=(1.0, scaled(error, by="student.how")))
+    batch = {"inputs": jnp.ones((3, 2)), "labels": jnp.array([1.0, 0.0, jnp.nan]), "mask": jnp.array([1, 1, 0])}
+    state, metrics = make_train_step(network, None, optimizer)(state, None, objective, batch)
+    assert float(metrics["loss"]) == 2.5
+    assert float(state.params["how"]) == pytest.approx(1 - 0.1 * 2.5)

@@ -98,6 +98,10 @@ def test_weights_that_are_damaged_are_written_again_and_whole_ones_stay(tmp_path
         keep_weights(path, weights, {"seed": 3})
     assert sorted(one.name for one in tmp_path.iterdir()) == ["damaged-weights", "weights"]
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, weights, load_weights(path, weights))))
+    other = jax.tree.map(lambda leaf: leaf + 1, weights)
+    with pytest.warns(RuntimeWarning, match=r"weights holds other weights .*Its weights are written again\."):
+        keep_weights(path, other, {"seed": 3})
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, other, load_weights(path, weights))))
     with pytest.raises(
         ValueError, match="like must have the architecture"
     ):  # of another network: not to be overwritten

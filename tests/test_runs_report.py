@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kdjax._files import write_json
 from kdjax.runs.report import comparison, comparison_lines, comparison_table
+from kdjax.runs.report._numbers import rows
 
 NAMES = [f"class{index}" for index in range(10)]
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
@@ -61,9 +62,15 @@ def test_the_table_says_mean_interval_parameters_and_seconds(tmp_path):
             [0.97, 0.965],
             "+0.25 ± 9.53 points (95 %, 2 paired seeds): zero lies within, these seeds show no difference",
         ),
+        (
+            [0.96, 0.95, 0.93],
+            [0.98, 0.97, 0.95],
+            "+2.00 points in each of 3 paired seeds: no spread was seen, hence no interval",
+        ),
+        ([0.96, 0.95], [0.96, 0.95], "+0.00 points in each of 2 paired seeds: no spread was seen, hence no interval"),
         ([0.96], [0.97], "+1.00 points with 1 seed, hence no interval: this shows nothing yet"),
     ],
-    ids=["helped", "hurt", "unclear", "one seed"],
+    ids=["helped", "hurt", "unclear", "all alike", "none in any", "one seed"],
 )
 def test_the_difference_is_judged_by_its_interval(alone, distilled, said):
     first, _ = comparison_lines(results_of([0.99] * len(alone), alone, distilled))
@@ -97,6 +104,30 @@ def test_what_was_not_measured_is_said_and_no_seed_is_an_error():
     for render in (comparison_table, comparison_lines):
         with pytest.raises(ValueError, match="at least one seed; got none"):
             render(results_of([], [], []))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("percent", [True, False])
+@pytest.mark.parametrize("network", ["teacher", "alone", "distilled"])
+def test_what_is_not_finite_was_not_measured(network, percent, value):
+    results = results_of([0.99] * 2, [0.95, 0.96], [0.965, 0.965])
+    results["measure"] = {"name": "accuracy", "percent": percent, "lower_is_better": False}
+    results["seeds"][1][network]["accuracy"] = value
+    text = printed(results)
+    assert text.count("not measured") == 2
+    assert "distilled − alone: accuracy was not measured in every network and seed" in text
+    assert "nan" not in text
+    values = {title: own for title, _, own in rows(results, None)}
+    assert values[f"test accuracy{', %' if percent else ''}"][network] == "not measured"
+    assert "transfer rate, %" not in values
+
+
+def test_what_a_teacher_came_to_is_no_measure():
+    results = results_of([0.99] * 2, [0.95, 0.96], [0.965, 0.965])
+    for seed in results["seeds"]:
+        seed["teacher"] |= {"rate": 0.5, "skipped": 0.25, "loss": 0.125}
+    titles = [title for title, _, _ in rows(results, None) if title.startswith("test ")]
+    assert titles == ["test accuracy, %", "test loss"]
 
 
 def test_importing_the_modules_imports_no_matplotlib_and_no_rich():

@@ -12,7 +12,7 @@ from kdjax._files import write_json
 from kdjax.losses import soft_target_kl
 from kdjax.objectives.schedules import linear
 from kdjax.runs import Recipe, write_report
-from kdjax.runs.report import _curves
+from kdjax.runs.report import _curves, _examples, _maps, _write
 from kdjax.runs.report._collected import Network, collect
 from kdjax.runs.report._kept import load, save
 
@@ -63,17 +63,20 @@ def test_of_pixels_label_maps_stand_beside_each_other(tmp_path):
     labels = RNG.integers(0, 4, (20, 6, 5))
     labels[0, 0] = -100
     mask = np.ones((20, 6, 5), bool)
-    mask[5:] = False
+    mask[2:4] = False
     page, kept, arrays = written(tmp_path, spread, 4, PICTURES, labels, mask=mask)
     assert kept["kind"] == "classes"
-    assert arrays["counted"].sum() == 5 * 6 * 5 - 5
-    assert kept["calibration"]["teacher"]["n"] == 145
+    assert arrays["counted"].sum() == 18 * 6 * 5 - 5
+    assert kept["calibration"]["teacher"]["n"] == 535
     right = (arrays["first_alone"] == labels)[arrays["counted"]].mean()
-    assert f"the student alone is wrong on {145 - round(145 * right)} of 145" in page.lower()
+    assert f"the student alone is wrong on {535 - round(535 * right)} of 535" in page.lower()
     assert 'id="label-maps"' in page
     assert 'id="attention"' in page
     assert "Soft targets" not in headings(page)
     assert "first-pictures" not in page
+    assert kept["shown"] == [0, 1, *range(4, 11)]
+    np.testing.assert_array_equal(arrays["pictures"], PICTURES[kept["shown"]])
+    assert all(f'alt="{what} of test picture {shown}"' in page for what in ("label", "teacher") for shown in (0, 1, 4))
     # In the order in which the network makes them, and what belongs to no example is no layer.
     assert kept["layers"]["maps"]["teacher"] == ["stage1", "stage10"]
     assert kept["layers"]["cka"]["alone"]["teacher"] == ["stage1", "stage10", "logits"]
@@ -93,6 +96,18 @@ def test_of_tokens_there_is_the_entropy_by_position_and_no_picture(tmp_path):
     assert ((logits >= 0) & (logits <= np.log2(7) + 1e-3)).all()
 
 
+def test_entropies_are_added_up_as_exactly_as_they_are_many():
+    """They are kept in float16, which ends at 65,504 and has no odd numbers beyond 2,048."""
+    kept = {
+        f"entropy_{name}": np.full((9_000, 3), bits, np.float16) for name, bits in zip(NAMES, (0.1, 4, 9), strict=True)
+    }
+    drawn = _examples.entropies({"counted": np.ones((9_000, 3), bool), **kept})
+    assert (
+        drawn.finding == "Over all positions: teacher 0.10 bits, student alone 4.00 bits, student distilled 9.00 bits."
+    )
+    np.testing.assert_allclose(drawn.figure.axes[0].lines[0].get_ydata(), 0.1, rtol=1e-3)
+
+
 def test_of_numbers_predictions_stand_against_labels(tmp_path):
     inputs = RNG.normal(size=(40, 3)).astype(np.float32)
     page, kept, arrays = written(tmp_path, summed, (3, 1), inputs, inputs.sum(-1), measure="squared error")
@@ -101,6 +116,65 @@ def test_of_numbers_predictions_stand_against_labels(tmp_path):
     assert f"The root mean squared error is {error:.4g}" in page
     assert "Predictions" in headings(page)
     assert not {"Calibration", "Examples", "Mistakes, and where student and teacher differ"} & set(headings(page))
+
+
+def test_masked_examples_change_nothing_of_a_regression_and_of_the_layers(tmp_path):
+    inputs = RNG.normal(size=(40, 3)).astype(np.float32)
+    labels, mask, weights = inputs.sum(-1), np.arange(40) % 2, RNG.normal(size=(3, 3, 1)).astype(np.float32)
+
+    def layered(params, model_state, inputs, *, train, rng=None):
+        return Outputs(inputs @ params, {"parts": inputs * params[None, :, 0]}), model_state
+
+    networks = {name: Network(layered, Weights(own, {})) for name, own in zip(NAMES, weights, strict=True)}
+    recipe = Recipe((lambda rng, inputs: None, layered), BOTH, lambda updates: None, epochs=1, batch_size=10)
+    found = []
+    for rows, more in ((slice(None), {"mask": mask}), (mask > 0, {})):
+        part = {"inputs": inputs[rows], "labels": np.where(mask, labels, 1000.0)[rows].astype(np.float32), **more}
+        kept, arrays = collect(networks, [part, part], None, recipe, ignore_label=None)
+        said = [(drawn.title, drawn.finding) for drawn in _examples.predicted(arrays)]
+        found.append((said, kept["layers"]["examples"], kept["layers"]["cka"]))
+    assert found[0] == found[1]
+    assert found[0][1] == 20
+
+
+def test_of_a_regression_without_one_example_that_counts_no_predictions_are_drawn(tmp_path):
+    inputs = RNG.normal(size=(20, 3)).astype(np.float32)
+    _, kept, _ = written(tmp_path, summed, (3, 1), inputs, inputs.sum(-1), measure="error", labelled=np.zeros(20, bool))
+    assert kept["kind"] == "other"
+
+
+def test_a_network_that_gives_nan_is_wrong_agrees_with_none_and_has_no_calibration(tmp_path):
+    inputs = RNG.normal(size=(20, 3)).astype(np.float32)
+    inputs[:4] = np.nan
+    page, kept, arrays = written(tmp_path, summed, (3, 3), inputs, np.arange(20) % 3)
+    right = (arrays["first_alone"] == np.arange(20) % 3).sum()
+    assert (arrays["first_alone"][:4] == -1).all()
+    assert f"the student alone is wrong on {20 - right} of 20" in page.lower()
+    same = (arrays["first_teacher"] == arrays["first_distilled"])[4:].sum()
+    assert f"say the same of {same};" in page
+    assert kept["calibration"]["alone"]["calibration"] is None
+    assert 'id="reliability"' not in page
+    assert "Brier score" not in page
+
+
+def test_of_a_network_without_calibration_the_others_are_drawn():
+    own = {"calibration": 0.1, "n": 20.0, "reliability": [[0.5, 0.4, 0.5], [0.9, 1.0, 0.5]]}
+    (drawn,) = _maps.reliability(dict.fromkeys(NAMES, own) | {"teacher": own | {"calibration": None}})
+    assert drawn.finding.startswith("On average the student alone gives its first choice 70.0 % and is right in 70.0 %")
+    assert "teacher" not in drawn.finding
+    assert "n = 20" in drawn.title
+
+
+def test_a_first_choice_that_is_none_has_a_column_of_its_own_and_is_no_ones_label():
+    labels = np.array([0, 1, 1, 1, -1])
+    counts = _maps.confusion(labels, np.array([0, -1, -1, 0, -1]), 2)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [1, 0, 2]])
+    arrays = {"counted": np.ones(5, bool), "labels": labels}
+    arrays |= {f"first_{name}": np.array([0, -1, -1, 0, -1]) for name in NAMES}
+    findings = {drawn.finding for drawn in _maps.confusions(arrays, ["cat", "dog"])}
+    mistake = "most often taking label dog for none (2 of 3)"
+    assert findings == {f"The {title} is wrong on 3 of 4, {mistake}." for title in _maps.TITLES.values()}
+    assert "say the same of 2; both are right on 1," in _write.both_right(arrays)
 
 
 def test_of_several_labels_at_once_there_is_what_fits_any_outputs(tmp_path):

@@ -109,6 +109,11 @@ def test_what_is_asked_and_declared_must_be_known():
         ValueError, match=r"laws must be names of kdjax\.testing\.LAWS; got 'finite', and there are one number"
     ):
         check_loss(losses.logit_mse, inputs.logits, laws=["finite"])
+    for nothing in ([], "finite values", ""):
+        with pytest.raises(
+            ValueError, match=r"laws must be a list of names of kdjax\.testing\.LAWS, one at least; got"
+        ):
+            check_loss(losses.logit_mse, inputs.logits, laws=nothing)
     with pytest.raises(TypeError, match="couples"):
         check_loss(losses.logit_mse, inputs.logits, couples=True)
 

@@ -62,6 +62,35 @@ def test_terms_that_count_unlike_many_are_told_apart():
         trained(accumulate(optax.sgd(0.5), 4, terms=["labels"]), parts(whole, 4), term_gradients=True)
 
 
+def test_the_loss_of_all_is_handed_on_only_where_all_terms_count_alike():
+    """Which it was where terms were named depended on their order."""
+    handed = []
+
+    def update(gradient, state, params=None, *, value=None):
+        handed.append(value)
+        return gradient, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    for terms, wanted in (([], True), (["labels", "soft"], False)):
+        handed.clear()
+        optimizer = accumulate(inner, 2, terms=terms)
+        step = make_train_step(network, network, optimizer, term_gradients=bool(terms))
+        step(init_state(STUDENT, optimizer, jax.random.key(0)), TEACHER, GOAL, batch())
+        assert [value is not None for value in handed] == [wanted] * len(handed)
+        assert handed
+
+
+def test_norms_and_cosines_of_half_precision_are_float32():
+    """Sums of thousands of steps in bfloat16 stand still."""
+    student = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), STUDENT)
+    optimizer = optax.sgd(0.5)
+    step = make_train_step(network, network, optimizer, term_gradients=True)
+    _, metrics = step(init_state(student, optimizer, jax.random.key(0)), TEACHER, GOAL, batch())
+    kinds = {name: value.dtype for name, value in metrics.items() if "_gradient_" in name}
+    assert len(kinds) == 3
+    assert set(kinds.values()) == {jnp.dtype("float32")}
+
+
 def test_a_batch_of_which_nothing_counts_adds_nothing():
     whole = batch() | {"mask": np.arange(EXAMPLES) < EXAMPLES // 2}
     wanted, _ = trained(optax.sgd(0.5), [whole])

@@ -8,7 +8,7 @@ import pytest
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
 from kdjax.training import DivergedError, DivergenceWatch, make_epoch, skip_non_finite
-from kdjax.training.divergence import CALLS_BEHIND, at_rate, of_counted
+from kdjax.training.divergence import CALLS_BEHIND, at_rate, check_rate_is_free, of_counted
 
 GOAL = weighted_sum(labels=(1.0, cross_entropy))
 DATA = {"inputs": jnp.eye(4), "labels": jnp.arange(4)}
@@ -183,3 +183,22 @@ def test_a_lower_rate_is_that_of_the_optimizer_built_with_it():
         assert jax.tree.structure(state) == jax.tree.structure(of_built)
     with pytest.raises(ValueError, match="rate must be a finite number greater than 0; got 0"):
         at_rate(optax.sgd(0.1), 0)
+
+
+@pytest.mark.parametrize("name", ["ScheduleFree", "Lookahead", "Linesearch"])
+def test_optimizers_that_move_params_of_their_own_have_no_lower_rate(name):
+    """A tenth of schedule_free's updates moves its sequences apart: the averaged params are then of neither rate."""
+    make, params = {
+        "ScheduleFree": (lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1), jnp.ones(3)),
+        "Lookahead": (
+            lambda: optax.lookahead(optax.sgd(0.1), 2, 0.5),
+            optax.LookaheadParams.init_synced(jnp.ones(3)),
+        ),
+        "Linesearch": (optax.lbfgs, jnp.ones(3)),
+    }[name]
+    optimizer = optax.chain(optax.clip(1.0), make())
+    with pytest.raises(ValueError, match=f"diverged must be 'stop' or 'skip' with this optimizer: .*{name}State"):
+        check_rate_is_free(optimizer.init(params))
+    slower = at_rate(optimizer, 0.1)
+    with pytest.raises(ValueError, match="diverged must be"):
+        slower.update(jax.tree.map(jnp.ones_like, params), slower.init(params), params)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dense import batch, fresh_state, network, student, teacher, teacher_weights
 
-from kdjax import Outputs
+from kdjax import Outputs, Weights
 from kdjax.training import data_mesh, make_evaluation, replicate, weights_of
 
 EXAMPLES, SIZE = 35, 8
@@ -130,3 +130,18 @@ def test_evaluation_without_labels_tells_agreement_alone(evaluated):
 def test_what_cannot_be_evaluated_is_said(arrays, message, evaluated):
     with pytest.raises(ValueError, match=message):
         make_evaluation(student())(evaluated[0], arrays)
+
+
+@pytest.mark.parametrize("where", ["rows", "a stream"])
+def test_labels_of_64_bits_are_not_cut_to_classes(where):
+    """2³² + 1 in 32 bits is class 1: the accuracy was 1."""
+    arrays = {"inputs": np.eye(4, dtype=np.float32), "labels": np.array([0, 2**32 + 1, 2, 3])}
+
+    def network(params, model_state, inputs, *, train, rng=None):
+        return 8 * inputs, model_state
+
+    found = make_evaluation(network)(Weights({}, {}), arrays if where == "rows" else [arrays])
+    assert np.isnan(found["cross_entropy"])
+    assert found["accuracy"] != 1
+    good = arrays | {"labels": np.arange(4)}
+    assert make_evaluation(network)(Weights({}, {}), good if where == "rows" else [good])["accuracy"] == 1

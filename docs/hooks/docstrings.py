@@ -1,6 +1,7 @@
 """What Markdown must be told about the docstrings: where examples stand, and which names have a page."""
 
 import importlib
+import inspect
 import re
 from typing import Any
 
@@ -16,7 +17,8 @@ def _pages() -> dict[str, str]:
     found: dict[str, str] = {}
     for room in ROOMS:
         module = importlib.import_module(room)
-        found |= {name: f"{room}.{name}" for name in getattr(module, "__all__", ())} | found
+        names = (name for name in module.__all__ if not inspect.ismodule(getattr(module, name)))  # modules have no page
+        found |= {name: f"{room}.{name}" for name in names} | found
     return found
 
 

@@ -137,11 +137,13 @@ def open_evaluation(
 
 def _training_rows(count: int, batch_size: int, seed: int, number: int) -> dict[str, np.ndarray]:
     epoch, step = divmod(number, count // batch_size)
-    return {"indices": _order(count, batch_size, seed, epoch)[step]}
+    settings = tuple(getattr(jax.config, name) for name in SETTINGS)
+    return {"indices": _order(count, batch_size, seed, epoch, settings)[step]}
 
 
 @lru_cache(maxsize=2)
-def _order(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def _order(count: int, batch_size: int, seed: int, epoch: int, settings: tuple[Any, ...]) -> np.ndarray:
+    """Of one epoch under these settings of JAX, in all its steps."""
     return np.asarray(epoch_indices(count, batch_size, seed=seed, epoch=epoch))
 
 

@@ -80,7 +80,7 @@ def student(
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
         "jax": jax.__version__,
     }
-    return Student(_of_any_batch(logits_of, shapes), example, logits, shapes, record)
+    return Student(_of_any_batch(logits_of, shapes, len(jax.tree.leaves(example)[0])), example, logits, shapes, record)
 
 
 def check_finite(weights: Weights) -> None:
@@ -124,7 +124,7 @@ def digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _of_any_batch(logits_of: Callable[[Tree], jax.Array], shapes: Tree) -> Callable[[Tree], jax.Array]:
+def _of_any_batch(logits_of: Callable[[Tree], jax.Array], shapes: Tree, rows: int) -> Callable[[Tree], jax.Array]:
     """Itself; or, where it wants the batch's size as a number, as ``len(inputs)`` does, itself for each example alone.
 
     Whether examples are independent, as the latter takes for granted, shows in the logits of a batch of several.
@@ -137,6 +137,11 @@ def _of_any_batch(logits_of: Callable[[Tree], jax.Array], shapes: Tree) -> Calla
     try:
         jax.eval_shape(logits_of, shapes)
     except Exception:  # JAX has several errors for it
+        if rows == 1:
+            raise ValueError(
+                "example must have two rows or more where the network wants the batch's size as a number: one alone does "
+                "not show whether its examples are independent; got one."
+            ) from None
         try:
             # Now: translators put operations of their own in the place of JAX's, for which there is no vmap.
             program = jaxpr_as_fun(jax.make_jaxpr(of_each)(shapes))

@@ -15,8 +15,9 @@ class Cost(NamedTuple):
     """What XLA counts in the compiled program of one call.
 
     Attributes:
-      flops: floating-point operations, a multiplication and an addition being two.
-      bytes_moved: read and written by its operations; what stays in caches is counted too.
+      flops: floating-point operations, a multiplication and an addition being two. NaN, not measured, where the network
+        has a loop, such as `jax.lax.scan`: XLA counts its body once, however often it runs.
+      bytes_moved: read and written by its operations; what stays in caches is counted too. NaN where `flops` is.
       temporary_bytes: memory beside the weights, the inputs and the logits.
       weight_bytes: of the params and the model_state.
     """
@@ -63,8 +64,9 @@ def cost(apply: Apply, weights: Weights, inputs: Any) -> Cost:
       >>> cost(apply, Weights(np.ones((8, 4), np.float32), {}), np.ones((2, 8), np.float32)).flops
       128.0
     """
-    compiled = _compiled(apply, weights, inputs)
-    counted = compiled.cost_analysis() or {}
+    traced = _traced(apply, weights, inputs)
+    compiled = traced.lower().compile()
+    counted = {} if _loops(traced.jaxpr) else compiled.cost_analysis() or {}
     memory: Any = compiled.memory_analysis()
     return Cost(
         float(counted.get("flops", np.nan)),
@@ -105,7 +107,7 @@ def latency(
     _checks.whole("warm_up", warm_up, 0)
     if seconds is not None:
         _checks.positive("seconds", seconds)
-    call = _compiled(apply, weights, inputs)
+    call = _traced(apply, weights, inputs).lower().compile()
     weights, inputs = jax.block_until_ready(jax.device_put((weights, inputs)))
     took: list[float] = []
     least = min(calls, 3)
@@ -121,8 +123,17 @@ def latency(
     return Latency(batch, len(timed), float(median), float(low), float(high), batch / float(median) * 1e3)
 
 
-def _compiled(apply: Apply, weights: Weights, inputs: Any) -> jax.stages.Compiled:
+def _traced(apply: Apply, weights: Weights, inputs: Any) -> jax.stages.Traced:
     def logits(weights: Weights, inputs: Any) -> Any:
         return run(apply, *weights, inputs, train=False)[0].logits
 
-    return jax.jit(logits).lower(weights, inputs).compile()
+    return jax.jit(logits).trace(weights, inputs)
+
+
+def _loops(program: Any) -> bool:
+    """Whether a jaxpr has a loop, itself or in a function that it calls; of anything else False."""
+    program = getattr(program, "jaxpr", program)
+    return any(
+        equation.primitive.name in ("scan", "while") or any(map(_loops, jax.tree.leaves([*equation.params.values()])))
+        for equation in getattr(program, "eqns", ())
+    )

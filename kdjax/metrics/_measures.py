@@ -54,7 +54,7 @@ class Measure(NamedTuple):
 
 
 def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
-    """1 where the largest logit is the label's; NaN names no class."""
+    """1 where the largest logit is the label's, NaN where the label is no class; logits with a NaN name none, and are 0."""
     if logits.shape[-1] < 2:
         raise ValueError(
             f"logits must be of two classes or more, for a first choice among them; got shape {logits.shape}. Of yes-or-no "
@@ -63,25 +63,28 @@ def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
     labels = _checks.labels('batch["labels"]', labels, logits.shape[:-1])
     # The largest of NaNs would be class 0.
     right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
-    return right.astype(jnp.float32)
+    return _seen(right, labels, logits.shape[-1])
 
 
 accuracy = Measure(lambda student, teacher, batch: correct(student.logits, read_batch(batch, "labels")), percent=True)
-"""How often the first choice is the label: a fraction of the entries that have one."""
+"""How often the first choice is the label: a fraction of the entries that have one; NaN if one of these is no class."""
 
-agreeing = Measure(
-    lambda student, teacher, batch: correct(student.logits, jnp.argmax(_taught(student, teacher), axis=-1)),
-    places=("student.logits", "teacher.logits"),
-    percent=True,
-)
-"""How often both networks' first choice is the same: a fraction of all entries."""
+
+def _agreeing(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
+    taught = _taught(student, teacher)
+    same = correct(student.logits, jnp.argmax(taught, axis=-1))
+    return jnp.where(jnp.isnan(taught).any(axis=-1), 0.0, same)
+
+
+agreeing = Measure(_agreeing, places=("student.logits", "teacher.logits"), percent=True)
+"""How often both networks' first choice is the same: a fraction of all entries; NaN of either is no choice."""
 
 perplexity = Measure(cross_entropy, lambda sums, count: float(np.exp(sums / count)), lower_is_better=True)
 """exp of the mean cross-entropy of the tokens that have a label."""
 
 
 def top_k_accuracy(k: int) -> Measure:
-    """How often the label is among the k largest logits.
+    """How often the label is among the k largest logits; NaN if a label that counts is no class.
 
     Args:
       k: how many, from 1 to the number of classes.
@@ -103,7 +106,7 @@ def top_k_accuracy(k: int) -> Measure:
             raise ValueError(f"k must be at most the number of classes, of two or more, {logits.shape[-1]}; got {k}.")
         labels = _checks.labels('batch["labels"]', read_batch(batch, "labels"), logits.shape[:-1])
         found = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(axis=-1)
-        return (found & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
+        return _seen(found & ~jnp.isnan(logits).any(axis=-1), labels, logits.shape[-1])
 
     return Measure(values, percent=True)
 
@@ -131,6 +134,8 @@ def mean_iou() -> Measure:
 def label_accuracy() -> Measure:
     """How often a yes-or-no prediction is right, of several labels at once: a fraction of examples times labels.
 
+    NaN if a label that counts is not from 0 to 1.
+
     Example:
       >>> outputs, batch = Outputs(jnp.array([[2.0, -1.0]]), {}), {"labels": jnp.array([[1, 1]])}
       >>> finished({"right": label_accuracy()}, sums_of({"right": label_accuracy()}, outputs, None, batch))
@@ -140,7 +145,7 @@ def label_accuracy() -> Measure:
     def values(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         logits, labels = beside(student.logits, read_batch(batch, "labels"))
         right = (((logits > 0) == (labels > 0.5)) & ~jnp.isnan(logits)).astype(jnp.float32)
-        return jnp.mean(jnp.where((labels < 0) | (labels > 1), jnp.nan, right), axis=-1)
+        return jnp.mean(jnp.where((labels >= 0) & (labels <= 1), right, jnp.nan), axis=-1)
 
     return Measure(values, percent=True)
 
@@ -220,6 +225,11 @@ def _count(counted: Counted, entries: tuple[int, ...]) -> Array:
     if counted is None:
         return jnp.asarray(math.prod(entries), jnp.float32)
     return jnp.sum(jnp.broadcast_to(spread(counted, len(entries)), entries).astype(jnp.float32))
+
+
+def _seen(right: Array, labels: Array, classes: int) -> Array:
+    """1 and 0, and NaN where a label is no class: a mistake of the data's, and none of the network's."""
+    return jnp.where((labels < 0) | (labels >= classes), jnp.nan, right.astype(jnp.float32))
 
 
 def _taught(student: Outputs, teacher: Outputs | None) -> Array:

@@ -13,6 +13,7 @@ from kdjax.networks.features import layer_names as layer_names
 from kdjax.networks.features import with_features as with_features
 from kdjax.networks.frameworks import from_haiku as from_haiku
 from kdjax.networks.frameworks import from_keras as from_keras
+from kdjax.networks.frameworks import into_keras as into_keras
 from kdjax.networks.pca import Projection as Projection
 from kdjax.networks.pca import fit_pca as fit_pca
 from kdjax.networks.pca import project as project
@@ -40,6 +41,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "fused",
+    "into_keras",
     "layer_at",
     "layer_names",
     "linear_probe",

@@ -6,7 +6,7 @@ dataclass such as those of the usual transformers, whose ``hidden_states`` are t
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -110,13 +110,17 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
     nnx = _import_nnx()
     if not isinstance(model, nnx.Module):
         raise ValueError(f"model must be a flax.nnx.Module; got {type(model).__name__}.")
-    in_training, in_inference = _modes_of(model, "model", modes)
+    in_training, in_inference = _modes_of(model, "model", modes, settable=TRAINING)
     # The mode is static, a part of the graph definition: one definition for each.
     own = nnx.clone(model)
     nnx.pop(own, nnx.Intermediate)
-    own.eval()
+    # Attributes of the usual names too, of whichever part: a method, such as train, is none, and two are NNX's own.
+    fields = {who: value for who, value in TRAINING.items() if modes is None and not hasattr(nnx.Module, who)}
+    for who in ("deterministic", "use_running_average"):
+        fields.pop(who, None)
+    own.eval(**{who: not value for who, value in fields.items()})
     inferring = nnx.graphdef(own)
-    own.train()
+    own.train(**fields)
     training, *states = nnx.split(own, nnx.Param, nnx.RngState, ...)
     own_params, streams, own_state = map(nnx.to_pure_dict, states)
 
@@ -175,7 +179,9 @@ def from_equinox(
         raise ValueError("state must be given beside a model that has one: both from eqx.nn.make_with_state(Model)(…).")
     if not (state is None or isinstance(state, eqx.nn.State)):
         raise ValueError(f"state must be the equinox.nn.State of eqx.nn.make_with_state; got {type(state).__name__}.")
-    training, inferring = _modes_of(model, "model", modes, taken=("key", *(() if state is None else ("state",))))
+    training, inferring = _modes_of(
+        model, "model", modes, taken=("key", *(() if state is None else ("state",))), settable=("inference",)
+    )
     weights, static = eqx.partition(model, eqx.is_inexact_array)
     state_leaves, state_structure = jax.tree.flatten(state)
 
@@ -196,7 +202,9 @@ def from_equinox(
     return Weights(_copies(weights), _copies(tuple(state_leaves))), apply
 
 
-def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ...] = ()) -> tuple[dict, dict]:
+def _modes_of(
+    network: Any, name: str, modes: Modes | None, taken: tuple[str, ...] = (), settable: Collection[str] = ()
+) -> tuple[dict, dict]:
     """The keywords that say while training, and those while inferring; an error for what this module could not set."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     found = list(inspect.signature(network.__call__).parameters.values())
@@ -219,6 +227,15 @@ def _modes_of(network: Any, name: str, modes: Modes | None, taken: tuple[str, ..
                 f"modes must tell whether {who} of {type(network).__name__}.__call__ says that the network trains: "
                 f"modes={{{who!r}: value while training}} if so, modes={{}} if not; got None."
             )
+    fields = [
+        who for who in TRAINING if isinstance(getattr(network, who, None), bool) and who not in (*wanted, *settable)
+    ]
+    if modes is None and fields:
+        raise ValueError(
+            f"modes cannot set {fields[0]}, which {type(network).__name__} has as a field: it would be "
+            f"{getattr(network, fields[0])} while training and while inferring. Make it an argument of __call__; or, if it "
+            "is to stay so, say modes={}, or name the arguments there are."
+        )
     if unknown := [who for who in wanted if who not in others and not any(one.kind in variadic for one in found)]:
         raise ValueError(f"modes must name arguments of {type(network).__name__}.__call__; it has no {unknown[0]!r}.")
     pairs = both_modes(wanted)

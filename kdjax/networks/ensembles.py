@@ -121,7 +121,10 @@ def by_confidence(logits: Float[Array, " members *batch classes"]) -> Float[Arra
       https://arxiv.org/abs/2201.00007
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    return jax.nn.softmax(jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1), axis=0)
+    probabilities = jnp.exp(log_probabilities)
+    # A class that is excluded, of probability 0, adds nothing: p log p goes to 0.
+    parts = jnp.where(probabilities > 0, probabilities * log_probabilities, 0.0)
+    return jax.nn.softmax(jnp.sum(parts, axis=-1), axis=0)
 
 
 def ensemble_weights(*weights: Weights) -> Weights:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import PRNGKeyArray
 
@@ -30,8 +31,7 @@ def from_keras(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Ap
         own noise.
 
     Returns:
-      `Weights`, copies of the model's arrays, and the `Apply`. To write trained arrays back into the model:
-      ``for variable in model.trainable_variables: variable.assign(params[variable.path])``.
+      `Weights`, copies of the model's arrays, and the `Apply`. `into_keras` writes trained ones back into the model.
 
     Raises:
       ImportError: if Keras is not installed.
@@ -54,9 +54,8 @@ def from_keras(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Ap
         raise ValueError("model must be built, by its input's shape or by a call with one batch; got one that is not.")
     _refuse_softmax(model)
     trainable, others = _names(model.trainable_variables), _names(model.non_trainable_variables)
-    streams = [
-        name for name, variable in others.items() if "seed_generator_state" in name and variable.dtype == "uint32"
-    ]
+    kept = _without_streams(model)
+    streams = [name for name in others if name not in kept]
     seeds = {name: jnp.array(others[name].value) for name in streams}
 
     def apply(params: Tree, model_state: Tree, inputs: Tree, *, train: bool, rng: Rng = None) -> tuple[Outputs, Tree]:
@@ -78,8 +77,33 @@ def from_keras(model: Any, *, axis_name: str | None = None) -> tuple[Weights, Ap
         return outputs_of(result, type(model).__name__), state
 
     params = {name: jnp.array(variable.value, copy=True) for name, variable in trainable.items()}
-    state = {name: jnp.array(variable.value, copy=True) for name, variable in others.items() if name not in streams}
+    state = {name: jnp.array(variable.value, copy=True) for name, variable in kept.items()}
     return Weights(params, state), apply
+
+
+def into_keras(model: Any, weights: Weights) -> None:
+    """Writes trained weights back into the Keras model that `from_keras` took them from.
+
+    Args:
+      model: the model; its variables are changed, those of random layers excepted.
+      weights: by the names that `from_keras` gave them. Two variables of one path have two names there.
+
+    Raises:
+      ValueError: if names or shapes are not those of the model; nothing is written then.
+    """
+    found = {"params": _names(model.trainable_variables), "model_state": _without_streams(model)}
+    for part, variables in found.items():
+        given = {name: np.shape(array) for name, array in getattr(weights, part).items()}
+        own = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if given != own:
+            odd = min(name for name in given.keys() | own.keys() if given.get(name) != own.get(name))
+            raise ValueError(
+                f"weights must be of this model; in {part}, {odd} is {given.get(odd, 'missing')}, and "
+                f"{own.get(odd, 'missing')} in the model."
+            )
+    for part, variables in found.items():
+        for name, variable in variables.items():
+            variable.assign(getattr(weights, part)[name])
 
 
 def from_haiku(
@@ -134,6 +158,16 @@ def from_haiku(
         return outputs_of(result, "apply"), new if train else model_state
 
     return init, apply
+
+
+def _without_streams(model: Any) -> dict[str, Any]:
+    """The variables that are not trained, but for the states of random layers."""
+    named = _names(model.non_trainable_variables)
+    return {
+        name: variable
+        for name, variable in named.items()
+        if not ("seed_generator_state" in name and variable.dtype == "uint32")
+    }
 
 
 def _names(variables: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from kdjax.objectives._counted import (
 from kdjax.objectives._places import PLACES, is_place, places_of, read_place
 from kdjax.objectives.schedules import Schedule, leaf_of
 
-RESERVED = ("loss", "accuracy")
+RESERVED = ("loss", "accuracy", "skipped")
 
 
 class Scores(NamedTuple):
@@ -213,6 +213,9 @@ class Scaled:
                 f"{factor.shape}."
             )
         own = spread(factor, value.ndim) if factor.ndim else factor
+        if MASK in batch and not isinstance(value, Unmade) and jnp.ndim(batch[MASK]) <= value.ndim:
+            # The slope of a learnt factor is the value, also where a label that does not count is NaN.
+            value = jnp.where(spread(jnp.asarray(batch[MASK]), value.ndim), value, 0.0)
         return value.times(own) if isinstance(value, Unmade) else own * value
 
 

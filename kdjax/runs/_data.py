@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax import _checks
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread
 from kdjax.objectives._supervised import are_classes
@@ -140,7 +141,7 @@ def count_of(arrays: Mapping[str, Any]) -> int:
 
 
 def _by_name(arrays: Mapping[str, Any], preprocess: Callable[[Any], Any]) -> dict[str, Any]:
-    placed = jax.tree.map(jnp.asarray, dict(arrays))
+    placed = jax.tree.map(lambda array: jnp.asarray(_checks.narrowed(array)), dict(arrays))
     # Inputs of what does not count may be anything, and the teacher is run over all.
     return dict(counting(placed | {"inputs": jax.jit(preprocess)(placed["inputs"])}, None))
 

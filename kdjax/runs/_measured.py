@@ -24,7 +24,7 @@ def check_measures(measures: Any) -> None:
         raise ValueError(f"measures must be measures by name, one at least, or None; got {measures!r:.99}.")
     for name, measure in measures.items():
         as_measure(measure)
-        if name in ("agreement", "seconds"):
+        if name in ("agreement", "seconds", "rate", "skipped"):
             raise ValueError(f"The measure's name {name!r} is taken by what compare itself records; choose another.")
 
 

@@ -85,7 +85,7 @@ def compare(
       ignore_label: as in `make_train_step`.
       seeds: how often everything is repeated, with seeds 0, 1, 2, …
       resume: go on with the run in `out`, from the last saved epoch of each network, where there is one. States are saved
-        every half minute and after the last epoch.
+        at the end of an epoch, half a minute or more after the last, and after the last epoch.
       given_teacher: the folder of a teacher's saved weights, or its weights, such as those of `ensemble_weights`; used for
         every seed in the place of a trained one.
       one_teacher: whether the teacher is trained for the first seed alone, and serves the others; the intervals are then

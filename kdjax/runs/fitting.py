@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from kdjax import _processes
+from kdjax import _processes, _trees
 from kdjax._files import append_json_line, set_aside, write_json_lines
 from kdjax._types import Tree, Weights
 from kdjax.batches import epoch_indices
@@ -212,11 +212,13 @@ def diverged_message(
 
 
 def keep_weights(path: Path, weights: Weights, about: Mapping[str, Any]) -> None:
-    """Saves a finished network; what is there already stays if it is whole, and is set aside and written anew if not."""
-    damaged = None
+    """Saves a finished network; what is there stays if it is whole and the same, and is set aside and written anew else."""
+    damaged: Exception | None = None
     if path.exists():
         try:
-            load_weights(path, weights)
+            kept = load_weights(path, weights)
+            if _trees.digest_of_tree(kept) != _trees.digest_of_tree(weights):
+                damaged = ValueError(f"{path} holds other weights than those that the training came to now.")
         except (DamagedError, FileNotFoundError) as error:
             damaged = error
     # All must come to the same answer: each of them saves.

@@ -22,7 +22,7 @@ from kdjax.objectives import Objective, schedules
 from kdjax.runs._peers import begun_beside, check_peer, make_step_beside
 from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
 from kdjax.training.compiler import TABLE, Options
-from kdjax.training.divergence import at_rate
+from kdjax.training.divergence import at_rate, check_rate_is_free
 
 Init = Callable[..., Weights]
 Diverged = Literal["stop", "skip", "lower_rate"]
@@ -133,6 +133,8 @@ def prepare(
 
     def begin(weights: Weights, rng: Any, inputs: Any) -> Any:
         state = init_state(weights, optimizers[0], rng)
+        if diverged == "lower_rate":
+            check_rate_is_free(state.opt_state)
         return (
             state if recipe.peer is None else (state, begun_beside(recipe.peer.network[0], optimizers[1], rng, inputs))
         )

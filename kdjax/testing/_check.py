@@ -119,6 +119,8 @@ def check_loss(
       'no reference was given'
     """
     case = Case(loss, make, **declared)
+    if laws is not None and (isinstance(laws, str) or not laws):
+        raise ValueError(f"laws must be a list of names of kdjax.testing.LAWS, one at least; got {laws!r}")
     unknown = sorted(set(laws or ()) - set(LAWS))
     if unknown:
         raise ValueError(

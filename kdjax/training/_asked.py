@@ -111,6 +111,7 @@ def gradients_of_terms(pull_back: Callable[[Parts], Any], parts: Parts, number: 
 
 def compared(gradients: Mapping[str, Tree]) -> dict[str, Array]:
     """How large each term's own gradient is, and how far each two point in one direction; 0 where one is 0."""
+    gradients = {name: optax.tree.cast(gradient, jnp.float32) for name, gradient in gradients.items()}
     norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
     found = {f"{name}_gradient_norm": norm for name, norm in norms.items()}
     for first, second in combinations(gradients, 2):

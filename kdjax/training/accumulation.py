@@ -31,8 +31,8 @@ def accumulate(
 
     Returns:
       An optax transformation, for a step of `make_train_step`. ``value``, where `optimizer` asks for it, is the loss of all;
-      there is no ``value_fn`` for a line search, nor a ``grad_fn``. With `terms` it must stand first in a chain; it may
-      hold a `freeze`.
+      there is no ``value_fn`` for a line search, nor a ``grad_fn``. With `terms` there is no ``value`` either, and it must
+      stand first in a chain; it may hold a `freeze`.
 
     Raises:
       ValueError: if `batches` is not a whole number above 0; later, if the step gives no counts, or terms count unlike
@@ -62,7 +62,9 @@ def accumulate(
             lambda *leaves: sum(leaf / count for leaf, count in zip(leaves, counts.values(), strict=True)),
             *(means["gradients"][name] for name in counts),
         )
-        asked |= {"grad": total, "value": means["value"] / counts[names[0]]}
+        asked |= {"grad": total}
+        if not terms:  # each term has its own number of entries, and of the loss there is the sum alone
+            asked["value"] = means["value"] / counts[_ALL]
         return inner.update(total, state, params, **asked)
 
     steps = optax.MultiSteps(optax.GradientTransformationExtraArgs(init_whole, update_whole), batches)

@@ -23,6 +23,12 @@ from kdjax.training.state import states_in
 
 EXPLODED, IN_A_ROW = 1_000.0, 10
 AT_ONCE = 1e12
+_OWN_PARAMS = (
+    "LookaheadState",
+    "ScaleByBacktrackingLinesearchState",
+    "ScaleByZoomLinesearchState",
+    "ScheduleFreeState",
+)
 CALLS_BEHIND = 16  # that many calls of the device may be under way before the oldest one's metrics are read
 
 
@@ -166,7 +172,7 @@ def at_rate(optimizer: optax.GradientTransformation, rate: Number) -> optax.Grad
     """The optimizer with its learning rate times `rate`: its updates times it; its state is of the same form.
 
     Raises:
-      ValueError: if `rate` is not a finite number above 0.
+      ValueError: if `rate` is not a finite number above 0; later, as `check_rate_is_free`.
 
     Example:
       >>> slower = at_rate(optax.sgd(1.0), 0.5)
@@ -177,10 +183,25 @@ def at_rate(optimizer: optax.GradientTransformation, rate: Number) -> optax.Grad
     inner = optax.with_extra_args_support(optimizer)
 
     def update(gradient: Tree, state: Tree, params: Tree = None, **offered: Any) -> tuple[Tree, Tree]:
+        check_rate_is_free(state)
         updates, new = inner.update(gradient, state, params, **offered)
         return jax.tree.map(lambda one: one * jnp.asarray(rate, one.dtype), updates), new
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def check_rate_is_free(state: Tree) -> None:
+    """Refuses the state of an optimizer that keeps a copy of the params which it has moved: its updates are no rate's alone.
+
+    Raises:
+      ValueError: naming it.
+    """
+    found = jax.tree.leaves(state, is_leaf=lambda part: type(part).__name__ in _OWN_PARAMS)
+    if odd := next((part for part in found if type(part).__name__ in _OWN_PARAMS), None):
+        raise ValueError(
+            "diverged must be 'stop' or 'skip' with this optimizer: a lower rate would leave what its state has moved where "
+            f"it is; its state has a {type(odd).__name__}."
+        )
 
 
 def all_finite(tree: Tree) -> jax.Array:

@@ -71,9 +71,12 @@ def collect(
     }
     labels = test.get("labels")
     with_classes = are_classes(labels, jax.ShapeDtypeStruct((count, *logits[1:]), jnp.float32))
-    counted = _counted(test, ignore_label, np.shape(labels)) if with_classes else np.zeros(0, bool)
-    with_classes = with_classes and bool(counted.any())
-    about["kind"] = "classes" if with_classes else _other_kind(labels, logits)
+    kind = "classes" if with_classes else _other_kind(labels, logits)
+    counted = np.zeros(0, bool)
+    if kind != "other":
+        counted = _counted(test, ignore_label if with_classes else None, np.shape(labels))
+    about["kind"] = kind if counted.any() else "other"
+    with_classes = about["kind"] == "classes"
     arrays: dict[str, np.ndarray] = {}
     about["costs"] = {name: _costs(network, test["inputs"], batch) for name, network in networks.items()}
     if with_classes:
@@ -83,8 +86,9 @@ def collect(
             arrays |= {f"{what}_{name}": array for what, array in said.items()}
         arrays |= {"labels": np.asarray(labels), "counted": counted}
     elif about["kind"] == "number":
-        arrays["labels"] = np.asarray(labels).reshape(count)
-    shown = list(range(min(SHOWN, count)))
+        arrays |= {"labels": np.asarray(labels).reshape(count), "counted": counted.reshape(count)}
+    unmasked = _unmasked(test, count)
+    shown = unmasked[:SHOWN].tolist()
     about["differing"] = []
     if with_classes and not positions:
         shown = np.flatnonzero(counted)[:SHOWN].tolist()
@@ -93,7 +97,7 @@ def collect(
     about["first"] = shown
     shown = shown + [index for index in about["differing"] if index not in shown]
     about["shown"] = shown
-    about["layers"], more = _layers.compare(networks, test["inputs"], shown, most=max(1, BYTES // size))
+    about["layers"], more = _layers.compare(networks, test["inputs"], unmasked, shown, most=max(1, BYTES // size))
     arrays |= {name: array for name, array in more.items() if not name.startswith("logits_")}
     for name in networks:
         if about["kind"] == "number":
@@ -190,6 +194,13 @@ def _counted(test: Mapping[str, Any], ignore_label: int | None, shape: tuple[int
     known = counting(test, ignore_label)
     counted = both(*(read_counted(known, name, shape) for name in (MASK, LABELLED)))
     return np.broadcast_to(True if counted is None else np.asarray(spread(counted, len(shape))), shape)
+
+
+def _unmasked(test: Mapping[str, Any], count: int) -> np.ndarray:
+    """Which examples have an entry that the mask does not leave out; the others' inputs are zeros."""
+    if MASK not in test:
+        return np.arange(count)
+    return np.flatnonzero(np.reshape(test[MASK], (count, -1)).any(axis=1))
 
 
 def _predicted(network: Network, inputs: Any, batch: int) -> np.ndarray:

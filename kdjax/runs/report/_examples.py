@@ -49,7 +49,7 @@ def predictions(
         for network in NAMES:
             said = softmax(arrays[f"logits_{network}"][place])
             choice = int(said.argmax())
-            good = choice == label
+            good = choice == label and bool(np.isfinite(said[choice]))
             right[network] += good
             short = ' class="short"' if len(names[choice]) < 15 else ""
             rows.append(
@@ -91,12 +91,12 @@ def attention(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Draw
     images = arrays["pictures"][: len(maps[0])]
     heads = "".join(f'<th scope="col">{TITLES[network]}<br>{html.escape(layer)}</th>' for network, layer in columns)
     rows = []
-    for place, image in enumerate(images):
+    for place, (image, index) in enumerate(zip(images, kept["shown"], strict=False)):
         cells = "".join(
             f"<td>{inline(own[place], f'attention of the {TITLES[network]}, {layer}', colours=MAP)}</td>"
             for own, (network, layer) in zip(maps, columns, strict=True)
         )
-        rows.append(f"<tr><td>{inline(image, f'test picture {place}')}</td>{cells}</tr>")
+        rows.append(f"<tr><td>{inline(image, f'test picture {index}')}</td>{cells}</tr>")
     table = f'<table class="maps"><tr><th scope="col">picture<br>&nbsp;</th>{heads}</tr>{"".join(rows)}</table>'
     titles = ["picture", *(f"{TITLES[network].removeprefix('student ')}\n{layer}" for network, layer in columns)]
     figure = _rows([[image, *(own[place] for own in maps)] for place, image in enumerate(images)], titles)
@@ -108,26 +108,26 @@ def attention(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Draw
     return Drawn("attention", title, finding, figure, f'<div class="wide" tabindex="0">{table}</div>')
 
 
-def label_maps(arrays: Mapping[str, np.ndarray], classes: int) -> Drawn:
-    """Of the first test pictures the label of each pixel, and each network's first choice."""
-    count = min(3, len(arrays["labels"]))
+def label_maps(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Drawn:
+    """Of the first test pictures that count the label of each pixel, and each network's first choice."""
+    which = kept["shown"][:3]
+    count = len(which)
     columns = {"label": arrays["labels"]} | {TITLES[name]: arrays[f"first_{name}"] for name in NAMES}
     shown: dict[str, Any] = {"picture": arrays["pictures"]} if "pictures" in arrays else {}
-    shown |= {name: _coloured(own[:count], classes) for name, own in columns.items()}
+    shown |= {name: _coloured(own[which], kept["classes"]) for name, own in columns.items()}
     heads = "".join(f'<th scope="col">{name}</th>' for name in shown)
     lines = [[own[place] for own in shown.values()] for place in range(count)]
     rows = "".join(
         "<tr>"
         + "".join(
-            f"<td>{inline(one, f'{name} of test picture {place}')}</td>" for name, one in zip(shown, line, strict=True)
+            f"<td>{inline(one, f'{name} of test picture {index}')}</td>" for name, one in zip(shown, line, strict=True)
         )
         + "</tr>"
-        for place, line in enumerate(lines)
+        for index, line in zip(which, lines, strict=True)
     )
-    counted = arrays["counted"][:count]
-    right = {
-        name: 100 * float((columns[TITLES[name]][:count] == columns["label"][:count])[counted].mean()) for name in NAMES
-    }
+    counted = arrays["counted"][which]
+    label, first = columns["label"][which], {name: columns[TITLES[name]][which] for name in NAMES}
+    right = {name: 100 * float(((own == label) & (own >= 0))[counted].mean()) for name, own in first.items()}
     said = ", ".join(f"the {TITLES[name]} in {one:.1f} %" for name, one in right.items())
     return Drawn(
         "label-maps",
@@ -147,7 +147,7 @@ def tokens(arrays: Mapping[str, np.ndarray]) -> str:
         cells = []
         for name in NAMES:
             choice, sure = int(arrays[f"first_{name}"][0, place]), float(arrays[f"sure_{name}"][0, place])
-            mark = (" ✓" if choice == label else " ✗") if counted else ""
+            mark = (" ✓" if choice == label >= 0 else " ✗") if counted else ""
             cells.append(f'<td class="number">{choice}{mark} {100 * sure:.0f} %</td>')
         rows.append(
             f'<tr><th scope="row">{place}</th><td class="number">{label if counted else "none"}</td>{"".join(cells)}</tr>'
@@ -166,7 +166,8 @@ def entropies(arrays: Mapping[str, np.ndarray]) -> Drawn:
     counted = arrays["counted"].sum(axis=0)
     means = {}
     for name in NAMES:
-        total = np.where(arrays["counted"], arrays[f"entropy_{name}"], 0.0).sum(axis=0)
+        # They are kept in float16, whose sums would end at 65,504.
+        total = np.where(arrays["counted"], arrays[f"entropy_{name}"].astype(np.float64), 0.0).sum(axis=0)
         values = np.divide(total, counted, out=np.full(len(counted), np.nan), where=counted > 0)
         means[name] = float(total.sum() / max(counted.sum(), 1))
         axes.plot(values, color=COLOURS[name], linestyle=DASHES[name], label=TITLES[name], linewidth=1.6)
@@ -180,11 +181,12 @@ def entropies(arrays: Mapping[str, np.ndarray]) -> Drawn:
 
 
 def predicted(arrays: Mapping[str, np.ndarray]) -> list[Drawn]:
-    """Of a regression each network's predictions against the labels."""
+    """Of a regression each network's predictions against the labels, of the examples that count."""
     found = []
-    labels = arrays["labels"].astype(np.float64)
+    counted = arrays["counted"]
+    labels = arrays["labels"][counted].astype(np.float64)
     for name in NAMES:
-        own = arrays[f"predicted_{name}"].astype(np.float64)
+        own = arrays[f"predicted_{name}"][counted].astype(np.float64)
         figure, axes = panel(4.3, 3.5)
         ends = [float(min(labels.min(), own.min())), float(max(labels.max(), own.max()))]
         axes.plot(ends, ends, color=COLOURS["ink"], linewidth=0.8, linestyle=":")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdjax.runs._seeds import Shared
 
 FILE = "report-data.npz"
-VERSION = 1
+VERSION = 2
 
 
 def keep(run: "Shared", trainers: Mapping[str, Trainer], given: Weights | None) -> None:

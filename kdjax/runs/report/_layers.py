@@ -40,13 +40,14 @@ def forward(apply: Apply) -> Any:
 
 
 def compare(
-    networks: Mapping[str, Any], inputs: Any, shown: Sequence[int], *, most: int
+    networks: Mapping[str, Any], inputs: Any, counted: Sequence[int] | np.ndarray, shown: Sequence[int], *, most: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Alignments of the teacher's layers with each student's, attention maps, and logits of the examples that are shown.
 
     Args:
       networks: by name, with ``apply`` and ``weights``.
       inputs: all examples that are read.
+      counted: which of them count; the first of these are aligned.
       shown: which of them are shown.
       most: how many examples' outputs may be held at once.
 
@@ -54,8 +55,8 @@ def compare(
       ``"examples"``, ``"cka"`` by student, names of layers of the maps by network; and arrays ``"logits_NETWORK"``,
       ``"attention_NETWORK_LAYER"`` [pictures, height, width], from 0 to 1.
     """
-    count = min(EXAMPLES, most, len(jax.tree.leaves(inputs)[0]))
-    indices = np.concatenate([np.arange(count), np.asarray(shown, int)])
+    count = min(EXAMPLES, most, len(counted))
+    indices = np.concatenate([counted[:count], shown]).astype(int)
     found: dict[str, dict[str, np.ndarray]] = {}
     arrays: dict[str, np.ndarray] = {}
     maps: dict[str, list[str]] = {}

@@ -16,20 +16,22 @@ TITLES = {"teacher": "teacher", "alone": "student alone", "distilled": "student 
 
 
 def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[Drawn]:
-    """One matrix a network: rows are labels, columns first choices."""
+    """One matrix a network: rows are labels, columns first choices; where a logit is NaN there is none, a column more."""
     counted = arrays["counted"]
     labels = arrays["labels"][counted]
     found = []
     for network in NAMES:
         first = arrays[f"first_{network}"][counted]
         counts = confusion(labels, first, len(names))
+        columns = [*names, "none"] if counts[:, -1].any() else names
+        counts = counts[:, : len(columns)]
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         figure, axes = panel(4.3, 3.9)
         # The root shows the few beside the many.
         image = axes.imshow(np.sqrt(shares), cmap=MAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         if len(names) <= CELLS:
             _cells(axes, np.sqrt(shares), [[_count(one) for one in row] for row in counts.tolist()])
-        _named(axes, names, names)
+        _named(axes, columns, names)
         axes.set_xlabel(f"first choice of the {TITLES[network]}")
         axes.set_ylabel("label")
         bar = figure.colorbar(image, ax=axes, ticks=np.sqrt([0, 0.05, 0.2, 0.5, 1]), fraction=0.05)
@@ -42,7 +44,7 @@ def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[D
             Drawn(
                 f"confusion-{network}",
                 f"{TITLES[network].capitalize()}: labels against first choices, n = {int(counts.sum()):,}, seed 0.",
-                f"{said}{most_confused(counts, names)}.",
+                f"{said}{most_confused(counts, columns)}.",
                 figure,
             )
         )
@@ -50,17 +52,20 @@ def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[D
 
 
 def confusion(labels: np.ndarray, first: np.ndarray, classes: int) -> np.ndarray:
-    """How often each first choice is made of each label, [labels, choices]."""
-    known = (first >= 0) & (labels >= 0) & (labels < classes)
-    return np.bincount(labels[known] * classes + first[known], minlength=classes * classes).reshape(classes, classes)
+    """How often each first choice is made of each label, [labels, choices + 1]; the last column is of no choice, -1."""
+    known = (labels >= 0) & (labels < classes)
+    choices = np.where(first >= 0, first, classes)[known]
+    shape = (classes, classes + 1)
+    return np.bincount(labels[known] * shape[1] + choices, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def most_confused(counts: np.ndarray, names: Sequence[str]) -> str:
     """The commonest mistake, in words; nothing where there is none."""
-    off = counts - np.diag(np.diag(counts))
+    off = counts.copy()
+    np.fill_diagonal(off, 0)
     if not off.any():
         return ""
-    label, choice = np.unravel_index(off.argmax(), off.shape)
+    label, choice = map(int, np.unravel_index(off.argmax(), off.shape))
     return f", most often taking label {names[label]} for {names[choice]} ({off.max():,} of {counts[label].sum():,})"
 
 
@@ -107,12 +112,18 @@ def differences(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn
     return Drawn("differences", title, finding, figure)
 
 
-def reliability(calibration: Mapping[str, Any]) -> Drawn:
-    """How often the first choice is right against how probable it is said to be; a point's area is its bin's share."""
+def reliability(calibration: Mapping[str, Any]) -> list[Drawn]:
+    """How often the first choice is right against how probable it is said to be; a point's area is its bin's share.
+
+    A network of which the calibration is not known, since it gives NaN somewhere, is left out.
+    """
+    known = [name for name in NAMES if calibration[name]["calibration"] is not None]
+    if not known:
+        return []
     figure, axes = panel(4.3, 4.1)
     axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=":")
     said = []
-    for network in NAMES:
+    for network in known:
         own = calibration[network]
         table = np.asarray(
             [[np.nan if value is None else value for value in row] for row in own["reliability"]], np.float64
@@ -131,10 +142,10 @@ def reliability(calibration: Mapping[str, Any]) -> Drawn:
     axes.grid(alpha=0.2, color=COLOURS["ink"], linewidth=0.6)
     figure.legend(loc="outside lower left")
     title = (
-        f"Reliability, n = {int(calibration['teacher']['n']):,}, seed 0: ten bins, a point's area is the bin's share, bins "
+        f"Reliability, n = {int(calibration[known[0]]['n']):,}, seed 0: ten bins, a point's area is the bin's share, bins "
         f"of fewer than {FEW} are left out; on the dotted line probabilities mean what they say."
     )
-    return Drawn("reliability", title, f"On average {', '.join(said)}.", figure)
+    return [Drawn("reliability", title, f"On average {', '.join(said)}.", figure)]
 
 
 def alignments(layers: Mapping[str, Any]) -> list[Drawn]:

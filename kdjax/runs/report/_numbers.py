@@ -30,7 +30,7 @@ def rows(results: Mapping[str, Any], kept: Mapping[str, Any] | None) -> list[Row
     numbers = [
         key
         for key, value in results["seeds"][0]["teacher"].items()
-        if key not in (measure["name"], "seconds", "agreement") and isinstance(value, int | float)
+        if key not in (measure["name"], "seconds", "agreement", "rate", "skipped") and isinstance(value, int | float)
     ]
     for key in numbers:
         found.append((f"test {key.replace('_', ' ')}", over, {name: _plain(results, name, key) for name in NAMES}))
@@ -41,9 +41,9 @@ def rows(results: Mapping[str, Any], kept: Mapping[str, Any] | None) -> list[Row
     if kept and "calibration" in kept:
         own = kept["calibration"]
         note = f"15 bins, n = {int(own['teacher']['n']):,}, seed 0"
-        found.append(("ECE, %", note, {name: f"{100 * own[name]['calibration']:.2f}" for name in NAMES}))
+        found.append(("ECE, %", note, {name: _known(own[name]["calibration"], 100, ".2f") for name in NAMES}))
         note = f"n = {int(own['teacher']['n']):,}, seed 0"
-        found.append(("Brier score", note, {name: f"{own[name]['brier']:.4f}" for name in NAMES}))
+        found.append(("Brier score", note, {name: _known(own[name]["brier"], 1, ".4f") for name in NAMES}))
     found.append(("parameters", "", {name: f"{results['parameters'][name]:,}" for name in NAMES}))
     if kept:
         found += _costs(kept)
@@ -87,12 +87,17 @@ def _plain(results: Mapping[str, Any], name: str, key: str) -> str:
 
 def rounded(values: np.ndarray) -> str:
     """Mean ± interval, as many decimals as the interval's second digit has; of one value four digits."""
-    if np.isnan(values).any():
+    if not np.isfinite(values).all():
         return "not measured"
     interval = mean_interval(values)
     if interval.n == 1 or not 0 < interval.half_width < np.inf:
         return f"{interval:.4g}"
     return f"{interval:.{int(np.clip(1 - np.floor(np.log10(interval.half_width)), 0, 9))}f}"
+
+
+def _known(value: float | None, scale: int, spec: str) -> str:
+    """JSON has null for what is not finite."""
+    return "not measured" if value is None else format(scale * value, spec)
 
 
 def _agreement(results: Mapping[str, Any], name: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdjax.metrics import Interval, accuracy_transfer_rate, mean_interval, paired_difference
+from kdjax.metrics import accuracy_transfer_rate, mean_interval, paired_difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,8 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
       results: as for `comparison_table`.
 
     Returns:
-      A line on distilled − alone, paired by seed, and one on the accuracy transfer rate of the mean accuracies.
+      A line on distilled − alone, paired by seed, and one on the accuracy transfer rate of the mean accuracies; one line
+      where the measure is missing or not finite anywhere. A line more for each network that diverged.
 
     Example:
       >>> seed = {"teacher": {"accuracy": 0.9}, "alone": {"accuracy": 0.7}, "distilled": {"accuracy": 0.8}}
@@ -93,6 +94,8 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
         100 if measure["percent"] else 1,
     )
     teacher, alone, distilled = (scale * over_seeds(results, network, name) for network in _NETWORKS)
+    if np.isnan([teacher, alone, distilled]).any():
+        return [f"distilled − alone: {name} was not measured in every network and seed", *_mended(results)]
     lead = np.mean(teacher) - np.mean(alone)
     rate = 100 * accuracy_transfer_rate(float(np.mean(distilled)), float(np.mean(alone)), float(np.mean(teacher)))
     digits, shown = (2, ".2f") if measure["percent"] else (12, ".4g")
@@ -101,7 +104,7 @@ def comparison_lines(results: Mapping[str, Any]) -> list[str]:
     else:
         transfer = f"none, since the teacher does not lead the student alone ({lead:+{shown}} {unit})"
     better = -1 if measure["lower_is_better"] else 1
-    difference = _difference(paired_difference(distilled, alone), unit, better, shown)
+    difference = _difference(distilled, alone, unit, better, shown)
     return [f"distilled − alone: {difference}", f"{name} transfer rate: {transfer}", *_mended(results)]
 
 
@@ -125,7 +128,7 @@ def transferred(results: Mapping[str, Any]) -> str:
     measure = measure_of(results)
     teacher, alone, distilled = (float(np.mean(over_seeds(results, name, measure["name"]))) for name in _NETWORKS)
     lead = alone - teacher if measure["lower_is_better"] else teacher - alone
-    if np.isnan(lead):
+    if np.isnan([lead, distilled]).any():
         return "not measured"
     if round(100 * lead, 2) <= 0 if measure["percent"] else round(lead, 12) <= 0:
         return "none"
@@ -133,18 +136,17 @@ def transferred(results: Mapping[str, Any]) -> str:
 
 
 def over_seeds(results: Mapping[str, Any], network: str, quantity: str) -> np.ndarray:
-    """One number a seed; NaN for what was not measured, since JSON has null there."""
+    """One number a seed; NaN for what was not measured, since JSON has null there, and for what is not finite."""
     if not results["seeds"]:
         raise ValueError("results['seeds'] must hold at least one seed; got none.")
     found = [seed[network].get(quantity) for seed in results["seeds"]]
-    return np.asarray([math.nan if value is None else value for value in found], np.float64)
+    values = np.asarray([math.nan if value is None else value for value in found], np.float64)
+    return np.where(np.isfinite(values), values, math.nan)
 
 
 def percent(fractions: np.ndarray) -> str:
     """Mean ± interval of fractions, in %."""
-    if np.isnan(fractions).any():
-        return "not measured"
-    return f"{mean_interval(100 * fractions):.2f}"
+    return f"{mean_interval(100 * fractions):.2f}" if np.isfinite(fractions).all() else "not measured"
 
 
 def measure_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -154,12 +156,18 @@ def measure_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def number(values: np.ndarray) -> str:
     """Mean ± interval."""
-    return "not measured" if np.isnan(values).any() else f"{mean_interval(values):.4g}"
+    return f"{mean_interval(values):.4g}" if np.isfinite(values).all() else "not measured"
 
 
-def _difference(points: Interval, unit: str, better: int, shown: str) -> str:
+def _difference(distilled: np.ndarray, alone: np.ndarray, unit: str, better: int, shown: str) -> str:
+    points = paired_difference(distilled, alone)
     if points.n == 1:
         return f"{points.mean:+{shown}} {unit} with 1 seed, hence no interval: this shows nothing yet"
+    # Differences that are alike differ by rounding, which would be the interval.
+    if np.ptp(distilled - alone) <= 1e-12 * np.abs([distilled, alone]).max():
+        return (
+            f"{points.mean:+{shown}} {unit} in each of {points.n} paired seeds: no spread was seen, hence no interval"
+        )
     if not points.excludes_zero:
         verdict = "zero lies within, these seeds show no difference"
     else:

@@ -149,11 +149,11 @@ def figures(
     if kept["kind"] == "classes":
         if len(names) <= _maps.MATRIX:
             found["differences"] = [*_maps.confusions(arrays, names), _maps.differences(arrays, names)]
-        found["calibration"] = [_maps.reliability(kept["calibration"])]
+        found["calibration"] = _maps.reliability(kept["calibration"])
         if not kept["positions"]:
             found |= _of_examples(kept, arrays, names)
         elif len(kept["positions"]) == 2:
-            found["examples"] = [_examples.label_maps(arrays, kept["classes"])]
+            found["examples"] = [_examples.label_maps(kept, arrays)]
         elif len(kept["positions"]) == 1:
             found["examples"] = [_examples.entropies(arrays)]
     elif kept["kind"] == "number":
@@ -213,10 +213,10 @@ def sections(
 
 
 def both_right(arrays: Mapping[str, np.ndarray]) -> str:
-    """A sentence on how often teacher and distilled student are right together."""
+    """A sentence on how often teacher and distilled student are right together; -1 is no first choice."""
     counted = arrays["counted"]
-    right = {name: (arrays[f"first_{name}"] == arrays["labels"])[counted] for name in ("teacher", "distilled")}
-    teacher, student = right["teacher"], right["distilled"]
+    first = {name: arrays[f"first_{name}"][counted] for name in ("teacher", "distilled")}
+    teacher, student = ((own == arrays["labels"][counted]) & (own >= 0) for own in first.values())
     total = len(teacher)
     counts = {
         "both are right on": teacher & student,
@@ -225,6 +225,6 @@ def both_right(arrays: Mapping[str, np.ndarray]) -> str:
         "neither on": ~teacher & ~student,
     }
     said = ", ".join(f"{what} {int(which.sum()):,}" for what, which in counts.items())
-    same = int((arrays["first_teacher"] == arrays["first_distilled"])[counted].sum())
+    same = int(((first["teacher"] == first["distilled"]) & (first["teacher"] >= 0)).sum())
     whole = f"Of {total:,} test entries with a label teacher and distilled student say the same of {same:,}"
     return f"<p>{whole}; {said} (seed 0).</p>"
