@@ -54,9 +54,9 @@ were not drawn anew.
 
 ## Bytes that change
 
-Each bit of these files was changed in turn, of the training states one bit of each byte; each file was cut to each of its
-lengths, the larger ones at each 512 bytes and at some odd lengths; and deleted. "right" is what a byte gives that Orbax does
-not read, or one of a file that it does not need.
+Each bit of these files was changed in turn, of the training states one bit of each byte, of the weights of 36 KB none; each
+file was cut to each of its lengths, the larger ones at each 512 bytes and at some odd lengths; and deleted. "right" is what
+a byte gives that Orbax does not read, or one of a file that it does not need.
 
 {bytes}
 

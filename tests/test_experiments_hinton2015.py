@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -260,3 +262,17 @@ def test_data_that_do_not_fit_are_named(data, tmp_path):
     with pytest.raises(ValueError, match=r"batch_size must be at most the \d+ pictures of only_7_8; got 200"):
         run(data, tmp_path / "out", batch_size=200)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_says_what_the_ledger_says():
+    """Each figure of the table on the page with an interval is in the tables of the ledger that is kept beside it."""
+    folder = Path(hinton2015.__file__).parent
+    page = (folder / "README.md").read_text()
+    section = page[page.index("## Hinton, Vinyals and Dean 2015") : page.index("What differs from the paper")]
+    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+", section)
+    console = Console(record=True, width=200, file=io.StringIO())
+    for table in ledgers.tables(folder / "hinton2015.jsonl"):
+        console.print(table)
+    printed = console.export_text()
+    assert len(figures) >= 18
+    assert [figure for figure in figures if figure not in printed] == []
