@@ -146,6 +146,16 @@ def known():
     return [one | {"labels": np.where(one["labels"] < 0, 0, one["labels"])} for one in DATA]
 
 
+def test_a_mask_says_what_counts_and_is_no_weight(tmp_path):
+    """Fractions counted in full, and NaN too."""
+    for odd in (0.5, np.nan, 2):
+        mask = np.ones(DATA[1]["labels"].shape)
+        mask[0] = odd
+        with pytest.raises(ValueError, match=r'data must have 0 and 1 in "mask", .*; the test data have others'):
+            compare(tmp_path / "run", **{**SETTINGS, "data": (DATA[0], DATA[1] | {"mask": mask})})
+    assert not (tmp_path / "run").exists()
+
+
 def test_labels_that_are_no_class_are_named_before_any_training(tmp_path):
     """Where they count: left out by the mask they may be anything."""
     for part, where in enumerate(("train", "test")):

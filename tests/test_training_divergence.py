@@ -9,6 +9,7 @@ import pytest
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
 from kdjax.training import DivergedError, DivergenceWatch, make_epoch, skip_non_finite
 from kdjax.training.divergence import CALLS_BEHIND, at_rate, check_rate_is_free, of_counted
+from kdjax.training.sweeps import make_sweep_step, stack
 
 GOAL = weighted_sum(labels=(1.0, cross_entropy))
 DATA = {"inputs": jnp.eye(4), "labels": jnp.arange(4)}
@@ -172,6 +173,21 @@ def test_means_are_over_what_was_not_skipped():
     np.testing.assert_allclose(of_counted(means)["loss"], np.log(4), rtol=1e-6)
     with pytest.raises(DivergedError, match="every update was skipped"):
         watch.finish({"loss": 0.0, "skipped": 1.0})
+
+
+def test_of_several_students_in_one_program_each_skips_by_itself():
+    """Guarded as one, a student that diverged stopped all of them."""
+    optimizer = optax.sgd(0.5)
+    step, one = make_train_step(network, None, optimizer), started(optimizer)
+    states = stack([one, one._replace(params={"kernel": jnp.full((4, 4), jnp.nan)})])
+
+    def begin_sweep(sweep):
+        return sweep(states, None, stack([GOAL, GOAL]), DATA)
+
+    with pytest.raises(ValueError, match=r"step must be of one student, .* make_sweep_step\(skip_non_finite\(step\)\)"):
+        begin_sweep(skip_non_finite(make_sweep_step(step)))
+    _, metrics = begin_sweep(make_sweep_step(skip_non_finite(step)))
+    assert metrics["skipped"].tolist() == [0.0, 1.0]
 
 
 def test_a_lower_rate_is_that_of_the_optimizer_built_with_it():

@@ -45,6 +45,11 @@ def check_data(data: Any) -> None:
         )
     if of_names:
         for where, arrays in zip(("train", "test"), data, strict=True):
+            if MASK in arrays and not np.isin(np.asarray(arrays[MASK]), (0, 1)).all():
+                raise ValueError(
+                    f'data must have 0 and 1 in "{MASK}", which says what counts; the {where} data have others. Weights '
+                    "of examples go in an array of their own, which kdjax.scaled reads."
+                )
             sizes = {
                 name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
             }

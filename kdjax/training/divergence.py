@@ -127,6 +127,8 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
     Args:
       step: of `make_train_step`; or of `make_mutual_step`, of which an update is left out for all networks or for none.
 
+        Not of `make_sweep_step`: one student's fault would skip all; it takes the guarded step of one.
+
     Returns:
       A step of the same kind, with the metric ``"skipped"``: 1 where the update was left out, 0 elsewhere.
 
@@ -143,6 +145,11 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
     """
 
     def guarded(state: Any, teacher: Weights | None, objective: Any, batch: Batch) -> tuple[Any, Metrics]:
+        if jnp.ndim(states_in(state)[0].step):
+            raise ValueError(
+                "step must be of one student, whose updates are skipped by themselves; of several in one program it is "
+                "make_sweep_step(skip_non_finite(step))."
+            )
         new, metrics = step(state, teacher, objective, batch)
         good = jnp.isfinite(metrics["loss"]) & all_finite([(one.params, one.model_state) for one in states_in(new)])
 
