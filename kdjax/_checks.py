@@ -107,12 +107,13 @@ def labels(name: str, array: Any, shape: tuple[int, ...]) -> jax.Array:
     return jnp.asarray(array.astype(jnp.int32))
 
 
-def narrowed(array: Any) -> Any:
-    """Whole numbers of 64 bits that JAX would cut to 32, kept out of any range of classes instead; all else as it is."""
-    if isinstance(array, np.ndarray) and array.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
+def uncut(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Its labels of 64 bits, which JAX would cut to 32, kept out of any range of classes instead; all else as it is."""
+    found = batch.get("labels")
+    if isinstance(found, np.ndarray) and found.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
         kept = np.iinfo(np.int32)
-        return np.clip(array, max(np.iinfo(array.dtype).min, kept.min), kept.max)
-    return array
+        return {**batch, "labels": np.clip(found, max(np.iinfo(found.dtype).min, kept.min), kept.max)}
+    return dict(batch)
 
 
 def where(value: Any, shape: tuple[int, ...]) -> None:

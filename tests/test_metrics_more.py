@@ -261,3 +261,9 @@ def test_latency_begins_no_call_after_its_time_and_times_three_at_least(monkeypa
         found = latency(dense, WEIGHTS, one, calls=20, seconds=seconds)
         assert (found.calls, found.median_ms) == (calls, 1000.0), seconds
     assert latency(dense, WEIGHTS, one, calls=1, warm_up=0, seconds=0.5).calls == 1
+
+
+def test_a_teacher_with_more_classes_may_choose_one_that_the_student_lacks():
+    student, teacher = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[0.0, 1.0, 9.0], [0.0, 1.0, 0.0]])
+    found = agreeing.values(Outputs(student, {}), Outputs(teacher, {}), {})
+    assert found.tolist() == [0.0, 1.0]

@@ -157,6 +157,22 @@ def test_an_attribute_of_an_nnx_model_is_set_with_the_mode():
     assert (model.training, model.part.training) == (False, True)
 
 
+def test_an_attribute_of_such_a_name_that_is_no_flag_stays_as_it_is():
+    class Own(nnx.Module):
+        def __init__(self):
+            self.inference, self.is_train = 2.0, {"epochs": 3}
+
+        def enable_dropout(self, x):
+            return x + self.is_train["epochs"]
+
+        def __call__(self, x):
+            return self.enable_dropout(self.inference * x)
+
+    weights, apply = from_nnx(Own())
+    for train in (True, False):
+        assert apply(*weights, jnp.ones((1, 3)), train=train)[0].logits.tolist() == [[5.0] * 3]
+
+
 def test_a_network_without_modes_needs_none():
     init, apply = from_linen(nn.Dense(3))
     same(apply(*init(jax.random.key(0), INPUTS), jnp.ones((2, 8)), train=True)[0].logits.shape, (2, 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dense import batch, fresh_state, network, student, teacher, teacher_weights
 
-from kdjax import Outputs, Weights
+from kdjax import Outputs, Weights, _checks
 from kdjax.training import data_mesh, make_evaluation, replicate, weights_of
 
 EXAMPLES, SIZE = 35, 8
@@ -143,5 +143,7 @@ def test_labels_of_64_bits_are_not_cut_to_classes(where):
     found = make_evaluation(network)(Weights({}, {}), arrays if where == "rows" else [arrays])
     assert np.isnan(found["cross_entropy"])
     assert found["accuracy"] != 1
+    large = {"ids": np.array([3_000_000_000, 2**32 - 1], np.uint64)}
+    assert _checks.uncut(large)["ids"] is large["ids"]
     good = arrays | {"labels": np.arange(4)}
     assert make_evaluation(network)(Weights({}, {}), good if where == "rows" else [good])["accuracy"] == 1

@@ -55,15 +55,19 @@ class Measure(NamedTuple):
 
 def correct(logits: Array, labels: Any) -> Float[Array, "*batch"]:
     """1 where the largest logit is the label's, NaN where the label is no class; logits with a NaN name none, and are 0."""
+    labels = _checks.labels('batch["labels"]', labels, logits.shape[:-1])
+    return _seen(_chooses(logits, labels), labels, logits.shape[-1])
+
+
+def _chooses(logits: Array, labels: Array) -> Array:
+    """Where the largest logit is the label's."""
     if logits.shape[-1] < 2:
         raise ValueError(
             f"logits must be of two classes or more, for a first choice among them; got shape {logits.shape}. Of yes-or-no "
             "predictions there is label_accuracy."
         )
-    labels = _checks.labels('batch["labels"]', labels, logits.shape[:-1])
     # The largest of NaNs would be class 0.
-    right = (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
-    return _seen(right, labels, logits.shape[-1])
+    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
 
 
 accuracy = Measure(lambda student, teacher, batch: correct(student.logits, read_batch(batch, "labels")), percent=True)
@@ -72,8 +76,8 @@ accuracy = Measure(lambda student, teacher, batch: correct(student.logits, read_
 
 def _agreeing(student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
     taught = _taught(student, teacher)
-    same = correct(student.logits, jnp.argmax(taught, axis=-1))
-    return jnp.where(jnp.isnan(taught).any(axis=-1), 0.0, same)
+    same = _chooses(student.logits, jnp.argmax(taught, axis=-1))  # the teacher's choice may be a class of its own
+    return (same & ~jnp.isnan(taught).any(axis=-1)).astype(jnp.float32)
 
 
 agreeing = Measure(_agreeing, places=("student.logits", "teacher.logits"), percent=True)

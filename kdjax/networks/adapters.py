@@ -114,13 +114,11 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
     # The mode is static, a part of the graph definition: one definition for each.
     own = nnx.clone(model)
     nnx.pop(own, nnx.Intermediate)
-    # Attributes of the usual names too, of whichever part: a method, such as train, is none, and two are NNX's own.
-    fields = {who: value for who, value in TRAINING.items() if modes is None and not hasattr(nnx.Module, who)}
-    for who in ("deterministic", "use_running_average"):
-        fields.pop(who, None)
-    own.eval(**{who: not value for who, value in fields.items()})
+    own.eval()
+    _set_flags(nnx, own, train=False, asked=modes is None)
     inferring = nnx.graphdef(own)
-    own.train(**fields)
+    own.train()
+    _set_flags(nnx, own, train=True, asked=modes is None)
     training, *states = nnx.split(own, nnx.Param, nnx.RngState, ...)
     own_params, streams, own_state = map(nnx.to_pure_dict, states)
 
@@ -263,6 +261,14 @@ def _in_the_form_of(old: Tree, new: Tree) -> Tree:
         appended = all(one is other for one, other in zip(old, new, strict=False))
         return new[-len(old) :] if appended and old else new
     return new
+
+
+def _set_flags(nnx: ModuleType, model: Any, *, train: bool, asked: bool) -> None:
+    """What a model's own parts hold as a bool under one of the usual names, which NNX sets for two of them alone."""
+    for _, part in nnx.iter_modules(model) if asked else ():
+        for who, value in TRAINING.items():
+            if isinstance(vars(part).get(who), bool):
+                setattr(part, who, value if train else not value)
 
 
 def _import_nnx() -> ModuleType:

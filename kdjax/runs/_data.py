@@ -146,7 +146,7 @@ def count_of(arrays: Mapping[str, Any]) -> int:
 
 
 def _by_name(arrays: Mapping[str, Any], preprocess: Callable[[Any], Any]) -> dict[str, Any]:
-    placed = jax.tree.map(lambda array: jnp.asarray(_checks.narrowed(array)), dict(arrays))
+    placed = jax.tree.map(jnp.asarray, _checks.uncut(arrays))
     # Inputs of what does not count may be anything, and the teacher is run over all.
     return dict(counting(placed | {"inputs": jax.jit(preprocess)(placed["inputs"])}, None))
 

@@ -111,13 +111,17 @@ def gradients_of_terms(pull_back: Callable[[Parts], Any], parts: Parts, number: 
 
 def compared(gradients: Mapping[str, Tree]) -> dict[str, Array]:
     """How large each term's own gradient is, and how far each two point in one direction; 0 where one is 0."""
-    gradients = {name: optax.tree.cast(gradient, jnp.float32) for name, gradient in gradients.items()}
+    gradients = {name: jax.tree.map(_at_least_float32, gradient) for name, gradient in gradients.items()}
     norms = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
     found = {f"{name}_gradient_norm": norm for name, norm in norms.items()}
     for first, second in combinations(gradients, 2):
         product = optax.tree.vdot(gradients[first], gradients[second])
         found[f"{first}_gradient_cosine_{second}"] = product * _math.safe_reciprocal(norms[first] * norms[second])
     return found
+
+
+def _at_least_float32(array: Array) -> Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def total(parts: Mapping[str, Array]) -> Array:

@@ -158,7 +158,7 @@ def calls_of(
         if order is not None:
             raise ValueError("order must be None where the batches come one by one; got an order beside an iterable.")
         return {}, (
-            {"batch": jax.tree.map(lambda array: _checks.narrowed(array)[None], _by_name(batch))} for batch in arrays
+            {"batch": jax.tree.map(lambda array: array[None], _checks.uncut(_by_name(batch)))} for batch in arrays
         )
     if order is None:
         raise ValueError("order must say which examples make which batch, [steps, batch]; got None.")
@@ -180,7 +180,7 @@ def calls_of(
     def calls() -> Iterator[dict[str, Any]]:
         for first in range(0, len(order), per_call):
             chosen = order[first : first + per_call]
-            rows = jax.tree.map(lambda array, chosen=chosen: _checks.narrowed(np.asarray(array)[chosen]), read)
+            rows = _checks.uncut(jax.tree.map(lambda array, chosen=chosen: np.asarray(array)[chosen], read))
             yield {"chosen": chosen, "batch": rows}
 
     return resident, calls()
