@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from kdjax._apply import outputs_of
 from kdjax._types import Apply, Outputs, Tree, Weights
+from kdjax.networks._noise import key_of_device, key_per_example, seeded
 
 Init = Callable[[PRNGKeyArray, Tree], Weights]
 Rng = PRNGKeyArray | None
@@ -72,7 +72,7 @@ def from_linen(module: Any, *, modes: Modes | None = None, axis_name: str | None
             return _outputs(module.apply(variables, inputs, **inferring), module), model_state
         rngs = {}
         if rng is not None:
-            key = _key_of_device(rng, axis_name)
+            key = key_of_device(rng, axis_name)
             rngs = {"dropout": key, "params": jax.random.fold_in(key, 0)}  # Flax draws any other stream from "params"
         result, changed = module.apply(variables, inputs, rngs=rngs, mutable=list(model_state), **training)
         return _outputs(result, module), _in_the_form_of(model_state, changed)
@@ -128,8 +128,8 @@ def from_nnx(model: Any, *, modes: Modes | None = None, axis_name: str | None = 
             return _outputs(merged(inputs, **in_inference), model), model_state
         if rng is None and jax.tree.leaves(streams):
             raise ValueError(f"rng must be a key while training {type(model).__name__}, which draws noise; got None.")
-        seeded = streams if rng is None else _seeded(streams, _key_of_device(rng, axis_name))
-        merged = nnx.merge(training, params, seeded, model_state)
+        fresh = streams if rng is None else seeded(streams, key_of_device(rng, axis_name))
+        merged = nnx.merge(training, params, fresh, model_state)
         outputs = _outputs(merged(inputs, **in_training), model)
         nnx.pop(merged, nnx.Intermediate)
         changed = nnx.to_pure_dict(nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
@@ -187,7 +187,7 @@ def from_equinox(
         in_mode = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
         inputs = jax.tree.map(jnp.asarray, inputs)
         batch = jax.tree.leaves(inputs)[0].shape[0]
-        keys = _key_per_example(rng, batch, axis_name) if train and rng is not None else None
+        keys = key_per_example(rng, batch, axis_name) if train and rng is not None else None
 
         def one(x: Tree, key: Rng, old: Any) -> tuple[Any, Any]:
             mode = training if train else inferring
@@ -280,30 +280,6 @@ def _import_nnx() -> ModuleType:
             "flax 0.12.8 goes with jax 0.10.2 and fails from 0.11.1 on: a newer jax wants a newer flax."
         ) from error
     return nnx
-
-
-def _seeded(streams: Tree, rng: PRNGKeyArray) -> Tree:
-    """NNX's random streams, each started anew from its own key: pure functions of `rng`."""
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(rng)  # NNX's streams hold typed keys
-    leaves, structure = jax.tree.flatten(streams)
-    fresh = [
-        jax.random.split(jax.random.fold_in(rng, i), leaf.shape)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else jnp.zeros_like(leaf)  # how often the stream was drawn from
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(structure, fresh)
-
-
-def _key_of_device(rng: PRNGKeyArray, axis_name: str | None) -> PRNGKeyArray:
-    return rng if axis_name is None else jax.random.fold_in(rng, lax.axis_index(axis_name))
-
-
-def _key_per_example(rng: PRNGKeyArray, batch: int, axis_name: str | None) -> Array:
-    """[batch] keys, each of its example's number in the whole batch."""
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
-    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(first + jnp.arange(batch))
 
 
 def _outputs(result: Any, network: Any) -> Outputs:
