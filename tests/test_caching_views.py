@@ -62,6 +62,11 @@ def plain(number):
     return take(TRAIN, chosen) | {"indices": chosen}
 
 
+def key_of(number, rng=RNG):
+    """The data of a view's key, on each row of a batch."""
+    return np.tile(jax.random.key_data(view_key(rng, number)), (SIZE, 1))
+
+
 def same(first, second):
     return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
 
@@ -69,7 +74,7 @@ def same(first, second):
 def test_training_on_cached_views_is_training_with_the_teacher_to_the_last_bit(tmp_path, compiled_as_users_do):
     """Mixed with their neighbours: the order of the batches counts too."""
     # In the third epoch the views of the first are seen again.
-    again = [plain(n) | {"view": jnp.full(SIZE, n % (EPOCHS * STEPS))} for n in range(3 * STEPS)]
+    again = [plain(n) | {"view": key_of(n % (EPOCHS * STEPS))} for n in range(3 * STEPS)]
     expected = trained(jit_step(step_for(APPLY)), TEACHER, again)
     step, features = jit_step(step_for(None)), features_of(OBJECTIVE)
     for path in (None, tmp_path / "views"):
@@ -109,10 +114,42 @@ def test_switching_the_cache_on_changes_no_view(tmp_path, compiled_as_users_do):
     assert not same(MIXED(view_key(RNG, 1), plain(0))["inputs"], seen[0]["inputs"])
 
 
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "raw"])
+def test_a_state_of_another_key_sees_the_views_that_were_kept(kind):
+    """Else the student would see other views than those its teacher's outputs are of, without a word."""
+
+    def key(seed):
+        return jax.random.PRNGKey(seed) if kind == "raw" else jax.random.key(seed, impl=kind)
+
+    def noisy(key, batch):
+        return {**batch, "inputs": batch["inputs"] + jax.random.normal(key, batch["inputs"].shape)}
+
+    seen = []
+
+    def noting(state, its, objective, batch):
+        seen.append(batch["inputs"])
+        return state, {}
+
+    kept = cached(noisy, rng=key(3))
+    step, state = augmented(noting, noisy), fresh_state()._replace(rng=key(4))
+    for number in range(STEPS):
+        step(state, None, None, view_batch(kept, TRAIN, number))
+        assert same(seen[-1], noisy(view_key(key(3), number), plain(number))["inputs"])
+        step(state, None, None, plain(number))
+        assert not same(seen[-1], seen[-2])
+    # A key of another kind draws other views from the same words, and has another number of them.
+    of_another = fresh_state()._replace(rng=jax.random.key(3, impl="threefry2x32" if kind == "rbg" else "rbg"))
+    with pytest.raises(ValueError, match=r'batch\["view"\] must be the data of the key of the views, uint32 \[batch, .\]'):
+        step(of_another, None, None, view_batch(kept, TRAIN, 0))
+    with pytest.raises(ValueError, match=r'batch\["view"\] must be .*; got int32 \[8\]'):
+        step(state, None, None, view_batch(kept, TRAIN, 0) | {"view": np.zeros(SIZE, np.int32)})
+
+
 def test_what_is_kept_is_said_of_the_views_and_of_no_others():
     kept = cached(MIXED, dtype="float16")
     assert kept["teacher"].features == {}
-    assert kept["view"].tolist() == np.repeat(range(EPOCHS * STEPS), SIZE).reshape(EPOCHS, STEPS, SIZE).tolist()
+    wanted = np.stack([key_of(number) for number in range(EPOCHS * STEPS)])
+    np.testing.assert_array_equal(kept["view"], wanted.reshape(EPOCHS, STEPS, SIZE, -1))
     for epoch in range(EPOCHS):
         np.testing.assert_array_equal(kept["indices"][epoch], epoch_indices(27, SIZE, seed=SEED, epoch=epoch))
         for step, chosen in enumerate(kept["indices"][epoch]):

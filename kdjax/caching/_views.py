@@ -55,7 +55,8 @@ def cache_views(
       arrays: the training data, by name [examples, …]: ``"inputs"``, and what else `augment` reads.
       batch_size: examples a batch, as in training.
       seed: of the order.
-      rng: the key of the state that will be trained, ``state.rng``, from which the views are drawn.
+      rng: the key from which the views are drawn: ``state.rng`` of the state that will be trained, for the views that it
+        would see without a cache. A state of another key sees the same ones: the batches carry their views' key.
       epochs: how many epochs of views. Training sees no others: few epochs of views are a smaller data set.
       features: as in `kdjax.caching.cache_teacher`.
       logits: likewise.
@@ -66,7 +67,7 @@ def cache_views(
 
     Returns:
       ``{"indices": …, "view": …, "teacher": Outputs}``, arrays [epochs, steps, batch, …]: which examples make the batch,
-      the number of their view, and what the teacher says of them; with `top_k` or `draws`, what `cache_teacher` gives in
+      the data of their views' key, and what the teacher says of them; with `top_k` or `draws`, what `cache_teacher` gives in
       the teacher's place. `view_batch` makes batches of it.
 
     Raises:
@@ -103,20 +104,21 @@ def cache_views(
     wish = checked(Wish(tuple(features), logits, top_k, draws, seed, dtype))
     _checks.whole("epochs", epochs, 1)
     order = _order(len(arrays["inputs"]), batch_size, seed, epochs)
+    keys = [view_key(rng, number) for number in range(order.size // batch_size)]
 
     def said(teacher: Weights, key: jax.Array, batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:
         seen = augment(key, batch)
         outputs, _ = run(apply, *teacher, seen["inputs"], train=False)
         return wanted(outputs, wish, rows)
 
-    some = (teacher, view_key(rng, 0), _chosen(arrays, order["indices"][0, 0]), jnp.arange(batch_size))
-    layout = layout_of(jax.eval_shape(said, *some), order["indices"].size)
+    some = (teacher, keys[0], _chosen(arrays, order[0, 0]), jnp.arange(batch_size))
+    layout = layout_of(jax.eval_shape(said, *some), order.size)
     compiled = jax.jit(said)
 
     def parts() -> Iterator[tuple[int, dict[str, jax.Array]]]:
-        for number, chosen in enumerate(order["indices"].reshape(-1, batch_size)):
+        for number, chosen in enumerate(order.reshape(-1, batch_size)):
             rows = number * batch_size + jnp.arange(batch_size)
-            yield number * batch_size, compiled(teacher, view_key(rng, number), _chosen(arrays, chosen), rows)
+            yield number * batch_size, compiled(teacher, keys[number], _chosen(arrays, chosen), rows)
 
     def write(kept: Mapping[str, np.ndarray]) -> None:
         fill(kept, parts(), rows_are="views")
@@ -129,7 +131,10 @@ def cache_views(
         views |= {"rng": np.asarray(jax.random.key_data(rng)).tolist()}
         identity = _folder.identity(teacher, _digest(arrays), said, some, layout) | {"views": views}
         kept = _folder.in_folder(Path(path).absolute(), identity, layout, write)
-    whole = order | entries({name: one.reshape(*order["indices"].shape, *one.shape[1:]) for name, one in kept.items()})
+    # One key a batch, on each of its rows, so that a batch can be split over devices.
+    words = np.stack([jax.random.key_data(key) for key in keys]).reshape(*order.shape[:2], 1, -1)
+    whole = {"indices": order, "view": np.repeat(words, batch_size, axis=2)}
+    whole |= entries({name: one.reshape(*order.shape, *one.shape[1:]) for name, one in kept.items()})
     return jax.device_put(whole) if path is None else whole
 
 
@@ -142,7 +147,7 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
       number: how many updates there were before; after a resumption, ``int(state.step)``.
 
     Returns:
-      The examples as they are, not augmented yet, their places in the data ``"indices"``, the number of their ``"view"``,
+      The examples as they are, not augmented yet, their places in the data ``"indices"``, the key of their ``"view"``,
       and the teacher's outputs for it. For a step that is `kdjax.training.augmented`.
 
     Raises:
@@ -156,11 +161,9 @@ def view_batch(kept: Mapping[str, Any], arrays: Mapping[str, Any], number: int) 
     return take(arrays, rows["indices"]) | rows
 
 
-def _order(examples: int, batch_size: int, seed: int, epochs: int) -> dict[str, np.ndarray]:
-    """Which example is where, and in which batch: int32 [epochs, steps, batch]."""
-    indices = np.stack([epoch_indices(examples, batch_size, seed=seed, epoch=epoch) for epoch in range(epochs)])
-    numbers = np.arange(indices[..., 0].size, dtype=np.int32).reshape(*indices.shape[:2], 1)
-    return {"indices": indices, "view": np.ascontiguousarray(np.broadcast_to(numbers, indices.shape))}
+def _order(examples: int, batch_size: int, seed: int, epochs: int) -> np.ndarray:
+    """Which example is where: int32 [epochs, steps, batch]."""
+    return np.stack([epoch_indices(examples, batch_size, seed=seed, epoch=epoch) for epoch in range(epochs)])
 
 
 def _chosen(arrays: Mapping[str, Any], indices: np.ndarray) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from kdjax.batches import view_key
 CACHED = ("teacher", "top_values", "top_indices", "sampled_values", "sampled_indices")
 """The entries of a batch that hold what a teacher said of it."""
 VIEW = "view"
-"""The entry of a batch that says whose views a teacher's outputs are of: [batch], `view_key`'s number."""
+"""The entry of a batch that says which views a teacher's outputs are of: the data of their `view_key`, uint32 [batch, words]."""
 
 
 def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch], Batch]) -> Callable[..., Any]:
     """Turns a step into one that changes the batch first: teacher and student then see the same view.
 
     The key is ``view_key(state.rng, state.step)``: it changes with the step and is part of the state, so that a resumed run
-    sees the views that an unbroken one would. A batch of `kdjax.caching.view_batch` carries its view's number, and the
-    teacher's outputs for that very view: switching that cache on changes no view.
+    sees the views that an unbroken one would. A batch of `kdjax.caching.view_batch` carries the key of its views, and the
+    teacher's outputs for those: the student sees them whatever its own key, and switching that cache on changes no view.
 
     Args:
       step: any of this package's steps; its teacher is run on the changed inputs.
@@ -36,7 +36,8 @@ def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch],
       that learn together see the views of the first one's key.
 
     Raises:
-      ValueError: later, if the batch holds a teacher's cached outputs and does not say of which views.
+      ValueError: later, if the batch holds a teacher's cached outputs and does not say of which views, or its ``"view"`` is
+        no key of the state's kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,12 +78,25 @@ def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch],
         first = next(part for part in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(part))
         # Of students that train together, stacked, each has its own key and step; they see one batch.
         rng, number = (leaf if jnp.ndim(first.step) == 0 else leaf[0] for leaf in (first.rng, first.step))
-        if VIEW in batch:
-            number = batch[VIEW][0]
+        key = _key_of(batch[VIEW], rng) if VIEW in batch else view_key(rng, number)
         plain = {name: value for name, value in batch.items() if name not in (*taught, VIEW)}
-        return step(state, teacher, objective, {**augment(view_key(rng, number), plain), **taught})
+        return step(state, teacher, objective, {**augment(key, plain), **taught})
 
     return on_views
+
+
+def _key_of(data: Any, rng: PRNGKeyArray) -> PRNGKeyArray:
+    """The key whose data each row of a batch holds, of the same kind as `rng`."""
+    words = jax.random.key_data(rng)
+    found = jnp.shape(data), getattr(data, "dtype", None)
+    if len(found[0]) != 2 or found[0][1:] != words.shape or found[1] != words.dtype:
+        raise ValueError(
+            f'batch["view"] must be the data of the key of the views, {words.dtype} [batch, {words.size}], as '
+            f"kdjax.caching.view_batch gives it; got {found[1]} {list(found[0])}."
+        )
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        return jnp.asarray(data[0])
+    return jax.random.wrap_key_data(jnp.asarray(data[0]), impl=jax.random.key_impl(rng))
 
 
 def _is_state(part: Any) -> bool:
