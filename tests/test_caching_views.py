@@ -139,7 +139,9 @@ def test_a_state_of_another_key_sees_the_views_that_were_kept(kind):
         assert not same(seen[-1], seen[-2])
     # A key of another kind draws other views from the same words, and has another number of them.
     of_another = fresh_state()._replace(rng=jax.random.key(3, impl="threefry2x32" if kind == "rbg" else "rbg"))
-    with pytest.raises(ValueError, match=r'batch\["view"\] must be the data of the key of the views, uint32 \[batch, .\]'):
+    with pytest.raises(
+        ValueError, match=r'batch\["view"\] must be the data of the key of the views, uint32 \[batch, .\]'
+    ):
         step(of_another, None, None, view_batch(kept, TRAIN, 0))
     with pytest.raises(ValueError, match=r'batch\["view"\] must be .*; got int32 \[8\]'):
         step(state, None, None, view_batch(kept, TRAIN, 0) | {"view": np.zeros(SIZE, np.int32)})

@@ -186,13 +186,42 @@ def test_the_pair_of_a_mean_teacher_may_be_donated():
     assert step._cache_size() == 1
 
 
-def test_counters_are_the_students_and_half_precision_is_averaged_in_float32():
-    old = Weights({"w": jnp.array([1.0], jnp.bfloat16)}, {"count": jnp.array(3)})
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_slow_average_moves_whatever_the_students_precision(dtype):
+    """In 16 bits a thousandth of the difference is rounded away: the teacher would be the first student for ever."""
+    state = fresh_state()
+
+    def narrow(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    state = state._replace(
+        params=jax.tree.map(narrow, state.params), model_state=jax.tree.map(narrow, state.model_state)
+    )
+    seen = []
+
+    def doubled(state, teacher, objective, batch):
+        seen.append(teacher)
+        return state._replace(params=jax.tree.map(lambda leaf: 2 * leaf, first.params)), {}
+
+    step, pair = make_mean_teacher_step(doubled, 0.999), init_mean_teacher(state)
+    first = pair[0]
+    for _ in range(100):
+        pair, _ = step(pair, None, GOAL, BATCH)
+    expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32) * (2 - 0.999**100), first.params)
+    chex.assert_trees_all_close(pair[1].params, expected, rtol=1e-4)
+    # It teaches in the precision of its student.
+    chex.assert_trees_all_equal_dtypes(seen[-1], weights_of(first))
+
+
+def test_counters_are_the_students_and_an_average_of_16_bits_is_refused():
+    old = Weights({"w": jnp.array([1.0])}, {"count": jnp.array(3)})
     new = Weights({"w": jnp.array([2.0], jnp.bfloat16)}, {"count": jnp.array(7)})
     mean = follow(old, new, 0.5)
-    assert mean.params["w"].dtype == jnp.bfloat16
+    assert mean.params["w"].dtype == jnp.float32
     assert float(mean.params["w"][0]) == 1.5
     assert int(mean.model_state["count"]) == 7
+    with pytest.raises(ValueError, match=r"teacher must be held in float32 at least, .*; got bfloat16"):
+        follow(new, new, 0.5)
 
 
 def test_networks_and_optimizers_may_be_named_and_connectors_must_be():

@@ -134,43 +134,66 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
         _no_teacher(teacher, "the student's own average teaches it")
         state, average = pair
         kept = schedules.at(decay, state.step)
-        state, metrics = step(state, average, objective, batch)
+        own = weights_of(state)
+        # The average may be wider than the student; it teaches in the student's own precision.
+        its = average if _structure(average) != _structure(own) else jax.tree.map(_as, average, own)
+        state, metrics = step(state, its, objective, batch)
         return (state, follow(average, weights_of(state), kept)), metrics
 
     return averaging
 
 
 def init_mean_teacher(state: TrainState) -> Pair:
-    """The state of `make_mean_teacher_step` before the first update: the average is a copy of the student."""
-    return state, jax.tree.map(jnp.copy, weights_of(state))
+    """The state of `make_mean_teacher_step` before the first update: the average is a copy of the student.
+
+    It is held in float32 at least: in 16 bits what an update adds is rounded away, and a slow average would stand still.
+    """
+    return state, jax.tree.map(lambda leaf: jnp.array(leaf, _wide(leaf)), weights_of(state))
 
 
 def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
     """The exponential moving average of weights: decay · teacher + (1 − decay) · student.
 
-    Leaves that are no floating-point numbers, such as counters, are the student's. The average is taken in float32 at
-    least, and kept in the teacher's dtype.
+    Leaves that are no floating-point numbers, such as counters, are the student's.
 
     Raises:
-      ValueError: if the two trees differ, or the decay is not between 0 and 1.
+      ValueError: if the two trees differ, the decay is not between 0 and 1, or the teacher is of 16 bits, in which a slow
+        average would stand still.
 
     Example:
       >>> follow(Weights(jnp.array([1.0]), {}), Weights(jnp.array([3.0]), {}), 0.75).params.tolist()
       [1.5]
     """
     _checks.between("decay", decay, 0.0, 1.0)
-    its, own = (str(jax.tree.structure(tree)) for tree in (teacher, student))
+    its, own = map(_structure, (teacher, student))
     if its != own:
         raise ValueError(f"teacher must have the student's tree, to be its average; got {its} for {own}.")
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return new
-        wide = jnp.promote_types(old.dtype, jnp.float32)
-        return (decay * old.astype(wide) + (1 - decay) * new.astype(wide)).astype(old.dtype)
+        if old.dtype != (wide := _wide(old)):
+            raise ValueError(
+                "teacher must be held in float32 at least, to be an average, as init_mean_teacher begins it; "
+                f"got {old.dtype}."
+            )
+        return decay * old + (1 - decay) * new.astype(wide)
 
     averaged: Tree = jax.tree.map(average, teacher, student)
     return Weights(*averaged)
+
+
+def _wide(leaf: jax.Array) -> Any:
+    """What an average of it is held in."""
+    return jnp.promote_types(leaf.dtype, jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+
+
+def _as(its: jax.Array, own: jax.Array) -> jax.Array:
+    return its.astype(own.dtype)
+
+
+def _structure(tree: Tree) -> str:
+    return str(jax.tree.structure(tree))
 
 
 def _one_each(name: str, values: Any, count: int) -> None:

@@ -14,7 +14,7 @@ from kdjax.batches import view_key
 CACHED = ("teacher", "top_values", "top_indices", "sampled_values", "sampled_indices")
 """The entries of a batch that hold what a teacher said of it."""
 VIEW = "view"
-"""The entry of a batch that says which views a teacher's outputs are of: the data of their `view_key`, uint32 [batch, words]."""
+"""The entry of a batch that says whose views they are: the data of their `view_key`, uint32 [batch, words]."""
 
 
 def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch], Batch]) -> Callable[..., Any]:
