@@ -83,6 +83,7 @@ CALLS = (
 OF_TWO = {
     "make": hidden_states_and_heads,
     "couples_batch": False,
+    "leading_axes": True,
     "shared": (1, 3),
     "pairs": ((0, 2), (1, 3)),
     "agree": students_own,
@@ -95,6 +96,7 @@ ROWS = (
         losses.linear_cross_entropy,
         hidden_states_and_labels,
         couples_batch=False,
+        leading_axes=True,
         shared=(1,),
         pairs=(),
         keywords={"chunk": 3},

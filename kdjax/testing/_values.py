@@ -164,13 +164,16 @@ def with_leading_axes(case: Case) -> Measured:
     """Values and gradients of [2, 3, …] against those of the same six entries as [6, …], and of [1, …] against [...]."""
     flat = made(case)
     (_, wanted), gradients = value_and_gradients(case, floating(flat))(*flat)
-    deep = tuple(a.reshape(2, 3, *a.shape[1:]) for a in flat)
+    deep = tuple(
+        a if position in case.shared else a.reshape(2, 3, *a.shape[1:]) for position, a in enumerate(flat)
+    )
     (_, values), deep_gradients = value_and_gradients(case, floating(deep))(*deep)
     assert values.shape == (2, 3), f"values have the shape {values.shape}, where (2, 3) was due"
     errors = [relative_error(values.reshape(6), wanted)]
     for gradient, other in zip(deep_gradients, gradients, strict=True):
         errors.append(relative_error(np.reshape(gradient, other.shape), other, OF_GRADIENTS))
-    alone, one = bound(case)(*(a[0] for a in flat)), bound(case)(*(a[:1] for a in flat))
+    first = (a if position in case.shared else a[0] for position, a in enumerate(flat))
+    alone, one = bound(case)(*first), bound(case)(*case.taken(flat, slice(1)))
     assert alone.shape == (), f"the value of one entry has the shape {alone.shape}"
     errors.append(relative_error(alone, one[0]))
     return Measured(max_or_nan(errors), 1e-5, f"{said(0)}, as [2, 3, …]")
