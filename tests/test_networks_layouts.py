@@ -93,3 +93,39 @@ def test_what_sizes_cannot_tell_is_refused_until_you_have_reordered_it(way, shap
             with pytest.raises(ValueError, match='flattened must be "last" for head'):
                 converted(Refused(way), shapes, flattened=others | {"head": "first"})
     assert converted(Refused(way), shapes, flattened=dict.fromkeys(layers, "last"))[0].shape == (2, 2)
+
+
+class Grouped(nn.Module):
+    groups: int
+    of_a_map: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(6, (1, 1), name="conv")(x)
+        x = nn.GroupNorm(self.groups, epsilon=1e-5, name="norm")(x if self.of_a_map else flat(x))
+        return nn.Dense(2, name="head")(flat(x))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_a_map_that_is_normalised_in_groups_is_flattened_as_torch_has_it(groups):
+    shapes = {"conv.weight": (6, 3, 1, 1), "conv.bias": (6,), "norm.weight": (6,), "norm.bias": (6,)}
+    found, state = converted(Grouped(groups), shapes | {"head.weight": (2, 6 * 4 * 6), "head.bias": (2,)})
+    maps = np.einsum("bhwi,oi->bohw", IMAGES, state["conv.weight"][:, :, 0, 0]) + state["conv.bias"][:, None, None]
+    parts = maps.reshape(2, groups, -1)
+    parts = (parts - parts.mean(-1, keepdims=True)) / np.sqrt(parts.var(-1, keepdims=True) + 1e-5)
+    maps = parts.reshape(maps.shape) * state["norm.weight"][:, None, None] + state["norm.bias"][:, None, None]
+    wanted = maps.reshape(2, -1) @ state["head.weight"].T + state["head.bias"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_flattened_map_is_not_normalised_in_groups():
+    """Channels first, other numbers make a group: no order of scale and bias can mend that."""
+    count = 6 * 4 * 6
+    shapes = {"conv.weight": (6, 3, 1, 1), "conv.bias": (6,), "norm.weight": (count,), "norm.bias": (count,)}
+    shapes |= {"head.weight": (2, count), "head.bias": (2,)}
+    for flattened in ({}, {"norm": "first", "head": "first"}):
+        with pytest.raises(ValueError, match="module must not normalise a flattened map in 2 groups, as norm does"):
+            converted(Grouped(2, of_a_map=False), shapes, flattened=flattened)
+    # In one group the order is only an order, and a map that PyTorch too holds channels last has Flax's groups.
+    converted(Grouped(1, of_a_map=False), shapes)
+    converted(Grouped(2, of_a_map=False), shapes, flattened={"norm": "last", "head": "last"})

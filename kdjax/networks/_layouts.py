@@ -27,7 +27,9 @@ class Layouts:
         self.known = {*paths, *(path.rpartition("/")[0] for path in paths)}
         for path in self.given:
             _checks.one_of("flattened", path, sorted(self.known))
-        program = jax.make_jaxpr(lambda *two: apply(*two[0], two[1], train=False)[0].logits)(structure, inputs)
+        self.groups: dict[str, int] = {}
+        with _torch_layers.ungrouped(self.groups):
+            program = jax.make_jaxpr(lambda *two: apply(*two[0], two[1], train=False)[0].logits)(structure, inputs)
         shapes = [(one.shape, bool(jnp.issubdtype(one.dtype, jnp.floating))) for one in jax.tree.leaves(inputs)]
         self.idle = {*self.given}
         self.met, self.mixed = _channel_order.orders(program, list(_trees.by_path(structure)), shapes, last)
@@ -79,6 +81,11 @@ class Layouts:
             raise ValueError(f"module must use {target.path} on maps of one shape alone; it reads several, flattened.")
         if not any(ways):
             return array, ""
+        if groups := self.groups.get(target.path):
+            raise ValueError(
+                f"module must not normalise a flattened map in {groups} groups, as {target.path} does: in PyTorch's order "
+                'other numbers make a group. Say "last" for it in flattened if PyTorch holds the map as Flax does.'
+            )
         order, one = next(iter(ways.items()))
         rows = np.array(order)
         inputs = target.key[1][0]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax import _trees
@@ -231,6 +232,33 @@ def called(module: Any, trace: Any) -> tuple[Any, dict[str, Any]]:
     with nn.intercept_methods(noted):
         result = jax.eval_shape(trace)
     return result, seen
+
+
+def ungrouped(groups: dict[str, int]) -> Any:
+    """A context in which GroupNorm only scales and shifts, which is all that the order of channels shows; notes its groups.
+
+    Its statistics are of a part of the channels, which by themselves look like a part of a map.
+
+    Args:
+      groups: gets the number of groups of each GroupNorm of more than one, by path.
+    """
+    from flax import linen as nn
+
+    def plain(call: Any, arguments: Any, settings: Any, context: Any) -> Any:
+        module = context.module
+        if not isinstance(module, nn.GroupNorm) or context.method_name != "__call__":
+            return call(*arguments, **settings)
+        result = arguments[0] if arguments else settings["x"]
+        count = module.num_groups or result.shape[-1] // module.group_size
+        if count > 1:
+            groups["/".join(module.path)] = count
+        for used, name, act in ((module.use_scale, "scale", jnp.multiply), (module.use_bias, "bias", jnp.add)):
+            if used:
+                leaf = module.get_variable("params", name)
+                result = act(result, jnp.reshape(leaf, (1,) * (result.ndim - 1) + (-1,)))
+        return result
+
+    return nn.intercept_methods(plain)
 
 
 def described(path_or_name: str, shape: Sequence[int]) -> str:

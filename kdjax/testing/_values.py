@@ -164,9 +164,7 @@ def with_leading_axes(case: Case) -> Measured:
     """Values and gradients of [2, 3, …] against those of the same six entries as [6, …], and of [1, …] against [...]."""
     flat = made(case)
     (_, wanted), gradients = value_and_gradients(case, floating(flat))(*flat)
-    deep = tuple(
-        a if position in case.shared else a.reshape(2, 3, *a.shape[1:]) for position, a in enumerate(flat)
-    )
+    deep = tuple(a if position in case.shared else a.reshape(2, 3, *a.shape[1:]) for position, a in enumerate(flat))
     (_, values), deep_gradients = value_and_gradients(case, floating(deep))(*deep)
     assert values.shape == (2, 3), f"values have the shape {values.shape}, where (2, 3) was due"
     errors = [relative_error(values.reshape(6), wanted)]
