@@ -184,6 +184,33 @@ def test_nothing_half_written_stays(tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("other", ["the same", "another teacher's", "something else"])
+def test_who_is_second_to_write_takes_what_the_first_has_written_if_it_is_the_same(tmp_path, monkeypatch, other):
+    path, half = tmp_path / "cache", jax.tree.map(lambda leaf: leaf / 2, TEACHER.params)
+    its = {"the same": TEACHER, "another teacher's": Weights(half, TEACHER.model_state)}.get(other)
+
+    def beside(file, size):
+        """Another process, which is done before this one begins to write."""
+        monkeypatch.setattr(_folder, "_allocate", alone)
+        if its:
+            cache_teacher(APPLY, its, INPUTS, path=path)
+        else:
+            path.write_text("dear")
+        alone(file, size)
+
+    alone = _folder._allocate
+    monkeypatch.setattr(_folder, "_allocate", beside)
+    if other == "the same":
+        kept = cache_teacher(APPLY, TEACHER, INPUTS, path=path)["teacher"].logits
+        assert isinstance(kept, np.memmap)
+        np.testing.assert_allclose(kept, said().logits, rtol=1e-5, atol=1e-5)
+    else:
+        error, message = (StaleError, "weights are others") if its else (FileExistsError, "holds something else")
+        with pytest.raises(error, match=message):
+            cache_teacher(APPLY, TEACHER, INPUTS, path=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["cache"]
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [

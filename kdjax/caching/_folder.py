@@ -71,7 +71,8 @@ def in_folder(
             if record["digests"].get(name) != digest_of_rows(array):
                 raise StaleError(f"path must hold what was written; {_file(folder, name)} has changed since.")
         return opened(folder, "r")
-    with _files.naming(folder), _made_whole(folder) as unfinished:
+    made: list[Path] = []
+    with _files.naming(folder), _made_whole(folder, made) as unfinished:
         for name, one in layout.items():
             _allocate(_file(unfinished, name), math.prod(one.shape) * one.dtype.itemsize)
         written = opened(unfinished, "r+")
@@ -81,7 +82,8 @@ def in_folder(
         digests = {name: digest_of_rows(array) for name, array in written.items()}
         record = {_files.FORMAT: _FORMAT, **identity, "digests": digests}
         _files.write_json(unfinished / _RECORD, record | {"record": _files.digest_of_json(record)})
-    return opened(folder, "r")
+    # Another process may have been first: what it wrote is proved to be the same.
+    return opened(folder, "r") if made else in_folder(folder, identity, layout, fill)
 
 
 def digest_of_rows(arrays: Tree) -> str:
@@ -108,17 +110,25 @@ def _allocate(file: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that becomes it when all went well, and is gone when not."""
+def _made_whole(folder: Path, made: list[Path]) -> Iterator[Path]:
+    """A folder beside `folder` that becomes it when all went well, and is gone when not.
+
+    It is gone too, and not in `made`, if another one has that name by then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     unfinished.mkdir()
     try:
         yield unfinished
-        os.replace(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        try:
+            os.replace(unfinished, folder)
+            made.append(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        if not made:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _checked_record(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
