@@ -11,6 +11,7 @@ that a run of two processes goes on in one, or in four.
 """
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,8 +60,13 @@ def save_weights(
     folders.check_name(target)
     check_writable(target.parent)
     content = contents.to_write(weights, description or {})
-    with contents.named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(target, args=content)
+    try:
+        with contents.named(target), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(target, args=content)
+    except BaseException:
+        if jax.process_index() == 0:  # Orbax leaves what it had written
+            shutil.rmtree(target.with_name(f"{target.name}.orbax-checkpoint-tmp"), ignore_errors=True)
+        raise
 
 
 def load_weights(path: str | os.PathLike[str], like: Weights) -> Weights:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -112,6 +113,21 @@ def test_nothing_stays_of_a_save_that_fails(tmp_path):
     with pytest.raises(ValueError, match="at least one array"):
         save_weights(tmp_path / "w", Weights({}, {}))
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_stays_of_weights_for_which_there_is_no_room(tmp_path):
+    """By a limit of the system on a file's size, half way through the arrays."""
+    large = Weights({"w": np.random.default_rng(0).normal(size=(300, 300))}, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"The checkpoint {tmp_path}/w cannot be written: .*File too large"):
+            save_weights(tmp_path / "w", large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    save_weights(tmp_path / "w", large)
+    assert bits(load_weights(tmp_path / "w", large)) == bits(large)
 
 
 def test_what_orbax_says_of_a_failed_write_names_the_folder(tmp_path, monkeypatch):
