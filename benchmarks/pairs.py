@@ -49,7 +49,7 @@ class Benchmark(Settings):
     pair: Literal["small", "wrn", "unlike"] = "small"
     """who teaches whom: two small CNNs, WRN-40-2 and WRN-16-2, WRN-40-2 and a CNN"""
     data: str = "digits"
-    """pictures: digits, idx:DIR, npz:FILE, folder:DIR, …; random: 60,000 that show nothing, for speeds"""
+    """pictures: digits, idx:DIR, npz:FILE, npy:DIR, folder:DIR, …; random: 60,000 that show nothing, for speeds"""
     data_dir: Path | None = None
     """folder with original files"""
     examples: int = 0

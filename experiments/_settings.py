@@ -30,7 +30,7 @@ from kdjax.runs.recipes import Diverged
 from kdjax.runs.stopping import STOPPED
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"
+SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Data:
     """Where the examples come from."""
 
     data: str = "mnist"
-    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"""
     data_dir: Path | None = None
     """folder with the original files of mnist or fashion_mnist, or with prepared TFDS data sets"""
     size: int | None = None

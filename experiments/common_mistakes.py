@@ -48,7 +48,7 @@ class CommonMistakes(Run):
     """The teacher and the student of digits.py."""
 
     data: str = "digits"
-    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"""
     seeds: int = 12
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     epochs: int = 80

@@ -32,7 +32,7 @@ class Digits(Settings):
     """A teacher with BatchNorm and dropout, a student of a few hundred numbers, scikit-learn's bundled scans."""
 
     data: str = "digits"
-    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"""
     seeds: int = 32
     """how often the whole comparison is repeated, with seeds 0, 1, 2, …"""
     print_every: int = 0

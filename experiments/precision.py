@@ -34,7 +34,7 @@ class Precision(Run):
     """The teacher and the student of digits.py; for each seed the same start, batches and teacher."""
 
     data: str = "digits"
-    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"""
     seeds: int = 16
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     epochs: int = 80

@@ -51,8 +51,8 @@ class Search(Run):
     """The teacher and the student of digits.py. Each seed has its own teacher and its own order of the data."""
 
     data: str = "digits"
-    """digits, tfds:NAME, npz:FILE or folder:DIR, with a validation split; or any of them, mnist and fashion_mnist with
-    --validation"""
+    """digits, tfds:NAME, npz:FILE, npy:DIR or folder:DIR, with a validation split; or any of them, mnist and fashion_mnist
+    with --validation"""
     validation: int | None = None
     """so many of the last training examples, or of all where they lie class by class, are held back, and chosen by, where
     the data have no validation split"""

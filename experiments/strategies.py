@@ -45,7 +45,7 @@ class Strategies(Run):
     """One student, many ways to teach it."""
 
     data: str = "digits"
-    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"""
     seeds: int = 8
     """how often everything is repeated, with seeds 0, 1, 2, …"""
     examples: int = 5_000

@@ -26,7 +26,7 @@ class Transformers(Settings):
     """A CNN of 24 channels and a transformer of width 48; a transformer of width 96 and a CNN of 2 channels."""
 
     data: str = "fashion_mnist"
-    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE or folder:DIR"""
+    """digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"""
     seeds: int = 8
     """how often each student is trained, with seeds 0, 1, 2, …; one teacher serves all"""
     print_every: int = 0

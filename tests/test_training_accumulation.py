@@ -98,6 +98,17 @@ def test_a_batch_of_which_nothing_counts_adds_nothing():
     chex.assert_trees_all_close(found, wanted, rtol=1e-5)
 
 
+def test_an_optimizer_that_needs_the_loss_is_told_that_terms_have_none():
+    plateau = optax.contrib.reduce_on_plateau(patience=9)
+    optimizer = accumulate(optax.chain(optax.sgd(0.1), plateau), 2, terms=["labels", "soft"])
+    with pytest.raises(ValueError, match="optimizer must need no value where accumulate is told terms"):
+        trained(optimizer, [batch()], term_gradients=True)
+    behind = optax.chain(accumulate(optax.sgd(0.1), 2, terms=["labels", "soft"]), plateau)
+    found, _ = trained(behind, [batch()] * 2, term_gradients=True)
+    wanted, _ = trained(optax.sgd(0.1), [batch()])
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5)
+
+
 def test_no_counts_and_no_batches_are_refused():
     with pytest.raises(ValueError, match="batches must be a whole number of 1 or more; got 0"):
         accumulate(optax.sgd(0.1), 0)

@@ -35,8 +35,8 @@ def accumulate(
       stand first in a chain; it may hold a `freeze`.
 
     Raises:
-      ValueError: if `batches` is not a whole number above 0; later, if the step gives no counts, or terms count unlike
-        many and are not named.
+      ValueError: if `batches` is not a whole number above 0; later, if the step gives no counts, terms count unlike
+        many and are not named, or `optimizer` needs a value and there is none.
 
     Example:
       >>> optimizer = accumulate(optax.sgd(1.0), 2)
@@ -65,7 +65,16 @@ def accumulate(
         asked |= {"grad": total}
         if not terms:  # each term has its own number of entries, and of the loss there is the sum alone
             asked["value"] = means["value"] / counts[_ALL]
-        return inner.update(total, state, params, **asked)
+        try:
+            return inner.update(total, state, params, **asked)
+        except TypeError as error:
+            if not terms or "'value'" not in str(error):
+                raise
+            raise ValueError(
+                "optimizer must need no value where accumulate is told terms: each is a mean over another number of "
+                "entries, and their sum is the loss of no batch. What needs each batch's value may follow, as in "
+                "optax.chain(accumulate(...), ...)."
+            ) from error
 
     steps = optax.MultiSteps(optax.GradientTransformationExtraArgs(init_whole, update_whole), batches)
 
