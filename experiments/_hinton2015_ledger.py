@@ -29,8 +29,6 @@ ROWS = (
     ("only_7_8", "errors_with_bias", "only 7 and 8, with bias: errors in %", 13.2, None, 13.2, True),
     ("only_7_8", "fewest_errors_of_any_bias", "only 7 and 8, best bias of the test: errors in %", None, None, None, True),
 )  # fmt: skip
-
-
 def line_of(part: str, seed: int | None, figures: Mapping[str, Any], about: Mapping[str, Any]) -> Line:
     """A line of this experiment: `part` is one of `PARTS`, or ``"search"``, which has many seeds and is told None."""
     return _ledger.line_of(WHAT, part, seed, figures, about)
@@ -75,6 +73,15 @@ def _of_paper(lines: list[Line]) -> Table:
             "not measured" if mean is None else f"{mean:.1f}", str(len(values)), "–" if goal is None else f"{goal:g}",
             reached,
         )  # fmt: skip
+    # Of one seed, both have the same first weights, order and views: what is left is the teacher.
+    alone = "alone_jittered" if settings.get("views") == "jitter" else "alone"
+    with_it, without = (
+        {line["seed"]: line["figures"]["errors"] for line in lines if line["part"] == part}
+        for part in ("distilled", alone)
+    )
+    if less := [float(with_it[seed] - without[seed]) for seed in sorted(with_it.keys() & without.keys())]:
+        words = "distilled student less student alone on the same pictures, seed by seed"
+        shown.add_row(words, "–", "–", f"{mean_interval(less):.1f}", str(len(less)), "–", "")
     return shown
 
 

@@ -241,6 +241,20 @@ def test_a_seed_counts_once_in_the_table_and_a_damaged_line_is_named(tmp_path):
         ledgers.read(ledger)
 
 
+@pytest.mark.parametrize(("views", "beside"), [("jitter", "alone_jittered"), ("none", "alone")])
+def test_what_the_teacher_adds_is_told_seed_by_seed_on_the_same_pictures(tmp_path, views, beside):
+    about = {"settings": {"data": "mnist", "views": views}, "data": {}, "versions": {}, "hardware": {}, "commit": None}
+    of_seed = {"distilled": (70, 80, 75), beside: (73, 85, 79), ({"alone", "alone_jittered"} - {beside}).pop(): (1, 2)}
+    lines = [
+        ledgers.line_of(part, seed, {"errors": errors, "of": 10_000}, about)
+        for part, counts in of_seed.items() for seed, errors in enumerate(counts)
+    ]  # fmt: skip
+    ledgers.add(tmp_path / "ledger.jsonl", lines)
+    (table,) = ledgers.tables(tmp_path / "ledger.jsonl")
+    words, *_, here, n, _, _ = ([*column.cells][-1] for column in table.columns)
+    assert (words.split(",")[0], here, n) == ("distilled student less student alone on the same pictures", "-4.0 ± 2.5", "3")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
