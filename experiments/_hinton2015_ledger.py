@@ -29,6 +29,8 @@ ROWS = (
     ("only_7_8", "errors_with_bias", "only 7 and 8, with bias: errors in %", 13.2, None, 13.2, True),
     ("only_7_8", "fewest_errors_of_any_bias", "only 7 and 8, best bias of the test: errors in %", None, None, None, True),
 )  # fmt: skip
+
+
 def line_of(part: str, seed: int | None, figures: Mapping[str, Any], about: Mapping[str, Any]) -> Line:
     """A line of this experiment: `part` is one of `PARTS`, or ``"search"``, which has many seeds and is told None."""
     return _ledger.line_of(WHAT, part, seed, figures, about)

@@ -146,13 +146,34 @@ def known():
     return [one | {"labels": np.where(one["labels"] < 0, 0, one["labels"])} for one in DATA]
 
 
-def test_a_mask_says_what_counts_and_is_no_weight(tmp_path):
+@pytest.mark.parametrize("name", ["mask", "labelled"])
+def test_a_mask_says_what_counts_and_is_no_weight(tmp_path, name):
     """Fractions counted in full, and NaN too."""
     for odd in (0.5, np.nan, 2):
         mask = np.ones(DATA[1]["labels"].shape)
         mask[0] = odd
-        with pytest.raises(ValueError, match=r'data must have 0 and 1 in "mask", .*; the test data have others'):
-            compare(tmp_path / "run", **{**SETTINGS, "data": (DATA[0], DATA[1] | {"mask": mask})})
+        message = rf'data \(the test data\) must have 0 and 1 in "{name}", which says what counts; got {odd}'
+        with pytest.raises(ValueError, match=message):
+            compare(tmp_path / "run", **{**SETTINGS, "data": (DATA[0], DATA[1] | {name: mask})})
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_outputs_of_another_teacher_are_refused(tmp_path):
+    """With a cache they were left out, and without one they taught, beside the figures of the teacher that did not."""
+    logits = np.zeros((*DATA[0]["labels"].shape, 3), np.float32)
+    with pytest.raises(ValueError, match=r'data must have no "teacher", .*; the train data have one'):
+        compare(tmp_path / "run", **{**SETTINGS, "data": (DATA[0] | {"teacher": Outputs(logits, {})}, DATA[1])})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preprocess_that_takes_a_mean_over_the_examples_is_refused(tmp_path):
+    """The test data, and the one picture that an exported network sees, would have another mean."""
+
+    def of_all(inputs):
+        return inputs | {"loud": inputs["loud"] + inputs["ids"].mean()}
+
+    with pytest.raises(ValueError, match="preprocess must change each example by itself; the first is another"):
+        compare(tmp_path / "run", **{**SETTINGS, "preprocess": of_all})
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from kdjax import Outputs, Shared, Weights, cross_entropy, on_logits, weighted_sum
 from kdjax._files import write_json
+from kdjax.data import make_dataset
 from kdjax.losses import soft_target_kl
 from kdjax.objectives.schedules import linear
 from kdjax.runs import Recipe, write_report
@@ -165,6 +166,39 @@ def test_of_a_network_without_calibration_the_others_are_drawn():
     assert "n = 20" in drawn.title
 
 
+@pytest.mark.parametrize("pictured", [False, True])
+def test_logits_beyond_the_classes_are_wrong_and_named_by_their_number(tmp_path, pictured):
+    """They were counted as the next class's label, and right; of pictures there was no report."""
+
+    def flat(params, model_state, inputs, *, train, rng=None):
+        return inputs.reshape(len(inputs), -1).astype(jnp.float32) @ params, model_state
+
+    labels, names = np.arange(20) % 3, ("cat", "dog", "owl")
+    inputs = PICTURES if pictured else RNG.normal(size=(20, 30)).astype(np.float32)
+    part = make_dataset(inputs, labels, class_names=names, name="own", split="test")
+    sizes = {"teacher": 6, "alone": 3, "distilled": 5}
+    networks = {name: Network(flat, Weights(RNG.normal(size=(30, sizes[name])), {})) for name in NAMES}
+    recipe = Recipe((lambda rng, inputs: None, flat), BOTH, lambda updates: None, epochs=3, batch_size=10)
+    about, arrays = collect(networks, [part, part], lambda x: x.astype(jnp.float32), recipe, ignore_label=None)
+    assert arrays["first_teacher"].max() > 2
+    save(tmp_path, about, arrays)
+    seeds = [{name: {"accuracy": 0.5, "seconds": 1.0} for name in NAMES}]
+    write_json(tmp_path / "results.json", {"experiment": "own", "parameters": dict.fromkeys(NAMES, 7), "seeds": seeds})
+    page = write_report(tmp_path).read_text()
+    for name, title in _maps.TITLES.items():
+        assert f"The {title} is wrong on {(arrays[f'first_{name}'] != labels).sum()} of 20" in page
+        counts = _maps.confusion(labels, arrays[f"first_{name}"], 3)
+        assert counts.sum(axis=1).tolist() == [7, 7, 6]
+    assert ("Labels in order: cat, dog, owl" in page) == pictured
+
+
+def test_pictures_without_a_labelled_pixel_are_not_shown(tmp_path):
+    labels = np.where(np.arange(20)[:, None, None] < 3, -100, RNG.integers(0, 3, (20, 6, 5)))
+    page, kept, _ = written(tmp_path, spread, (3,), PICTURES, labels)
+    assert kept["first"][:3] == [3, 4, 5]
+    assert "nan %" not in page
+
+
 def test_a_first_choice_that_is_none_has_a_column_of_its_own_and_is_no_ones_label():
     labels = np.array([0, 1, 1, 1, -1])
     counts = _maps.confusion(labels, np.array([0, -1, -1, 0, -1]), 2)
@@ -203,7 +237,9 @@ def test_pictures_without_a_label_are_neither_shown_nor_counted(tmp_path):
     np.testing.assert_array_equal(arrays["pictures"], PICTURES[kept["shown"]])
     assert kept["calibration"]["alone"]["n"] == 17
     assert "n = 17" in page
-    assert "Labels in order: none, none, none, 3, 0," in page
+    # Of the training pictures too: what stands for no label is no label.
+    assert "Labels in order: 3, 0, 1, 2, 3, 0, 1, 2, 3." in page
+    np.testing.assert_array_equal(arrays["train_pictures"], PICTURES[3:12])
     said = arrays["logits_distilled"].argmax(-1)
     np.testing.assert_array_equal(said, arrays["first_distilled"][kept["shown"]])
     differ = np.flatnonzero(arrays["first_teacher"] != arrays["first_distilled"])

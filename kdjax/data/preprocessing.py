@@ -1,12 +1,14 @@
 """How a whole data set gets to the device, and the ranges that networks want their inputs in."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from kdjax._types import AnyArray
+from kdjax._types import AnyArray, Tree
 from kdjax.data.dataset import Dataset
 
 
@@ -15,21 +17,45 @@ def on_device(dataset: Dataset, preprocess: Callable[[Array], Array]) -> dict[st
 
     Args:
       dataset: as `load` gives it.
-      preprocess: a pure function from all inputs to all inputs in float32, such as `unit_range`; it runs jitted, there.
+      preprocess: a pure function from inputs to inputs in float32, each from its own alone, such as `unit_range`; it runs
+        jitted, there.
 
     Returns:
       ``{"inputs": float32 [examples, ...], "labels": int32 [examples]}``, ready for `take`.
 
     Raises:
-      ValueError: if preprocess does not give float32, one row for each example.
+      ValueError: if preprocess does not give float32, one row for each example, or an example depends on the others.
     """
-    inputs = jax.jit(preprocess)(jnp.asarray(dataset.inputs))
+    inputs = preprocessed(preprocess, jnp.asarray(dataset.inputs))
     if inputs.dtype != jnp.float32 or inputs.shape[:1] != dataset.labels.shape:
         raise ValueError(
             f"preprocess must give float32 inputs, one for each of {len(dataset.labels)} examples; "
             f"got shape {inputs.shape} and dtype {inputs.dtype}."
         )
     return {"inputs": inputs, "labels": jnp.asarray(dataset.labels)}
+
+
+def preprocessed(preprocess: Callable[[Any], Any], inputs: Tree) -> Any:
+    """All inputs as the networks see them.
+
+    Raises:
+      ValueError: if the first example is another with the others beside it than alone, as it is where their mean is taken:
+        training data, test data and the pictures that an exported network meets would each be changed by another.
+    """
+    jitted = jax.jit(preprocess)
+    found = jitted(inputs)
+    if preprocess in (unit_range, symmetric_range):
+        return found
+    alone = jitted(jax.tree.map(lambda array: array[:1], inputs))
+    for whole, own in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        first, one = (np.asarray(array, np.float64) for array in (whole[:1], own))
+        near = 1e-3 * np.abs(one).max(initial=0)
+        if first.shape == one.shape and not np.allclose(first, one, rtol=1e-3, atol=near, equal_nan=True):
+            raise ValueError(
+                "preprocess must change each example by itself; the first is another with the others beside it than alone. "
+                "Take means and the like from the training data once, outside, and let preprocess use those numbers."
+            )
+    return found
 
 
 def unit_range(inputs: AnyArray) -> Array:

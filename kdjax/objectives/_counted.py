@@ -35,6 +35,21 @@ def read_counted(batch: Batch, name: str, entries: tuple[int, ...]) -> Counted:
     return None if name not in batch else _bools(batch, name, entries)
 
 
+def check_zeros_and_ones(what: str, arrays: Batch) -> None:
+    """A ValueError where the mask, or what says which are labelled, is neither 0 nor 1, as far as the values are known."""
+    for name in (MASK, LABELLED):
+        given = arrays.get(name)
+        if given is None or isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
+            continue
+        found = np.asarray(given)
+        odd = found[(found != 0) & (found != 1)] if found.dtype.kind in "biuf" else np.zeros(0)
+        if odd.size:
+            raise ValueError(
+                f'{what} must have 0 and 1 in "{name}", which says what counts; got {odd[0]:g}. Weights of examples go in '
+                "an array of their own, which kdjax.scaled reads."
+            )
+
+
 def _bools(batch: Batch, name: str, entries: tuple[int, ...]) -> Array:
     given = batch[name]
     shape = tuple(np.shape(given))

@@ -10,7 +10,8 @@ import numpy as np
 
 from kdjax import _checks
 from kdjax.data import Dataset, on_device, unit_range
-from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread
+from kdjax.data.preprocessing import preprocessed
+from kdjax.objectives._counted import LABELLED, MASK, both, check_zeros_and_ones, counting, read_counted, spread
 from kdjax.objectives._supervised import are_classes
 from kdjax.runs import records
 
@@ -45,10 +46,11 @@ def check_data(data: Any) -> None:
         )
     if of_names:
         for where, arrays in zip(("train", "test"), data, strict=True):
-            if MASK in arrays and not np.isin(np.asarray(arrays[MASK]), (0, 1)).all():
+            check_zeros_and_ones(f"data (the {where} data)", arrays)
+            if "teacher" in arrays:
                 raise ValueError(
-                    f'data must have 0 and 1 in "{MASK}", which says what counts; the {where} data have others. Weights '
-                    "of examples go in an array of their own, which kdjax.scaled reads."
+                    f'data must have no "teacher", which the teacher of the comparison gives; the {where} data have one. '
+                    "Stored outputs go under another name, for a term of your own, or into kdjax.training.make_epoch."
                 )
             sizes = {
                 name: sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}) for name, value in arrays.items()
@@ -147,8 +149,9 @@ def count_of(arrays: Mapping[str, Any]) -> int:
 
 def _by_name(arrays: Mapping[str, Any], preprocess: Callable[[Any], Any]) -> dict[str, Any]:
     placed = jax.tree.map(jnp.asarray, _checks.uncut(arrays))
+    inputs = placed["inputs"] if preprocess is _as_it_is else preprocessed(preprocess, placed["inputs"])
     # Inputs of what does not count may be anything, and the teacher is run over all.
-    return dict(counting(placed | {"inputs": jax.jit(preprocess)(placed["inputs"])}, None))
+    return dict(counting(placed | {"inputs": inputs}, None))
 
 
 def _as_it_is(inputs: Any) -> Any:

@@ -16,6 +16,7 @@ from kdjax import _checks
 from kdjax._processes import place
 from kdjax._types import Tree
 from kdjax.batches import take
+from kdjax.objectives._counted import check_zeros_and_ones
 from kdjax.training._step import Metrics
 from kdjax.training.compiler import Options, with_options
 from kdjax.training.devices import AXIS, apart, numbers_only
@@ -164,6 +165,7 @@ def calls_of(
         raise ValueError("order must say which examples make which batch, [steps, batch]; got None.")
     order = np.asarray(order)
     numbers_only("arrays", arrays)
+    check_zeros_and_ones("arrays", arrays)
     examples = examples_of(arrays)
     if order.ndim != 2 or not order.shape[1] or not np.issubdtype(order.dtype, np.integer):
         raise ValueError(
@@ -192,6 +194,7 @@ def _by_name(batch: Any) -> dict[str, Any]:
             f"arrays must be arrays by name, or an iterable of batches by name; got a {type(batch).__name__}."
         )
     numbers_only("batch", batch)
+    check_zeros_and_ones("batch", {name: one for name, one in batch.items() if isinstance(one, np.ndarray)})
     return dict(batch)
 
 

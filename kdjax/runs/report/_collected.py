@@ -11,7 +11,7 @@ import numpy as np
 from kdjax._apply import run
 from kdjax._types import Apply, Weights
 from kdjax.metrics import brier_score, calibration_error, cost, finished, latency, reliability, sums_of
-from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread
+from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread, without_ignored
 from kdjax.objectives._supervised import are_classes
 from kdjax.runs._data import arrays_of, count_of, inputs_of
 from kdjax.runs.recipes import Recipe, numbers_at
@@ -90,8 +90,9 @@ def collect(
     unmasked = _unmasked(test, count)
     shown = unmasked[:SHOWN].tolist()
     about["differing"] = []
+    if with_classes:
+        shown = np.flatnonzero(counted.reshape(count, -1).any(axis=1))[:SHOWN].tolist()
     if with_classes and not positions:
-        shown = np.flatnonzero(counted)[:SHOWN].tolist()
         differ = np.flatnonzero((arrays["first_teacher"] != arrays["first_distilled"]) & counted)
         about["differing"] = differ[:DIFFERING].tolist()
     about["first"] = shown
@@ -107,11 +108,12 @@ def collect(
     if pictures(raw := inputs_of(parts[1])):
         arrays["pictures"] = np.asarray(raw)[np.asarray(shown)]
         if with_classes and not positions:
-            known = parts[0]["labels"] if isinstance(parts[0], Mapping) else parts[0].labels
-            arrays["train_pictures"], arrays["train_labels"] = (
-                np.asarray(inputs_of(parts[0])[:SHOWN]),
-                np.asarray(known[:SHOWN]),
-            )
+            train = parts[0] if isinstance(parts[0], Mapping) else {"labels": parts[0].labels}
+            known = np.asarray(train["labels"])
+            first = np.flatnonzero(_counted(train, ignore_label, known.shape))[:SHOWN]
+            if first.size:
+                arrays["train_pictures"] = np.asarray(inputs_of(parts[0]))[first]
+                arrays["train_labels"] = known[first]
     return about, arrays
 
 
@@ -191,7 +193,8 @@ def _said(network: Network, test: Mapping[str, Any], batch: int, ignore_label: i
 
 
 def _counted(test: Mapping[str, Any], ignore_label: int | None, shape: tuple[int, ...]) -> np.ndarray:
-    known = counting(test, ignore_label)
+    said = {name: jnp.asarray(test[name]) for name in ("labels", MASK, LABELLED) if name in test}
+    known = without_ignored(said, ignore_label)
     counted = both(*(read_counted(known, name, shape) for name in (MASK, LABELLED)))
     return np.broadcast_to(True if counted is None else np.asarray(spread(counted, len(shape))), shape)
 

@@ -16,7 +16,7 @@ TITLES = {"teacher": "teacher", "alone": "student alone", "distilled": "student 
 
 
 def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[Drawn]:
-    """One matrix a network: rows are labels, columns first choices; where a logit is NaN there is none, a column more."""
+    """One matrix a network: rows are labels, columns first choices; of a NaN, or no class of the labels: none."""
     counted = arrays["counted"]
     labels = arrays["labels"][counted]
     found = []
@@ -52,9 +52,9 @@ def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[D
 
 
 def confusion(labels: np.ndarray, first: np.ndarray, classes: int) -> np.ndarray:
-    """How often each first choice is made of each label, [labels, choices + 1]; the last column is of no choice, -1."""
+    """How often each first choice is made of each label, [labels, choices + 1]; the last is of none of them, as -1 is."""
     known = (labels >= 0) & (labels < classes)
-    choices = np.where(first >= 0, first, classes)[known]
+    choices = np.where((first >= 0) & (first < classes), first, classes)[known]
     shape = (classes, classes + 1)
     return np.bincount(labels[known] * shape[1] + choices, minlength=shape[0] * shape[1]).reshape(shape)
 

@@ -151,7 +151,7 @@ def figures(
             found["differences"] = [*_maps.confusions(arrays, names), _maps.differences(arrays, names)]
         found["calibration"] = _maps.reliability(kept["calibration"])
         if not kept["positions"]:
-            found |= _of_examples(kept, arrays, names)
+            found |= _of_examples(kept, *_alike(arrays, names))
         elif len(kept["positions"]) == 2:
             found["examples"] = [_examples.label_maps(kept, arrays)]
         elif len(kept["positions"]) == 1:
@@ -165,6 +165,17 @@ def figures(
     return found
 
 
+def _alike(arrays: Arrays, names: Sequence[str]) -> tuple[Arrays, Sequence[str]]:
+    """As many logits of each network as names: one may have more than there are classes, or than another has."""
+    logits = {name: array for name, array in arrays.items() if name.startswith("logits_")}
+    most = max([len(names), *(array.shape[-1] for array in logits.values())])
+    wide = {
+        name: np.pad(array, ((0, 0), (0, most - array.shape[-1])), constant_values=-np.inf)
+        for name, array in logits.items()
+    }
+    return {**arrays, **wide}, [*names, *map(str, range(len(names), most))]
+
+
 def _of_examples(kept: Mapping[str, Any], arrays: Arrays, names: Sequence[str]) -> dict[str, Sequence[Drawn]]:
     """Of one label an example: pictures with predictions, and soft targets."""
     found: dict[str, Sequence[Drawn]] = {}
@@ -172,7 +183,7 @@ def _of_examples(kept: Mapping[str, Any], arrays: Arrays, names: Sequence[str]) 
     if "pictures" in arrays and with_logits:
         groups = {"test-pictures": kept["first"], "differing-pictures": kept["differing"]}
         found["examples"] = [
-            _examples.first_pictures(arrays, names),
+            *([_examples.first_pictures(arrays, names)] if "train_pictures" in arrays else []),
             *(_examples.predictions(kept, arrays, names, which, name=name) for name, which in groups.items() if which),
         ]
     if with_logits:
