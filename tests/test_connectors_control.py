@@ -240,3 +240,13 @@ def test_the_numbers_of_a_scaled_term_are_still_the_objectives():
     for step, temperature in ((0, 4.0), (1, 3.0), (2, 2.0)):
         expected = 0.25 * soft_target_kl(first.logits, second.logits, temperature=temperature)
         np.testing.assert_allclose(total(objective(first, second, {}, step)), expected, rtol=1e-6)
+
+
+def test_a_mask_stands_beside_a_controller_whose_numbers_are_of_no_example():
+    """They move between epochs, by `observe`; it was refused as if they were batch statistics."""
+    data = batch()
+    count = len(data["labels"])
+    masked = data | {"mask": np.arange(count) < count // 2}
+    alone = jax.tree.map(lambda array: array[: count // 2], data)
+    metrics = [made_step()(fresh()[1], teacher(), OBJECTIVE, one)[1] for one in (masked, alone)]
+    chex.assert_trees_all_close(*metrics, rtol=1e-5)

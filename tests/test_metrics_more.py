@@ -9,7 +9,17 @@ from hypothesis import given
 from jax import lax
 from sklearn.metrics import brier_score_loss
 
-from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, weighted_sum
+from kdjax import (
+    Outputs,
+    Weights,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    on_logits,
+    schedules,
+    weighted_sum,
+)
+from kdjax.losses import soft_target_kl
 from kdjax.metrics import (
     _costs,
     accuracy,
@@ -267,3 +277,11 @@ def test_a_teacher_with_more_classes_may_choose_one_that_the_student_lacks():
     student, teacher = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[0.0, 1.0, 9.0], [0.0, 1.0, 0.0]])
     found = agreeing.values(Outputs(student, {}), Outputs(teacher, {}), {})
     assert found.tolist() == [0.0, 1.0]
+
+
+def test_a_measure_with_a_schedule_is_refused_since_an_evaluation_has_no_step():
+    outputs = Outputs(jnp.eye(3), {})
+    term = on_logits(soft_target_kl, temperature=schedules.linear(4.0, 1.0, steps=10))
+    with pytest.raises(ValueError, match="The measure 'soft' must have numbers in the place of schedules"):
+        sums_of({"soft": term}, outputs, outputs, {})
+    sums_of({"soft": schedules.at(term, 3)}, outputs, outputs, {})

@@ -65,6 +65,7 @@ REORDERED = {
     "after group normalisation": lambda x: flat(nn.GroupNorm(1, name="norm")(x)),
     "after a residual branch": lambda x: flat(x + nn.Conv(5, (3, 3), name="more")(x)),
     "after gates of the channels": lambda x: flat(gate(x)),
+    "after adding up along the channels": lambda x: flat(jnp.cumsum(x, -1)),
     "in two steps, positions last": lambda x: x.reshape(2, 4, -1).reshape(2, -1),
     "in a form for each platform": lambda x: jax.lax.platform_dependent(x, cpu=by_hand, default=flat_after_sine),
     "under remat and jit": lambda x: jax.jit(jax.checkpoint(lambda x: flat(jnp.sin(x))))(x),
@@ -104,6 +105,7 @@ def test_other_rows_stay_as_they_are(how):
 
 UNSURE = {
     "flipped": lambda x: flat(x)[:, ::-1],
+    "added up": lambda x: jnp.cumsum(flat(x), -1),
     "sorted": lambda x: jnp.sort(flat(x), -1),
     "cut": lambda x: flat(x)[:, 3:],
     "joined with something": lambda x: jnp.concatenate([flat(x), x.mean((1, 2))], -1),

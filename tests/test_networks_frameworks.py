@@ -168,6 +168,11 @@ def test_a_pair_without_a_state():
     assert (outputs.logits.shape, state) == ((12, 3), {})
     with pytest.raises(ValueError, match="transformed must have functions init and apply; got int"):
         from_haiku(3, modes={})
+    without = Pair(pair.init, lambda params, *arguments, **named: arguments[0] @ params["w"])  # as of without_apply_rng
+    with pytest.raises(
+        ValueError, match=r"transformed must take a key, .*; its apply takes \(params, arguments, named\)"
+    ):
+        from_haiku(without, modes={})
 
 
 # What a network may return

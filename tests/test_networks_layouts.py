@@ -1,5 +1,6 @@
 """Rows that are rearranged, and what is asked where the module does not tell how."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,11 +99,13 @@ def test_what_sizes_cannot_tell_is_refused_until_you_have_reordered_it(way, shap
 class Grouped(nn.Module):
     groups: int
     of_a_map: bool = True
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(6, (1, 1), name="conv")(x)
-        x = nn.GroupNorm(self.groups, epsilon=1e-5, name="norm")(x if self.of_a_map else flat(x))
+        both = {"use_scale": self.affine, "use_bias": self.affine}
+        x = nn.GroupNorm(self.groups, epsilon=1e-5, name="norm", **both)(x if self.of_a_map else flat(x))
         return nn.Dense(2, name="head")(flat(x))
 
 
@@ -129,3 +132,14 @@ def test_a_flattened_map_is_not_normalised_in_groups():
     # In one group the order is only an order, and a map that PyTorch too holds channels last has Flax's groups.
     converted(Grouped(1, of_a_map=False), shapes)
     converted(Grouped(2, of_a_map=False), shapes, flattened={"norm": "last", "head": "last"})
+
+
+def test_groups_of_a_flattened_map_are_asked_for_where_no_leaf_of_the_normalisation_is_paired():
+    count = 6 * 4 * 6
+    shapes = {"conv.weight": (6, 3, 1, 1), "conv.bias": (6,), "head.weight": (2, count), "head.bias": (2,)}
+    with pytest.raises(ValueError, match="flattened must tell of head whether PyTorch holds what it reads"):
+        converted(Grouped(2, of_a_map=False, affine=False), shapes)
+    module = Grouped(2, of_a_map=False)
+    own = from_linen(module)[0](jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match="flattened must tell of head whether PyTorch holds what it reads"):
+        converted(module, shapes, keep=["norm"], target=own)

@@ -144,6 +144,24 @@ def test_after_a_layer_that_is_left_nothing_is_selected_by_guess():
     np.testing.assert_array_equal(with_only.params["logits"]["bias"], narrower.params["logits"]["bias"])
 
 
+def test_a_depthwise_kernel_is_never_taken_for_one_of_a_single_plane():
+    """After a layer that was left: its filters would stand on channels that are the student's own."""
+
+    def separable(channels, seed):
+        draw = np.random.default_rng(seed).normal
+        shapes = {"first": (1, 1, 3, channels), "point": (1, 1, channels, channels), "depth": (3, 3, 1, channels)}
+        shapes = {name: shapes[name] for name in ("first", "depth", "point")} | {"last": shapes["depth"]}
+        return Weights({name: {"kernel": draw(size=shape).astype(np.float32)} for name, shape in shapes.items()}, {})
+
+    teacher, student = separable(8, 0), separable(4, 1)
+    weights, report = copy_matching(teacher, student, channels="largest", order=("first", "depth", "point", "last"))
+    said = {entry.name: entry for entry in report}
+    # The first depthwise layer reads selected channels, which it has not as inputs; then nothing is known of what comes in.
+    assert [said[f"params/{name}/kernel"].what for name in teacher.params] == ["selected", "left", "left", "left"]
+    assert "it may be depthwise, and what comes in from point is the student's own" in said["params/last/kernel"].why
+    np.testing.assert_array_equal(weights.params["last"]["kernel"], student.params["last"]["kernel"])
+
+
 def test_names_are_changed_and_numbers_are_cast():
     teacher = Weights({"net": {"a": jnp.ones(2), "ab": jnp.ones(3)}}, {"stats": {"net": {"a": jnp.ones(2, jnp.int32)}}})
     student = Weights({"b": jnp.zeros(2, jnp.bfloat16), "ab": jnp.zeros(3)}, {"stats": {"b": jnp.zeros(2)}})

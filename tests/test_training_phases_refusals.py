@@ -6,6 +6,7 @@ import pytest
 from phased import LABELS, ONE, batch, network, start
 
 from kdjax import make_train_step
+from kdjax.training import init_mean_teacher
 from kdjax.training.phases import enter, make_planned_step, objectives_of, phase_at, plan
 
 
@@ -29,6 +30,10 @@ def planned(state, objectives):
         (
             lambda: enter(plan(ONE), 1, start(plan(ONE))),
             "index must be that of one of the plan's 1 phases, from 0; got 1",
+        ),
+        (
+            lambda: inspect.unwrap(enter)(plan(ONE), 0, init_mean_teacher(start(plan(ONE)).state)),
+            "state must be a TrainState, or the InPhase of one, to get the phase's opt_state; got a tuple",
         ),
         (
             lambda: planned(start(plan(ONE)).state, objectives_of(plan(ONE))),

@@ -47,7 +47,8 @@ class Connector(NamedTuple):
       init: ``init(rng, student, teacher) -> Weights``. Both `Outputs` hold shapes alone, `jax.ShapeDtypeStruct`.
       apply: ``apply(params, model_state, seen) -> (student_features, teacher_features, model_state)``: what it adds to each
         network's features, by suffix, ``""`` for the main one. It knows no device axis.
-      compares_examples: whether what it adds to an example depends on the others; a batch with a mask is then refused.
+      compares_examples: whether what it adds to an example, or carries from step to step, depends on the others; a batch
+        with a mask is then refused. None: if its model_state has floating-point numbers, as batch statistics are.
       reads: the places that it reads, ``"student.NAME"`` or ``"teacher.NAME"``. `kdjax.caching.features_of` keeps the
         teacher's for it.
 
@@ -73,7 +74,7 @@ class Connector(NamedTuple):
     init: Callable[[PRNGKeyArray, Outputs, Outputs], Weights]
     apply: Callable[[Tree, Tree, Seen], Added]
     reads: tuple[str, ...] = ()
-    compares_examples: bool = False
+    compares_examples: bool | None = None
 
 
 def read_places(

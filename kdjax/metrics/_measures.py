@@ -21,6 +21,7 @@ from kdjax.objectives._counted import MASK, Counted, keep, read_counted, spread
 from kdjax.objectives._places import places_of, read_batch
 from kdjax.objectives._supervised import beside, cross_entropy
 from kdjax.objectives._weighted_sum import counted_by
+from kdjax.objectives.schedules import Schedule
 
 _LABELS = ("student.logits", "batch.labels")
 
@@ -172,6 +173,12 @@ def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | No
     for name, given in measures.items():
         if name == "examples" or name.endswith("_count"):
             raise ValueError(f"The measure's name {name!r} is taken by what is counted; choose another.")
+        leaves = jax.tree.leaves(given, is_leaf=lambda leaf: isinstance(leaf, Schedule))
+        if any(isinstance(leaf, Schedule) for leaf in leaves):
+            raise ValueError(
+                f"The measure {name!r} must have numbers in the place of schedules, since an evaluation has no step; "
+                "kdjax.schedules.at gives a schedule's at one."
+            )
         measure = as_measure(given)
         counted = counted_by(name, given, student, teacher, batch, mask)
         own_batch = batch if counted is None else {**batch, MASK: counted}

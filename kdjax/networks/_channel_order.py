@@ -31,10 +31,11 @@ from kdjax.networks._axes import (
 _NAMES = (
     "abs add add_any and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf erf_inv erfc exp exp2 "
     "expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow "
-    "reduce_precision rem round rsqrt select_n shift_left sign sin sqrt square stop_gradient sub tan tanh xor "
-    "cumsum cumprod cummax cummin cumlogsumexp"
+    "reduce_precision rem round rsqrt select_n shift_left sign sin sqrt square stop_gradient sub tan tanh xor"
 )
-_ELEMENTWISE = frozenset(_NAMES.split())
+# Each number by itself and those before it, so that axes of one part pass through.
+_CUMULATIVE = frozenset(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"])
+_ELEMENTWISE = frozenset(_NAMES.split()) | _CUMULATIVE
 _RESIZING = {"slice", "dynamic_slice", "split", "pad", "reduce_window", "reduce_window_sum", "reduce_window_max"}
 _FOLLOWED = {"transpose", "broadcast_in_dim", "squeeze", "reshape"}
 
@@ -93,6 +94,8 @@ class _Follower:
             if same is not None and shape_of(same) == shapes[0] and name in _ELEMENTWISE:
                 return [same._replace(leaves=leaves)]
             return [parameter(shape, leaves) for shape in shapes]
+        if name in _CUMULATIVE and len(known[0].axes[settings["axis"]]) > 1:
+            return [lost(known, shapes[0])]
         if name in _ELEMENTWISE:
             return [self.elementwise(known, shapes[0])]
         if name in _RESIZING and known[0].leaves is None:

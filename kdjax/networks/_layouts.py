@@ -18,7 +18,13 @@ class Layouts:
     """What the module's leaves meet, and so how the rows of each must be arranged."""
 
     def __init__(
-        self, apply: Any, structure: Weights, inputs: Tree, last: Sequence[str], flattened: Mapping[str, str] | None
+        self,
+        apply: Any,
+        structure: Weights,
+        inputs: Tree,
+        last: Sequence[str],
+        flattened: Mapping[str, str] | None,
+        kept: Collection[str],
     ) -> None:
         self.given = dict(flattened or {})
         for path, layout in self.given.items():
@@ -28,7 +34,7 @@ class Layouts:
         for path in self.given:
             _checks.one_of("flattened", path, sorted(self.known))
         self.groups: dict[str, int] = {}
-        with _torch_layers.ungrouped(self.groups):
+        with _torch_layers.ungrouped(self.groups, {_torch_layers.without_collection(path) for path in kept}):
             program = jax.make_jaxpr(lambda *two: apply(*two[0], two[1], train=False)[0].logits)(structure, inputs)
         shapes = [(one.shape, bool(jnp.issubdtype(one.dtype, jnp.floating))) for one in jax.tree.leaves(inputs)]
         self.idle = {*self.given}

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -234,13 +234,14 @@ def called(module: Any, trace: Any) -> tuple[Any, dict[str, Any]]:
     return result, seen
 
 
-def ungrouped(groups: dict[str, int]) -> Any:
+def ungrouped(groups: dict[str, int], kept: Collection[str]) -> Any:
     """A context in which GroupNorm only scales and shifts, which is all that the order of channels shows; notes its groups.
 
     Its statistics are of a part of the channels, which by themselves look like a part of a map.
 
     Args:
       groups: gets the number of groups of each GroupNorm of more than one, by path.
+      kept: paths of leaves that are not paired. A GroupNorm that has no others is run: nobody would ask what it acts on.
     """
     from flax import linen as nn
 
@@ -248,14 +249,16 @@ def ungrouped(groups: dict[str, int]) -> Any:
         module = context.module
         if not isinstance(module, nn.GroupNorm) or context.method_name != "__call__":
             return call(*arguments, **settings)
+        leaves = [name for name in ("scale", "bias") if getattr(module, f"use_{name}")]
+        if all("/".join((*module.path, name)) in kept for name in leaves):
+            return call(*arguments, **settings)
         result = arguments[0] if arguments else settings["x"]
         count = module.num_groups or result.shape[-1] // module.group_size
         if count > 1:
             groups["/".join(module.path)] = count
-        for used, name, act in ((module.use_scale, "scale", jnp.multiply), (module.use_bias, "bias", jnp.add)):
-            if used:
-                leaf = module.get_variable("params", name)
-                result = act(result, jnp.reshape(leaf, (1,) * (result.ndim - 1) + (-1,)))
+        for name in leaves:
+            leaf = jnp.reshape(module.get_variable("params", name), (1,) * (result.ndim - 1) + (-1,))
+            result = result * leaf if name == "scale" else result + leaf
         return result
 
     return nn.intercept_methods(plain)

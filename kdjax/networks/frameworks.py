@@ -141,7 +141,13 @@ def from_haiku(
     if not isinstance(modes, Mapping):
         raise ValueError(f"modes must be a mapping from names to values, {{}} where there is none; got {modes!r}.")
     pairs = both_modes(modes)
-    has_state = "state" in inspect.signature(own_apply).parameters
+    taken = inspect.signature(own_apply).parameters
+    has_state = "state" in taken
+    if "rng" not in taken:
+        raise ValueError(
+            f"transformed must take a key, apply(params, rng, inputs) or apply(params, state, rng, inputs); its apply takes "
+            f"({', '.join(taken)}), as after without_apply_rng. Give what haiku.transform returned."
+        )
 
     def init(rng: PRNGKeyArray, inputs: Tree) -> Weights:
         made = own_init(rng, inputs, **{name: pair[1] for name, pair in pairs.items()})

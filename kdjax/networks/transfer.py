@@ -96,8 +96,9 @@ def copy_matching(
       Supported is a chain: each layer reads the one before it and nothing else, channels are the last axis, and between a
       convolution and a dense layer there may be a flattening, whose rows are positions × channels. Where branches are
       added, ``"first"`` still takes the same channels of each and ``"largest"`` does not. Grouped convolutions are
-      left as they are. A selected first layer computes exactly the teacher's maps; a later one computes them without
-      what the missing channels gave.
+      left as they are; the first layer must be none: of one input a group, it looks like one that reads one plane. A
+      selected first layer computes exactly the teacher's maps; a later one computes them without what the missing channels
+      gave.
 
     Reference:
       Li et al. 2017, Pruning filters for efficient ConvNets, section 3.1 (filters by their L1 norm, each by itself).
@@ -184,7 +185,7 @@ def _cuts(
             raise ValueError(f"order must name layers of one kernel each; {layer!r} has {', '.join(kernels)}.")
         if kernels:
             kernel = kernels[0]
-            cut, flow = _kernel_cut(theirs.get(kernel), ours.get(kernel), flow, channels, kernel in allowed)
+            cut, flow = _kernel_cut(theirs.get(kernel), ours.get(kernel), flow, channels, kernel in allowed, broken)
             cuts[kernel] = cut
             broken = layer if flow is None else ""
         for path in members - set(kernels):
@@ -195,7 +196,7 @@ def _cuts(
 
 
 def _kernel_cut(
-    theirs: Any, ours: Any, flow: _Flow | None, channels: str, allowed: bool
+    theirs: Any, ours: Any, flow: _Flow | None, channels: str, allowed: bool, broken: str
 ) -> tuple[_Cut | str, _Flow | None]:
     """What the student takes of a kernel, and what the layer then hands on; None where that is not the teacher's."""
     if not allowed or theirs is None or ours is None:
@@ -206,6 +207,9 @@ def _kernel_cut(
     (*window, rows, outputs), (*own_window, own_rows, own_outputs) = theirs.shape, ours.shape
     if window != own_window or own_outputs > outputs:
         return shapes, None
+    if broken and window and rows == 1 and own_outputs < outputs:
+        # Whose channels come in is unknown, and that they are one; a depthwise kernel has as many as it makes.
+        return f"{shapes}; it may be depthwise, and what comes in from {broken} is the student's own", None
     if flow is None:
         flow = _Flow(np.arange(rows), rows)
     # Only a dense layer may read a flattened map: rows are positions × channels, channels fastest.

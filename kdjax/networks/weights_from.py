@@ -107,7 +107,7 @@ def weights_from(
     own = _own(keep, target, structure)
     entries, report = _entries(source, part, skip)
     chosen, found = _pairs(entries, leaves, modules, own, names)
-    layouts = Layouts(apply, structure, shaped, chosen[1], flattened)
+    layouts = Layouts(apply, structure, shaped, chosen[1], flattened, own)
     values: dict[str, Any] = dict(own)
     for pair in found:
         turned = getattr(modules.get(pair.target.path), "transpose_kernel", False)

@@ -96,7 +96,8 @@ def make_evaluation(
         - `arrays`: as in `make_epoch`: ``"inputs"``, ``"labels"``, to measure agreement with it ``"teacher"``'s `Outputs`,
           and ``"mask"`` and ``"labelled"`` as in `make_train_step`. Or an iterable of batches, such as
           `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
-        - `batch_size`: examples a call. Numbers do not depend on it but by rounding.
+        - `batch_size`: examples a call. Numbers do not depend on it but by rounding, save those of a
+          term whose loss compares the examples of a batch, such as `kdjax.losses.rkd_distance`: they are of such batches.
 
       that returns a float, or an array, for each measure, over all entries that count: examples, tokens or pixels. Without
       `measures`: ``accuracy`` and ``cross_entropy``, ``agreement``. NaN where no entry counts for a measure.

@@ -256,12 +256,12 @@ def _parts(tree: Tree, connectors: Mapping[str, Connector] | None) -> tuple[Tree
 def _refuse_moving_connectors(learners: Sequence[Learner], states: Sequence[TrainState]) -> None:
     for learner, state in zip(learners, states, strict=True):
         its_state = _parts(state.model_state, learner.connectors)[1]
-        moving = {
-            name
-            for name, tree in its_state.items()
-            if any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(tree))
-        }
-        moving |= {name for name, connector in (learner.connectors or {}).items() if connector.compares_examples}
+        moving = set()
+        for name, connector in (learner.connectors or {}).items():
+            leaves = jax.tree.leaves(its_state.get(name, {}))
+            carries = any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
+            if carries if connector.compares_examples is None else connector.compares_examples:
+                moving.add(name)
         if moving:
             raise ValueError(
                 f'batch must have no "mask" beside the connectors {", ".join(sorted(moving))}: what they compute or carry '

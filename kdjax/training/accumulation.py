@@ -21,7 +21,8 @@ def accumulate(
     """One update for several batches, that of all their examples together, also where they count unlike many.
 
     ``optax.MultiSteps`` alone takes the mean of the batches' means: a batch of which one token counts would then weigh as
-    much as a full one.
+    much as a full one. The objective's schedules count steps, each of one batch; those of `optimizer`, such as its rate,
+    count updates.
 
     Args:
       optimizer: any optax transformation; it acts once every `batches` steps.

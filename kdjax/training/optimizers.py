@@ -211,7 +211,8 @@ def clip_while(
     """Scales gradients down to a global norm of `max_norm` at those steps at which a schedule is larger than `above`.
 
     Steps are counted from 0 by updates, as the objective's schedules count them: given the same schedule, both see the same
-    value. In a chain it stands before what uses the gradients, and inside of `freeze`, where frozen parts have no
+    value, but inside of `accumulate`, which updates once in several steps, and after steps that `skip_non_finite` left out.
+    In a chain it stands before what uses the gradients, and inside of `freeze`, where frozen parts have no
     share in the norm.
 
     Args:

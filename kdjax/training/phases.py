@@ -139,10 +139,15 @@ def enter(plan: Plan, index: int, state: TrainState | InPhase) -> InPhase:
       state: of the phase before, or of `init_state` with any optimizer.
 
     Raises:
-      ValueError: if the plan has no phase of that index.
+      ValueError: if the plan has no phase of that index, or the state is of several networks.
     """
     _in_plan(plan, index)
     own = state.state if isinstance(state, InPhase) else state
+    if not isinstance(own, TrainState):
+        raise ValueError(
+            f"state must be a TrainState, or the InPhase of one, to get the phase's opt_state; got a {type(own).__name__}. "
+            "Of several networks, or of a mean teacher, build InPhase(index, state) with each one's own."
+        )
     # Copies: it may begin as the params, whose memory the step takes too.
     opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), plan[index].optimizer.init(own.params))
     return InPhase(index, own._replace(opt_state=opt_state))
