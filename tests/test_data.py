@@ -217,6 +217,8 @@ def test_preprocessing_is_held_to_its_dtype_and_length():
         data.on_device(made(), lambda inputs: data.unit_range(inputs)[1:])
     with pytest.raises(ValueError, match="preprocess must change each example by itself"):
         data.on_device(made(), lambda inputs: data.unit_range(inputs) / data.unit_range(inputs).std())
+    with pytest.raises(ValueError, match=r"one for each of 4 examples; got shape \(\)"):
+        data.on_device(made(), lambda inputs: data.unit_range(inputs).mean())
     alone = data.on_device(made(), lambda x: data.unit_range(x) - data.unit_range(x).mean((1, 2, 3), keepdims=True))
     np.testing.assert_allclose(alone["inputs"].mean((1, 2, 3)), 0, atol=1e-6)
 

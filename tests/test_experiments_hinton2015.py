@@ -2,9 +2,7 @@
 
 import io
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -228,33 +226,6 @@ def test_the_tables_are_made_from_the_ledger(whole, capsys):
     assert "2 × 6" in printed
 
 
-def test_a_seed_counts_once_in_the_table_and_a_damaged_line_is_named(tmp_path):
-    ledger = tmp_path / "ledger.jsonl"
-    about = {"settings": {"data": "mnist"}, "data": {}, "versions": {}, "hardware": {}, "commit": None}
-    for seed, errors in ((0, 90), (0, 70), (1, 72)):
-        ledgers.add(ledger, [ledgers.line_of("teacher", seed, {"errors": errors, "of": 10_000}, about)])
-    (table,) = ledgers.tables(ledger)
-    here, n = (next(iter(table.columns[place].cells)) for place in (3, 4))
-    assert (here[:4], n) == ("71.0", "2")
-    ledger.write_text(ledger.read_text() + "{\n")
-    with pytest.raises(ValueError, match="line 4 of"):
-        ledgers.read(ledger)
-
-
-@pytest.mark.parametrize(("views", "beside"), [("jitter", "alone_jittered"), ("none", "alone")])
-def test_what_the_teacher_adds_is_told_seed_by_seed_on_the_same_pictures(tmp_path, views, beside):
-    about = {"settings": {"data": "mnist", "views": views}, "data": {}, "versions": {}, "hardware": {}, "commit": None}
-    of_seed = {"distilled": (70, 80, 75), beside: (73, 85, 79), ({"alone", "alone_jittered"} - {beside}).pop(): (1, 2)}
-    lines = [
-        ledgers.line_of(part, seed, {"errors": errors, "of": 10_000}, about)
-        for part, counts in of_seed.items() for seed, errors in enumerate(counts)
-    ]  # fmt: skip
-    ledgers.add(tmp_path / "ledger.jsonl", lines)
-    (table,) = ledgers.tables(tmp_path / "ledger.jsonl")
-    words, *_, here, n, _, _ = ([*column.cells][-1] for column in table.columns)
-    assert (words.split(",")[0], here, n) == ("distilled student less student alone on the same pictures", "-4.0 ± 2.5", "3")
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -276,17 +247,3 @@ def test_data_that_do_not_fit_are_named(data, tmp_path):
     with pytest.raises(ValueError, match=r"batch_size must be at most the \d+ pictures of only_7_8; got 200"):
         run(data, tmp_path / "out", batch_size=200)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_page_says_what_the_ledger_says():
-    """Each figure of the table on the page with an interval is in the tables of the ledger that is kept beside it."""
-    folder = Path(hinton2015.__file__).parent
-    page = (folder / "README.md").read_text()
-    section = page[page.index("## Hinton, Vinyals and Dean 2015") : page.index("What differs from the paper")]
-    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+", section)
-    console = Console(record=True, width=200, file=io.StringIO())
-    for table in ledgers.tables(folder / "hinton2015.jsonl"):
-        console.print(table)
-    printed = console.export_text()
-    assert len(figures) >= 18
-    assert [figure for figure in figures if figure not in printed] == []

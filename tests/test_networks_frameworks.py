@@ -173,6 +173,8 @@ def test_a_pair_without_a_state():
         ValueError, match=r"transformed must take a key, .*; its apply takes \(params, arguments, named\)"
     ):
         from_haiku(without, modes={})
+    named = Pair(pair.init, lambda params, key, inputs: inputs @ params["w"])
+    assert from_haiku(named, modes={})[1](*weights, INPUTS, train=True)[0].logits.shape == (12, 3)
 
 
 # What a network may return

@@ -121,6 +121,20 @@ def test_a_map_that_is_normalised_in_groups_is_flattened_as_torch_has_it(groups)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_normalisation_in_half_precision_is_followed_in_half_precision():
+    class Added(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(6, (1, 1), dtype=jnp.bfloat16, name="conv")(x)
+            return nn.Dense(2, name="head")(
+                jax.lax.add(nn.GroupNorm(2, dtype=jnp.bfloat16, name="norm")(x), x).mean((1, 2))
+            )
+
+    shapes = {"conv.weight": (6, 3, 1, 1), "conv.bias": (6,), "norm.weight": (6,), "norm.bias": (6,)}
+    found, _ = converted(Added(), shapes | {"head.weight": (2, 6), "head.bias": (2,)})
+    assert np.isfinite(found).all()
+
+
 def test_a_flattened_map_is_not_normalised_in_groups():
     """Channels first, other numbers make a group: no order of scale and bias can mend that."""
     count = 6 * 4 * 6

@@ -172,7 +172,7 @@ def test_a_preprocess_that_takes_a_mean_over_the_examples_is_refused(tmp_path):
     def of_all(inputs):
         return inputs | {"loud": inputs["loud"] + inputs["ids"].mean()}
 
-    with pytest.raises(ValueError, match="preprocess must change each example by itself; the first is another"):
+    with pytest.raises(ValueError, match="preprocess must change each example by itself; the first one's result"):
         compare(tmp_path / "run", **{**SETTINGS, "preprocess": of_all})
     assert not (tmp_path / "run").exists()
 

@@ -254,6 +254,11 @@ def test_each_device_has_its_part_of_a_batch():
         ),
         ({}, ORDER, r"arrays must have one row for each example, all as many; got \{\}"),
         (DATA | {"mask": np.full(EXAMPLES, 0.5)}, ORDER, 'arrays must have 0 and 1 in "mask", .*; got 0.5'),
+        (
+            DATA | {"mask": jnp.full(EXAMPLES, 0.5, jnp.bfloat16)},
+            ORDER,
+            'arrays must have 0 and 1 in "mask", .*; got 0.5',
+        ),
         (DATA | {"labelled": jnp.full(EXAMPLES, 2)}, ORDER, 'arrays must have 0 and 1 in "labelled", .*; got 2'),
         (
             iter([batch(8) | {"mask": np.linspace(0, 1, 8)}]),

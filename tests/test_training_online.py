@@ -189,22 +189,14 @@ def test_the_pair_of_a_mean_teacher_may_be_donated():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_slow_average_moves_whatever_the_students_precision(dtype):
     """In 16 bits a thousandth of the difference is rounded away: the teacher would be the first student for ever."""
-    state = fresh_state()
-
-    def narrow(leaf):
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    state = state._replace(
-        params=jax.tree.map(narrow, state.params), model_state=jax.tree.map(narrow, state.model_state)
-    )
-    seen = []
+    own = weights_of(fresh_state())
+    first, seen = fresh_state()._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), own.params)), []
 
     def doubled(state, teacher, objective, batch):
         seen.append(teacher)
         return state._replace(params=jax.tree.map(lambda leaf: 2 * leaf, first.params)), {}
 
-    step, pair = make_mean_teacher_step(doubled, 0.999), init_mean_teacher(state)
-    first = pair[0]
+    step, pair = make_mean_teacher_step(doubled, 0.999), init_mean_teacher(first)
     for _ in range(100):
         pair, _ = step(pair, None, GOAL, BATCH)
     expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32) * (2 - 0.999**100), first.params)
@@ -220,6 +212,13 @@ def test_counters_are_the_students_and_an_average_of_16_bits_is_refused():
     assert mean.params["w"].dtype == jnp.float32
     assert float(mean.params["w"][0]) == 1.5
     assert int(mean.model_state["count"]) == 7
+    keyed = Weights(old.params, {"key": jax.random.key(0)})
+    state = fresh_state()._replace(params=new.params, model_state={"key": jax.random.key(1)})
+    step = make_mean_teacher_step(lambda state, *_: (state, {}), np.float64(0.9))
+    with jax.enable_x64(True):
+        (_, average), _ = step((state, keyed), None, GOAL, BATCH)
+    assert average.params["w"].dtype == jnp.float32
+    assert bool(average.model_state["key"] == jax.random.key(1))
     with pytest.raises(ValueError, match=r"teacher must be held in float32 at least, .*; got bfloat16"):
         follow(new, new, 0.5)
 

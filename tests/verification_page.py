@@ -166,9 +166,7 @@ def _summary(rows, record):
     def largest(kind, *names):
         return _largest([one.error for row in rows for name in names for one in row.errors[name]], kind)
 
-    def asked(name):
-        return sum(bool(row.errors[name]) for row in rows)
-
+    asked = {name: sum(bool(row.errors[name]) for row in rows) for name in ("leading axes", "left out", "in the step")}
     points = [not faults for row in rows for by in row.bad_points.values() for faults in by.values()]
     invariances = [one.error for row in rows for one in row.invariances.values()]
     examples = sum(
@@ -188,12 +186,12 @@ def _summary(rows, record):
             f"| value and gradient finite at bad points, in three dtypes | {len(points):,} | {sum(points):,} |",
             f"| declared invariances | {len(invariances)} | {_largest(invariances, 'float32')} |",
             f"| the same under jit, vmap and scan, and split over 4 devices | {len(rows)} | {largest('float32', *ways)} |",
-            f"| any axes lead, where a loss takes more than [batch] | {asked('leading axes')} | "
+            f"| any axes lead, where a loss takes more than [batch] | {asked['leading axes']} | "
             f"{largest('float32', 'leading axes')} |",
-            f"| examples that do not count change nothing, where a loss takes `where` | {asked('left out')} | "
+            f"| examples that do not count change nothing, where a loss takes `where` | {asked['left out']} | "
             f"{largest('float32', 'left out')} |",
             "| what a mask leaves out changes no number of a train step, on 1 and 4 devices | "
-            f"{asked('in the step')} | {largest('float32', 'in the step')} |",
+            f"{asked['in the step']} | {largest('float32', 'in the step')} |",
             f"| examples drawn by hypothesis | {examples:,} | none failed |",
         ]
     )

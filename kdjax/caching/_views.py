@@ -7,6 +7,7 @@ examples are mixed with their neighbours.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def cache_views(
     wish = checked(Wish(tuple(features), logits, top_k, draws, seed, dtype))
     _checks.whole("epochs", epochs, 1)
     order = _order(len(arrays["inputs"]), batch_size, seed, epochs)
-    keys = [view_key(rng, number) for number in range(order.size // batch_size)]
+    keys = jax.lax.map(partial(view_key, rng), jnp.arange(order.size // batch_size))
 
     def said(teacher: Weights, key: jax.Array, batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:
         seen = augment(key, batch)
@@ -132,7 +133,7 @@ def cache_views(
         identity = _folder.identity(teacher, _digest(arrays), said, some, layout) | {"views": views}
         kept = _folder.in_folder(Path(path).absolute(), identity, layout, write)
     # One key a batch, on each of its rows, so that a batch can be split over devices.
-    words = np.stack([jax.random.key_data(key) for key in keys]).reshape(*order.shape[:2], 1, -1)
+    words = np.asarray(jax.random.key_data(keys)).reshape(*order.shape[:2], 1, -1)
     whole = {"indices": order, "view": np.repeat(words, batch_size, axis=2)}
     whole |= entries({name: one.reshape(*order.shape, *one.shape[1:]) for name, one in kept.items()})
     return jax.device_put(whole) if path is None else whole

@@ -24,7 +24,8 @@ def on_device(dataset: Dataset, preprocess: Callable[[Array], Array]) -> dict[st
       ``{"inputs": float32 [examples, ...], "labels": int32 [examples]}``, ready for `take`.
 
     Raises:
-      ValueError: if preprocess does not give float32, one row for each example, or an example depends on the others.
+      ValueError: if preprocess does not give float32, one row for each example, or the first example
+        depends on the others.
     """
     inputs = preprocessed(preprocess, jnp.asarray(dataset.inputs))
     if inputs.dtype != jnp.float32 or inputs.shape[:1] != dataset.labels.shape:
@@ -39,7 +40,7 @@ def preprocessed(preprocess: Callable[[Any], Any], inputs: Tree) -> Any:
     """All inputs as the networks see them.
 
     Raises:
-      ValueError: if the first example is another with the others beside it than alone, as it is where their mean is taken:
+      ValueError: if the first example's result changes when the others are removed, as it does where their mean is taken:
         training data, test data and the pictures that an exported network meets would each be changed by another.
     """
     jitted = jax.jit(preprocess)
@@ -48,11 +49,13 @@ def preprocessed(preprocess: Callable[[Any], Any], inputs: Tree) -> Any:
         return found
     alone = jitted(jax.tree.map(lambda array: array[:1], inputs))
     for whole, own in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        if not jnp.issubdtype(own.dtype, jnp.number) or jnp.issubdtype(own.dtype, jnp.complexfloating) or not own.ndim:
+            continue
         first, one = (np.asarray(array, np.float64) for array in (whole[:1], own))
         near = 1e-3 * np.abs(one).max(initial=0)
         if first.shape == one.shape and not np.allclose(first, one, rtol=1e-3, atol=near, equal_nan=True):
             raise ValueError(
-                "preprocess must change each example by itself; the first is another with the others beside it than alone. "
+                "preprocess must change each example by itself; the first one's result changes when the others are removed. "
                 "Take means and the like from the training data once, outside, and let preprocess use those numbers."
             )
     return found

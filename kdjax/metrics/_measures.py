@@ -177,7 +177,7 @@ def sums_of(measures: Mapping[str, Any], student: Outputs, teacher: Outputs | No
         if any(isinstance(leaf, Schedule) for leaf in leaves):
             raise ValueError(
                 f"The measure {name!r} must have numbers in the place of schedules, since an evaluation has no step; "
-                "kdjax.schedules.at gives a schedule's at one."
+                "kdjax.schedules.at gives a schedule's number at a step."
             )
         measure = as_measure(given)
         counted = counted_by(name, given, student, teacher, batch, mask)

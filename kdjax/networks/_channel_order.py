@@ -33,7 +33,7 @@ _NAMES = (
     "expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow "
     "reduce_precision rem round rsqrt select_n shift_left sign sin sqrt square stop_gradient sub tan tanh xor"
 )
-# Each number by itself and those before it, so that axes of one part pass through.
+# Running sums keep an axis's order, unless channels and positions share it.
 _CUMULATIVE = frozenset(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"])
 _ELEMENTWISE = frozenset(_NAMES.split()) | _CUMULATIVE
 _RESIZING = {"slice", "dynamic_slice", "split", "pad", "reduce_window", "reduce_window_sum", "reduce_window_max"}

@@ -259,7 +259,7 @@ def ungrouped(groups: dict[str, int], kept: Collection[str]) -> Any:
         for name in leaves:
             leaf = jnp.reshape(module.get_variable("params", name), (1,) * (result.ndim - 1) + (-1,))
             result = result * leaf if name == "scale" else result + leaf
-        return result
+        return result if module.dtype is None else result.astype(module.dtype)
 
     return nn.intercept_methods(plain)
 

@@ -143,7 +143,8 @@ def from_haiku(
     pairs = both_modes(modes)
     taken = inspect.signature(own_apply).parameters
     has_state = "state" in taken
-    if "rng" not in taken:
+    kinds = [one.kind for one in taken.values()]
+    if len(kinds) > 1 and kinds[1 + has_state : 2 + has_state] == [inspect.Parameter.VAR_POSITIONAL]:
         raise ValueError(
             f"transformed must take a key, apply(params, rng, inputs) or apply(params, state, rng, inputs); its apply takes "
             f"({', '.join(taken)}), as after without_apply_rng. Give what haiku.transform returned."

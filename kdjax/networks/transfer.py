@@ -95,10 +95,10 @@ def copy_matching(
     Note:
       Supported is a chain: each layer reads the one before it and nothing else, channels are the last axis, and between a
       convolution and a dense layer there may be a flattening, whose rows are positions × channels. Where branches are
-      added, ``"first"`` still takes the same channels of each and ``"largest"`` does not. Grouped convolutions are
-      left as they are; the first layer must be none: of one input a group, it looks like one that reads one plane. A
-      selected first layer computes exactly the teacher's maps; a later one computes them without what the missing channels
-      gave.
+      added, ``"first"`` still takes the same channels of each and ``"largest"`` does not. A grouped
+      convolution is left as it is where what comes in is known; as the first layer, or after one that was left, its shape
+      does not tell it from a convolution of fewer inputs, and `only` must leave it out. A selected first layer computes
+      exactly the teacher's maps; a later one computes them without what the missing channels gave.
 
     Reference:
       Li et al. 2017, Pruning filters for efficient ConvNets, section 3.1 (filters by their L1 norm, each by itself).
@@ -208,7 +208,7 @@ def _kernel_cut(
     if window != own_window or own_outputs > outputs:
         return shapes, None
     if broken and window and rows == 1 and own_outputs < outputs:
-        # Whose channels come in is unknown, and that they are one; a depthwise kernel has as many as it makes.
+        # A kernel of one input may be depthwise: one filter for each channel that comes in, and those are the student's own.
         return f"{shapes}; it may be depthwise, and what comes in from {broken} is the student's own", None
     if flow is None:
         flow = _Flow(np.arange(rows), rows)

@@ -4,6 +4,7 @@ What does not count changes nothing: it is replaced on the way in and left out o
 through, neither forward nor back.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from kdjax._apply import map_examples
 from kdjax._types import Batch, Tree
 
 MASK, LABELLED = "mask", "labelled"
+_AT_ONCE = 10_000_000  # numbers read at a time
 
 Counted = Bool[Array, "..."] | None
 
@@ -38,16 +40,19 @@ def read_counted(batch: Batch, name: str, entries: tuple[int, ...]) -> Counted:
 def check_zeros_and_ones(what: str, arrays: Batch) -> None:
     """A ValueError where the mask, or what says which are labelled, is neither 0 nor 1, as far as the values are known."""
     for name in (MASK, LABELLED):
-        given = arrays.get(name)
-        if given is None or isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
+        given: Any = arrays.get(name)
+        kind = getattr(given, "dtype", None)
+        known = not isinstance(given, jax.core.Tracer) and getattr(given, "is_fully_addressable", True)
+        if kind is None or not jnp.issubdtype(kind, jnp.number) or not known or not np.ndim(given):
             continue
-        found = np.asarray(given)
-        odd = found[(found != 0) & (found != 1)] if found.dtype.kind in "biuf" else np.zeros(0)
-        if odd.size:
-            raise ValueError(
-                f'{what} must have 0 and 1 in "{name}", which says what counts; got {odd[0]:g}. Weights of examples go in '
-                "an array of their own, which kdjax.scaled reads."
-            )
+        rows = max(1, _AT_ONCE // max(1, math.prod(np.shape(given)[1:])))
+        for start in range(0, len(given), rows):  # it may be larger than memory
+            part = np.asarray(given[start : start + rows]).astype(np.float32)
+            if (odd := part[(part != 0) & (part != 1)]).size:
+                raise ValueError(
+                    f'{what} must have 0 and 1 in "{name}", which says what counts; got {odd[0]:g}. Weights of examples go '
+                    "in an array of their own, which kdjax.scaled reads."
+                )
 
 
 def _bools(batch: Batch, name: str, entries: tuple[int, ...]) -> Array:

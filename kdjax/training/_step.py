@@ -260,7 +260,8 @@ def _refuse_moving_connectors(learners: Sequence[Learner], states: Sequence[Trai
         for name, connector in (learner.connectors or {}).items():
             leaves = jax.tree.leaves(its_state.get(name, {}))
             carries = any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
-            if carries if connector.compares_examples is None else connector.compares_examples:
+            told = connector.compares_examples
+            if told or (told is None and carries):
                 moving.add(name)
         if moving:
             raise ValueError(

@@ -121,8 +121,8 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
       `init_mean_teacher`; the teacher is None, since the average is it. Connectors have no part in the average.
 
     Raises:
-      ValueError: if the decay is not between 0 and 1; later, if the average's tree is not the student's, or if there is
-        a teacher.
+      ValueError: if the decay is not between 0 and 1; later, if the average's tree is not the student's, it is of 16 bits,
+        or there is a teacher.
 
     Reference:
       Tarvainen and Valpola, Mean teachers are better role models, 2017, equation 1. https://arxiv.org/abs/1703.01780
@@ -135,9 +135,9 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
         state, average = pair
         kept = schedules.at(decay, state.step)
         own = weights_of(state)
+        _check_alike(average, own)
         # The average may be wider than the student; it teaches in the student's own precision.
-        its = average if _structure(average) != _structure(own) else jax.tree.map(_as, average, own)
-        state, metrics = step(state, its, objective, batch)
+        state, metrics = step(state, jax.tree.map(_as, average, own), objective, batch)
         return (state, follow(average, weights_of(state), kept)), metrics
 
     return averaging
@@ -165,9 +165,7 @@ def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
       [1.5]
     """
     _checks.between("decay", decay, 0.0, 1.0)
-    its, own = map(_structure, (teacher, student))
-    if its != own:
-        raise ValueError(f"teacher must have the student's tree, to be its average; got {its} for {own}.")
+    _check_alike(teacher, student)
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(old.dtype, jnp.floating):
@@ -177,7 +175,7 @@ def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
                 "teacher must be held in float32 at least, to be an average, as init_mean_teacher begins it; "
                 f"got {old.dtype}."
             )
-        return decay * old + (1 - decay) * new.astype(wide)
+        return (decay * old + (1 - decay) * new.astype(wide)).astype(wide)
 
     averaged: Tree = jax.tree.map(average, teacher, student)
     return Weights(*averaged)
@@ -189,11 +187,13 @@ def _wide(leaf: jax.Array) -> Any:
 
 
 def _as(its: jax.Array, own: jax.Array) -> jax.Array:
-    return its.astype(own.dtype)
+    return its if its.dtype == own.dtype else its.astype(own.dtype)
 
 
-def _structure(tree: Tree) -> str:
-    return str(jax.tree.structure(tree))
+def _check_alike(teacher: Weights, student: Weights) -> None:
+    its, own = (str(jax.tree.structure(tree)) for tree in (teacher, student))
+    if its != own:
+        raise ValueError(f"teacher must have the student's tree, to be its average; got {its} for {own}.")
 
 
 def _one_each(name: str, values: Any, count: int) -> None:

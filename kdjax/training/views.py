@@ -37,7 +37,7 @@ def augmented(step: Callable[..., Any], augment: Callable[[PRNGKeyArray, Batch],
 
     Raises:
       ValueError: later, if the batch holds a teacher's cached outputs and does not say of which views, or its ``"view"`` is
-        no key of the state's kind.
+        no key of the state's kind, as far as their sizes tell: keys of rbg and unsafe_rbg look alike.
 
     Example:
       >>> import jax.numpy as jnp

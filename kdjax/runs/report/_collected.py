@@ -109,8 +109,10 @@ def collect(
         arrays["pictures"] = np.asarray(raw)[np.asarray(shown)]
         if with_classes and not positions:
             train = parts[0] if isinstance(parts[0], Mapping) else {"labels": parts[0].labels}
-            known = np.asarray(train["labels"])
-            first = np.flatnonzero(_counted(train, ignore_label, known.shape))[:SHOWN]
+            known = np.asarray(train.get("labels", ()))
+            first = known[:0]
+            if are_classes(known, jax.ShapeDtypeStruct((len(known), logits[-1]), jnp.float32)):
+                first = np.flatnonzero(_counted(train, ignore_label, known.shape))[:SHOWN]
             if first.size:
                 arrays["train_pictures"] = np.asarray(inputs_of(parts[0]))[first]
                 arrays["train_labels"] = known[first]

@@ -16,7 +16,7 @@ TITLES = {"teacher": "teacher", "alone": "student alone", "distilled": "student 
 
 
 def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[Drawn]:
-    """One matrix a network: rows are labels, columns first choices; of a NaN, or no class of the labels: none."""
+    """One matrix a network: rows are labels, columns first choices, the last of them none of the labels' classes."""
     counted = arrays["counted"]
     labels = arrays["labels"][counted]
     found = []
