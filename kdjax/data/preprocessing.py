@@ -47,7 +47,10 @@ def preprocessed(preprocess: Callable[[Any], Any], inputs: Tree) -> Any:
     found = jitted(inputs)
     if preprocess in (unit_range, symmetric_range):
         return found
-    alone = jitted(jax.tree.map(lambda array: array[:1], inputs))
+    try:
+        alone = jitted(jax.tree.map(lambda array: array[:1], inputs))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"preprocess must take any number of examples; of one alone it says: {error}") from error
     for whole, own in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
         if not jnp.issubdtype(own.dtype, jnp.number) or jnp.issubdtype(own.dtype, jnp.complexfloating) or not own.ndim:
             continue
