@@ -220,7 +220,7 @@ def test_preprocessing_is_held_to_its_dtype_and_length():
     with pytest.raises(ValueError, match=r"one for each of 4 examples; got shape \(\)"):
         data.on_device(made(), lambda inputs: data.unit_range(inputs).mean())
     with pytest.raises(
-        ValueError, match="preprocess must take any number of examples; of one alone it says: .*reshape"
+        ValueError, match=r"preprocess must take any number of examples; of one alone it says: .*reshape"
     ):
         data.on_device(made(), lambda inputs: data.unit_range(inputs.reshape(4, 6)))
     alone = data.on_device(made(), lambda x: data.unit_range(x) - data.unit_range(x).mean((1, 2, 3), keepdims=True))
