@@ -23,7 +23,7 @@ from kdjax import (
 )
 from kdjax.losses import soft_target_kl
 from kdjax.networks import from_linen
-from kdjax.training import jit_step
+from kdjax.training import jit_init, jit_step
 
 IMAGE = np.zeros((1, 28, 28, 1), np.float32)
 PAIRS = {"teacher": (TEACHER, None), "distillation": (STUDENT, TEACHER), "student": (STUDENT, None)}
@@ -101,7 +101,7 @@ def placed(batches: Batches, *, cached: bool = False) -> list[dict]:
 def network(module: Any) -> tuple[Callable[..., Weights], Apply]:
     """A Linen network's functions; made once, so that the first is compiled once."""
     init, apply = from_linen(module)
-    return jax.jit(init), apply
+    return jit_init(init), apply
 
 
 def _ready(module: Any, seed: int, params: Any) -> tuple[Weights, Apply]:

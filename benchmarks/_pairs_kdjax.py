@@ -33,7 +33,7 @@ from kdjax.connectors import Connector
 from kdjax.models import CNN
 from kdjax.networks import from_linen
 from kdjax.objectives import computed
-from kdjax.training import make_epoch, make_evaluation, weights_of
+from kdjax.training import jit_init, make_epoch, make_evaluation, weights_of
 
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
 Network = tuple[Callable[..., Weights], Any]
@@ -47,7 +47,7 @@ def network(name: str, classes: int, dtype: Any = jnp.float32) -> Network:
         init, apply = from_linen(CNN(widths, hidden, classes, batch_norm=True, dtype=dtype))
     else:
         init, apply = from_linen(make_model(name, classes=classes, dtype=dtype))
-    return jax.jit(init), apply
+    return jit_init(init), apply
 
 
 def objective_of(method: str, recipe: Recipe, data: Data) -> tuple[Objective, dict[str, Connector]]:

@@ -31,7 +31,7 @@ from _wrn_work import (
 from experiments._networks import make_model
 from kdjax import TrainState, Weights, init_state, make_train_step
 from kdjax.networks import from_linen
-from kdjax.training import compiler_options, make_epoch
+from kdjax.training import compiler_options, jit_init, make_epoch
 
 MATMUL_PRECISION = {FLOAT32: "float32", TF32: "tensorfloat32", BFLOAT16: "default"}
 
@@ -41,7 +41,7 @@ def initial_weights(batch: np.ndarray) -> dict[str, Weights]:
     weights = {}
     for seed, name in enumerate((TEACHER, STUDENT)):
         init, apply = from_linen(make_model(name, classes=CLASSES))
-        fresh = jax.jit(init)(jax.random.key(seed), jnp.zeros((1, *IMAGE)))
+        fresh = jit_init(init)(jax.random.key(seed), jnp.zeros((1, *IMAGE)))
         if name == TEACHER:
             _, moved = jax.jit(partial(apply, train=True))(*fresh, batch)
             seen = jax.tree.map(lambda after, before: (after - 0.9 * before) / 0.1, moved, fresh.model_state)

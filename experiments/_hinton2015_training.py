@@ -148,9 +148,7 @@ def trainer_of(
 
     objective, name = goal(0.5, 1.0) if taught else LABELS, f"{' × '.join(map(str, network.widths))}"
     init, apply = from_linen(network)
-    recipe = Recipe(
-        (jax.jit(init), apply), objective, optimizer, epochs, batch_size, name=name, learning_rate=learning_rate
-    )
+    recipe = Recipe((init, apply), objective, optimizer, epochs, batch_size, name=name, learning_rate=learning_rate)
     trainer = prepare(
         recipe, examples, teacher_apply=None if beside is None else from_linen(beside)[1], measures=MEASURES
     )

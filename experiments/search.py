@@ -38,7 +38,7 @@ from kdjax.losses import soft_target_kl
 from kdjax.metrics import mean_interval, paired_difference
 from kdjax.networks import from_linen
 from kdjax.runs import digest, write_results
-from kdjax.training import DivergedError, DivergenceWatch, make_epoch, make_evaluation, weights_of
+from kdjax.training import DivergedError, DivergenceWatch, jit_init, make_epoch, make_evaluation, weights_of
 from kdjax.training.sweeps import make_sweep_step, stack, unstack
 
 ALONE = (4.0, 1.0)  # α = 1: labels only, whatever T
@@ -148,7 +148,7 @@ def teaching(settings: Search, data: Dataset) -> tuple[Callable[[int], Arrays], 
     @lru_cache(maxsize=1)
     def trained(seed: int) -> tuple[Weights, Arrays]:
         key = jax.random.fold_in(jax.random.key(seed), 0)
-        state = init_state(jax.jit(init)(key, train["inputs"][:1]), optimizer, key)
+        state = init_state(jit_init(init)(key, train["inputs"][:1]), optimizer, key)
         state = fitted(settings, epoch, state, objective(*ALONE, soft=False), train, settings.teacher_epochs, seed)
         weights = weights_of(state)
         return weights, train | cache_teacher(apply, weights, train["inputs"])
@@ -168,7 +168,7 @@ def learning(
 
     def accuracies(seed: int, grid: Sequence[Setting], held_out: Arrays) -> list[float]:
         key, arrays = jax.random.fold_in(jax.random.key(seed), 1), taught(seed)
-        weights = jax.jit(init)(key, arrays["inputs"][:1])
+        weights = jit_init(init)(key, arrays["inputs"][:1])
         # What students differ in is traced: one after the other, they all run one program.
         states, goals = [init_state(weights, optimizer, key) for _ in grid], [objective(*one) for one in grid]
         if way == "vmap":

@@ -40,7 +40,7 @@ def cache_teacher(
     draws: int | None = None,
     seed: int = 0,
     dtype: str = "float32",
-    batch_size: int = 500,
+    batch_size: int = 128,
     path: str | os.PathLike[str] | None = None,
     compiler_options: Options = None,
 ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from kdjax.training._step import make_train_step as make_train_step
 from kdjax.training.accumulation import accumulate as accumulate
 from kdjax.training.accumulation import distillation_oriented as distillation_oriented
 from kdjax.training.compiler import compiler_options as compiler_options
+from kdjax.training.compiler import jit_init as jit_init
 from kdjax.training.devices import data_mesh as data_mesh
 from kdjax.training.devices import jit_step as jit_step
 from kdjax.training.devices import pmap_step as pmap_step
@@ -50,6 +51,7 @@ __all__ = [
     "freeze_model_state",
     "init_mean_teacher",
     "init_state",
+    "jit_init",
     "jit_step",
     "make_epoch",
     "make_eval_step",

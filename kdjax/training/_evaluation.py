@@ -78,7 +78,7 @@ def make_evaluation(
     mesh: Mesh | None = None,
     compiler_options: Options = None,
 ) -> Any:
-    """Builds ``evaluate(weights, arrays, *, batch_size=500) -> results``: every example once, whatever the remainder.
+    """Builds ``evaluate(weights, arrays, *, batch_size=128) -> results``: every example once, whatever the remainder.
 
     Args:
       apply: the network; run with ``train=False``.
@@ -127,7 +127,7 @@ def make_evaluation(
             batch["mask"] = filled if own is None else both(filled, read_counted(batch, "mask", jnp.shape(own)))
         return step(weights, split(batch, mesh))
 
-    def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 500) -> dict[str, Any]:
+    def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 128) -> dict[str, Any]:
         order = None
         if isinstance(arrays, Mapping):
             order, counted = map(np.asarray, evaluation_indices(examples_of(arrays), batch_size))
