@@ -22,6 +22,7 @@ from kdjax.training.divergence import DivergedError as DivergedError
 from kdjax.training.divergence import DivergenceWatch as DivergenceWatch
 from kdjax.training.divergence import skip_non_finite as skip_non_finite
 from kdjax.training.loop import make_epoch as make_epoch
+from kdjax.training.memory import keep_memory as keep_memory
 from kdjax.training.online import follow as follow
 from kdjax.training.online import init_mean_teacher as init_mean_teacher
 from kdjax.training.online import make_mean_teacher_step as make_mean_teacher_step
@@ -53,6 +54,7 @@ __all__ = [
     "init_state",
     "jit_init",
     "jit_step",
+    "keep_memory",
     "make_epoch",
     "make_eval_step",
     "make_evaluation",
