@@ -1,12 +1,17 @@
-"""One network's training step in a process that keeps memory or does not, for kept_memory.py."""
+"""One process that trains one network, keeping memory or not, for kept_memory.py.
 
+python benchmarks/_kept_memory.py NETWORK BATCH kept|"given back" prints milliseconds a step, the pages that a step was
+given, the most MB that the process held, and the last loss.
+"""
+
+import json
 import resource
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import jax
-import numpy as np
 import optax
+from _turns import milliseconds
 from _work import random_batches
 
 from kdjax import cross_entropy, init_state, make_train_step, models, weighted_sum
@@ -22,31 +27,35 @@ NETWORKS: dict[str, tuple[Any, str | None]] = {
     "ViT": (models.ViT(), None),
 }
 """Each as it comes, and for which networks its compiler is set."""
+SETTLING, TURNS, STEPS = 10, 5, 4
+"""Steps before the clock runs; how often it runs, and over how many steps each time."""
 
 
-def steps(name: str, batch: int, keep: bool) -> dict[str, Callable[[int], Any]]:
-    """The step, and what the process has been given so far: how many pages, and how many MB at most at one time."""
-    if keep and not keep_memory():
-        raise RuntimeError("This C library is not glibc: there is nothing to compare.")
+def measured(name: str, batch: int) -> dict[str, Any]:
     model, compile_for = NETWORKS[name]
     init, apply = from_linen(model)
-    (pair,) = random_batches(batch, image=IMAGE)[:1]
-    images, labels = jax.device_put(pair)
+    images, labels = jax.device_put(random_batches(batch, 1, IMAGE)[0])
     optimizer = optax.sgd(0.01, momentum=0.9)
     step = jit_step(make_train_step(apply, None, optimizer), compiler_options=compiler_options(compile_for))
     state = init_state(jit_init(init)(jax.random.key(0), images[:1]), optimizer, jax.random.key(0))
-    objective = weighted_sum(labels=(1.0, cross_entropy))
+    objective, loss = weighted_sum(labels=(1.0, cross_entropy)), 0.0
 
-    def run(count: int) -> float:
-        nonlocal state
+    def run(count: int) -> None:
+        nonlocal state, loss
         for _ in range(count):
             state, metrics = step(state, None, objective, {"inputs": images, "labels": labels})
-        return float(np.asarray(jax.block_until_ready((state, metrics))[1]["loss"]))
+        loss = float(jax.block_until_ready((state, metrics))[1]["loss"])
 
-    def pages(_: int) -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run(SETTLING)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    times = [milliseconds(run, STEPS) for _ in range(TURNS)]
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    pages = (after.ru_minflt - before) / (STEPS * TURNS)
+    return {"ms": times, "pages": pages, "mb": after.ru_maxrss / 1000, "loss": loss}
 
-    def most(_: int) -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
-    return {"step": run, "pages": pages, "MB": most}
+if __name__ == "__main__":
+    network, batch, way = sys.argv[1:]
+    if way == "kept" and not keep_memory():
+        sys.exit("This C library is not glibc: there is nothing to compare.")
+    print(json.dumps(measured(network, int(batch))))

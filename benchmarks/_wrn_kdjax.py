@@ -31,7 +31,7 @@ from _wrn_work import (
 from experiments._networks import make_model
 from kdjax import TrainState, Weights, init_state, make_train_step
 from kdjax.networks import from_linen
-from kdjax.training import compiler_options, jit_init, keep_memory, make_epoch
+from kdjax.training import compiler_options, jit_init, make_epoch
 
 MATMUL_PRECISION = {FLOAT32: "float32", TF32: "tensorfloat32", BFLOAT16: "default"}
 
@@ -52,8 +52,6 @@ def initial_weights(batch: np.ndarray) -> dict[str, Weights]:
 
 def steps(weights: dict[str, tuple], batches: Batches, size: int, way: Way) -> dict[str, Step]:
     """The distillation step, and a product of two square matrices of `size` rows."""
-    if way.kept:
-        keep_memory()
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION[way.precision])
     dtype = jnp.bfloat16 if way.precision == BFLOAT16 else jnp.float32
     return {STEP: _distillation(weights, batches, dtype, way.scanned), PRODUCT: _product(size, dtype)}

@@ -29,7 +29,6 @@ class Way:
       channels_last: PyTorch's layout of images.
       compiled: PyTorch's mode of compilation; None: eager.
       scanned: whether kdjax makes `CHUNK` steps a call.
-      kept: whether kdjax's process keeps memory between steps.
     """
 
     side: str
@@ -37,21 +36,19 @@ class Way:
     channels_last: bool = False
     compiled: str | None = None
     scanned: bool = False
-    kept: bool = False
 
     @property
     def name(self) -> str:
         words = ["kdjax" if self.side == KDJAX else "PyTorch"]
         if self.side == PYTORCH:
             words.append({None: "eager", "default": "compiled"}.get(self.compiled, f"compiled, {self.compiled}"))
-        words += ["channels-last"] * self.channels_last + [f"{CHUNK} steps a call"] * self.scanned
-        words += ["memory kept"] * self.kept + [self.precision]
+        words += ["channels-last"] * self.channels_last + [f"{CHUNK} steps a call"] * self.scanned + [self.precision]
         return ", ".join(words).replace("PyTorch, ", "PyTorch ", 1)
 
 
 KDJAX, PYTORCH = "_wrn_kdjax", "_wrn_pytorch"
 ON_CPU = (
-    *(Way(KDJAX, FLOAT32, kept=kept) for kept in (False, True)),
+    Way(KDJAX, FLOAT32),
     *(Way(PYTORCH, FLOAT32, layout, mode) for mode in (None, "default") for layout in (False, True)),
 )
 ON_GPU = tuple(

@@ -1,6 +1,7 @@
 """The benchmarks run on a machine without PyTorch, and what they write down are measurements."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,15 @@ def test_a_quick_trial_measures_every_part_of_a_start(tmp_path):
     seconds = {name: row["quartiles_s"][1] for name, row in rows.items()}
     assert seconds["first step, cached"] < seconds["first step, cold"]
     assert all(row["met"] == (seconds[name] <= row["target"]) for name, row in rows.items() if row["target"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_a_quick_trial_measures_memory_that_is_kept(tmp_path):
+    result = quick_trial("kept_memory.py", tmp_path / "kept_memory.json")
+    (row,) = result["rows"]
+    assert row["pages"]["kept"] < row["pages"]["given back"] / 2
+    assert row["mb"]["kept"] > 0
+    assert 0 < row["ratio"] < 2
+    for low, middle, high in row["quartiles_ms"].values():
+        assert 0 < low <= middle <= high

@@ -1,4 +1,9 @@
-"""Options of XLA's compiler: which, on which jaxlib and devices; they reach the compiler, and change rounding alone."""
+"""Options of XLA's compiler: which, on which jaxlib and devices; they reach the compiler, and change rounding alone.
+
+And a network's start as one program, which changes nothing.
+"""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +14,9 @@ from jax import lax
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
 from kdjax.caching import cache_teacher
-from kdjax.training import compiler, compiler_options, jit_step, make_epoch, make_evaluation
+from kdjax.models import CNN, ViT
+from kdjax.networks import from_linen
+from kdjax.training import compiler, compiler_options, jit_init, jit_step, make_epoch, make_evaluation
 
 YNN, ONEDNN = "xla_cpu_experimental_ynn_fusion_type", "xla_cpu_experimental_onednn_custom_call"
 ARRAYS = {"inputs": np.eye(4, dtype=np.float32), "labels": np.arange(4)}
@@ -91,3 +98,52 @@ def test_options_change_a_convolution_by_rounding_alone():
     plain, asked = (jax.jit(both, compiler_options=one)(inputs, kernel) for one in (None, compiler_options("residual")))
     for one, other in zip(plain, asked, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("module", [CNN(widths=(4, 8), hidden=16, batch_norm=True), ViT(width=8, depth=1, heads=2)])
+def test_a_start_in_one_program_has_the_same_numbers(module):
+    init, _ = from_linen(module)
+    images = jnp.zeros((1, 32, 32, 3))
+    plain, compiled = init(jax.random.key(3), images), jit_init(init)(jax.random.key(3), images)
+    assert jax.tree.structure(plain) == jax.tree.structure(compiled)
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def start(traced):
+    def init(rng, inputs):
+        traced.append(isinstance(inputs["pictures"], jax.core.Tracer))
+        return Weights(jax.random.normal(rng, inputs["pictures"].shape[1:]), {})
+
+    return init
+
+
+def test_a_start_is_compiled_once_for_all_seeds():
+    traced = []
+    begin = jit_init(start(traced))
+    found = [begin(jax.random.key(seed), {"pictures": np.ones((1, 3))}).params for seed in range(3)]
+    assert traced == [True]
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_a_start_within_another_program_is_a_part_of_it():
+    begin, keys = jit_init(start([])), jax.random.split(jax.random.key(0), 4)
+    inputs = {"pictures": np.ones((1, 3), np.float32)}
+    each = np.stack([begin(key, inputs).params for key in keys])
+    np.testing.assert_array_equal(jax.vmap(lambda key: begin(key, inputs).params)(keys), each)
+    np.testing.assert_array_equal(jax.jit(begin)(keys[0], inputs).params, each[0])
+    assert jax.eval_shape(begin, keys[0], inputs).params.shape == (3,)
+
+
+def test_a_start_is_compiled_quickly_on_a_cpu_alone(monkeypatch):
+    inputs = {"pictures": np.ones((1, 3))}
+    monkeypatch.setattr(compiler, "RUN_ONCE", {"xla_no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        jit_init(start([]))(jax.random.key(0), inputs)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert jit_init(start([]))(jax.random.key(0), inputs).params.shape == (3,)
+
+
+def test_a_start_that_is_no_function_is_named():
+    with pytest.raises(ValueError, match=r"init must be a function, init\(rng, inputs\); got"):
+        inspect.unwrap(jit_init)(Weights(np.ones(3), {}))  # as users have it, who have no checker of types
