@@ -3,9 +3,9 @@
 python benchmarks/kept_memory.py --out kept_memory.json
 
 Training steps of networks for 32 × 32 pictures, SGD, in a process that gives memory back between steps, and in one that
-keeps it. Every process has the machine for itself, as in a training, and the two kinds take turns. Beside the times stand the
-pages of 4 kB that the system had to give a step, and the most that a process held. The last losses must be the same to the
-bit. Needs Linux with glibc.
+keeps it. Every process has the machine for itself, as in a training, and the two kinds take turns. Beside the times stand
+the pages of 4 kB that the system had to give a step, and the most that a process held. The last losses must be the same to
+the bit. Needs Linux with glibc.
 """
 
 import json

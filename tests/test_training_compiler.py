@@ -104,7 +104,9 @@ def test_options_change_a_convolution_by_rounding_alone():
 def test_a_start_in_one_program_has_the_same_numbers(module):
     init, _ = from_linen(module)
     images = jnp.zeros((1, 32, 32, 3))
-    plain, compiled = init(jax.random.key(3), images), jit_init(init)(jax.random.key(3), images)
+    # As users have it: the tests' own programs are optimized less still, and round otherwise.
+    plain = jax.jit(init, compiler_options={"xla_backend_optimization_level": 3})(jax.random.key(3), images)
+    compiled = jit_init(init)(jax.random.key(3), images)
     assert jax.tree.structure(plain) == jax.tree.structure(compiled)
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
         np.testing.assert_array_equal(one, other)
