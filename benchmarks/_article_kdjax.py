@@ -18,6 +18,7 @@ from kdjax.data import Dataset, on_device, unit_range
 from kdjax.networks import from_linen
 from kdjax.runs.fitting import fit
 from kdjax.runs.recipes import Recipe, prepare
+from kdjax.training import jit_init
 
 
 def steps(data: list[Dataset], epochs: int, batch: int) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def steps(data: list[Dataset], epochs: int, batch: int) -> dict[str, Any]:
             train = train | cache_teacher(*kept["teacher"], train["inputs"])
         model = make_model(TEACHER if name == "teacher" else STUDENT, classes=len(data[0].class_names))
         objective = WITH_TEACHER if name == "distilled" else LABELS_ONLY
-        recipe = Recipe(from_linen(model), objective, lambda updates: optax.adam(LEARNING_RATE), epochs, batch)
+        init, apply = from_linen(model)
+        recipe = Recipe((jit_init(init), apply), objective, lambda updates: optax.adam(LEARNING_RATE), epochs, batch)
         trainer = prepare(recipe, len(train["labels"]))
         # One key for both students, another for the teacher.
         key = jax.random.fold_in(jax.random.key(seed), int(name != "teacher"))

@@ -24,7 +24,7 @@ from kdjax.networks import from_linen
 from kdjax.runs import Recipe
 from kdjax.runs.fitting import fit
 from kdjax.runs.recipes import Trainer, prepare
-from kdjax.training import augmented
+from kdjax.training import augmented, jit_init
 from kdjax.training.loop import make_epoch
 from kdjax.training.sweeps import make_sweep_step, stack, unstack
 
@@ -148,7 +148,9 @@ def trainer_of(
 
     objective, name = goal(0.5, 1.0) if taught else LABELS, f"{' × '.join(map(str, network.widths))}"
     init, apply = from_linen(network)
-    recipe = Recipe((init, apply), objective, optimizer, epochs, batch_size, name=name, learning_rate=learning_rate)
+    recipe = Recipe(
+        (jit_init(init), apply), objective, optimizer, epochs, batch_size, name=name, learning_rate=learning_rate
+    )
     trainer = prepare(
         recipe, examples, teacher_apply=None if beside is None else from_linen(beside)[1], measures=MEASURES
     )

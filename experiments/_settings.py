@@ -28,6 +28,7 @@ from kdjax.runs import (
 )
 from kdjax.runs.recipes import Diverged
 from kdjax.runs.stopping import STOPPED
+from kdjax.training import jit_init
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "digits, mnist, fashion_mnist, tfds:NAME, idx:DIR, npz:FILE, npy:DIR or folder:DIR"
@@ -112,7 +113,8 @@ class Settings(Run):
 
 def network(model: str, data: list[Dataset]) -> tuple[Any, Any]:
     """A network of `kdjax.models` for the data's classes, as (init, apply)."""
-    return from_linen(make_model(model, classes=len(data[0].class_names)))
+    init, apply = from_linen(make_model(model, classes=len(data[0].class_names)))
+    return jit_init(init), apply
 
 
 def keep_programs() -> None:

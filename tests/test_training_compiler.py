@@ -1,6 +1,6 @@
 """Options of XLA's compiler: which, on which jaxlib and devices; they reach the compiler, and change rounding alone.
 
-And a network's start as one program, which changes nothing.
+And a network's start as one program.
 """
 
 import inspect
@@ -123,7 +123,7 @@ def start(traced):
 def test_a_start_is_compiled_once_for_all_seeds():
     traced = []
     begin = jit_init(start(traced))
-    found = [begin(jax.random.key(seed), {"pictures": np.ones((1, 3))}).params for seed in range(3)]
+    found = [begin(rng=jax.random.key(seed), inputs={"pictures": np.ones((1, 3))}).params for seed in range(3)]
     assert traced == [True]
     assert not np.array_equal(found[0], found[1])
 
@@ -135,6 +135,9 @@ def test_a_start_within_another_program_is_a_part_of_it():
     np.testing.assert_array_equal(jax.vmap(lambda key: begin(key, inputs).params)(keys), each)
     np.testing.assert_array_equal(jax.jit(begin)(keys[0], inputs).params, each[0])
     assert jax.eval_shape(begin, keys[0], inputs).params.shape == (3,)
+    # Nothing that it is given is traced, and yet it is within another program.
+    np.testing.assert_array_equal(jax.jit(lambda: begin(keys[0], inputs).params)(), each[0])
+    assert jax.eval_shape(lambda: begin(keys[0], inputs)).params.shape == (3,)
 
 
 def test_a_start_is_compiled_quickly_on_a_cpu_alone(monkeypatch):

@@ -49,11 +49,13 @@ def network(name: str, classes: int) -> tuple[Any, Any]:
     """As a pair (init, apply). Of ``module:function`` the module is imported: its code runs."""
     from kdjax import models
     from kdjax.networks import from_linen
+    from kdjax.training import jit_init
 
     if ":" in name:
         return _pair(name, imported(name), classes)
     kind, settings = NETWORKS[name]
-    return from_linen(getattr(models, kind)(**settings, classes=classes))
+    init, apply = from_linen(getattr(models, kind)(**settings, classes=classes))
+    return jit_init(init), apply
 
 
 def is_residual(name: str) -> bool:

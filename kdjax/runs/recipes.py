@@ -20,7 +20,7 @@ from kdjax.connectors import Connector, init_beside
 from kdjax.metrics import agreeing
 from kdjax.objectives import Objective, schedules
 from kdjax.runs._peers import begun_beside, check_peer, make_step_beside
-from kdjax.training import init_state, jit_init, make_epoch, make_evaluation, make_train_step, skip_non_finite
+from kdjax.training import init_state, make_epoch, make_evaluation, make_train_step, skip_non_finite
 from kdjax.training.compiler import TABLE, Options
 from kdjax.training.divergence import at_rate, check_rate_is_free
 
@@ -34,7 +34,7 @@ class Recipe:
 
     Attributes:
       network: a pair (init, apply), as of `kdjax.networks.from_linen`: ``init(rng, inputs) -> Weights``, and an `Apply`.
-        `init` is called with another key for each seed.
+        `init` is called with another key for each seed. `kdjax.training.jit_init` makes it faster where it is pure.
       objective: what is minimised, from `weighted_sum`.
       optimizer: a function from the number of updates to an optax transformation, so that a schedule can end with them.
       epochs: passes over the training data.
@@ -127,7 +127,7 @@ def prepare(
     options = compiler_options
     if options is None:
         options = training.compiler_options(next((one.compile_for for one in recipe.learners if one.compile_for), None))
-    apply, inits = recipe.network[1], [jit_init(one.network[0]) for one in recipe.learners]
+    init, apply = recipe.network
     updates = recipe.epochs * (examples // recipe.batch_size)
     optimizers = [one.optimizer(updates) for one in recipe.learners]
 
@@ -135,7 +135,9 @@ def prepare(
         state = init_state(weights, optimizers[0], rng)
         if diverged == "lower_rate":
             check_rate_is_free(state.opt_state)
-        return state if recipe.peer is None else (state, begun_beside(inits[1], optimizers[1], rng, inputs))
+        return (
+            state if recipe.peer is None else (state, begun_beside(recipe.peer.network[0], optimizers[1], rng, inputs))
+        )
 
     def step_of(optimizers: list[Any]) -> Any:
         if recipe.peer is None:
@@ -162,7 +164,7 @@ def prepare(
         found: dict[str, Any] = (beside if "teacher" in arrays else alone)(weights, arrays)
         return {name: value.tolist() if np.ndim(value) else value for name, value in found.items()}
 
-    return Trainer(recipe, begin, inits[0], apply, step, epoch_of(step), evaluate, epoch_at, diverged, options)
+    return Trainer(recipe, begin, init, apply, step, epoch_of(step), evaluate, epoch_at, diverged, options)
 
 
 def digest_of_training(

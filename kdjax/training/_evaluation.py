@@ -22,6 +22,7 @@ from kdjax.training.compiler import Options, with_options
 from kdjax.training.loop import Arrays, batch_of, calls_of, examples_of, split
 
 EvalStep = Callable[[Weights, Batch], dict[str, Any]]
+USUAL_BATCH, COMPARING_BATCH = 128, 500
 
 
 def make_eval_step(
@@ -78,7 +79,7 @@ def make_evaluation(
     mesh: Mesh | None = None,
     compiler_options: Options = None,
 ) -> Any:
-    """Builds ``evaluate(weights, arrays, *, batch_size=128) -> results``: every example once, whatever the remainder.
+    """Builds ``evaluate(weights, arrays, *, batch_size=None) -> results``: every example once, whatever the remainder.
 
     Args:
       apply: the network; run with ``train=False``.
@@ -98,6 +99,7 @@ def make_evaluation(
           `kdjax.data.open_evaluation`'s, with a ``"mask"`` where one is filled up.
         - `batch_size`: examples a call. Numbers do not depend on it but by rounding, save those of a
           term whose loss compares the examples of a batch, such as `kdjax.losses.rkd_distance`: they are of such batches.
+          None: 500 where there are `measures`, which may be such; else 128, which convolutions on a CPU are faster with.
 
       that returns a float, or an array, for each measure, over all entries that count: examples, tokens or pixels. Without
       `measures`: ``accuracy`` and ``cross_entropy``, ``agreement``. NaN where no entry counts for a measure.
@@ -127,10 +129,13 @@ def make_evaluation(
             batch["mask"] = filled if own is None else both(filled, read_counted(batch, "mask", jnp.shape(own)))
         return step(weights, split(batch, mesh))
 
-    def evaluate(weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int = 128) -> dict[str, Any]:
+    def evaluate(
+        weights: Weights, arrays: Arrays | Iterable[Arrays], *, batch_size: int | None = None
+    ) -> dict[str, Any]:
         order = None
+        size = batch_size if batch_size is not None else USUAL_BATCH if measures is None else COMPARING_BATCH
         if isinstance(arrays, Mapping):
-            order, counted = map(np.asarray, evaluation_indices(examples_of(arrays), batch_size))
+            order, counted = map(np.asarray, evaluation_indices(examples_of(arrays), size))
         resident, calls = calls_of(arrays, order, 1, mesh)
         parts = []
         for number, rows in enumerate(calls):

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxlib.version import __version__ as jaxlib_version
 
 from kdjax import _checks
-from kdjax._types import Tree, Weights
+from kdjax._types import Weights
 
 Options = Mapping[str, Any] | None
 
@@ -24,7 +25,7 @@ TABLE: dict[str, tuple[tuple[tuple[int, ...], dict[str, Any]], ...]] = {
     "residual": (((0, 11, 2), WITHOUT_YNN | ONEDNN), ((0, 10, 2), WITHOUT_YNN)),
 }
 BEFORE = (0, 13)  # the first jaxlib of which nothing has been measured
-RUN_ONCE = {"xla_backend_optimization_level": 1}  # compiled in a quarter of the time, to the same numbers
+RUN_ONCE = {"xla_backend_optimization_level": 1}  # compiled in a quarter of the time
 
 
 def compiler_options(network: str | None) -> dict[str, Any]:
@@ -72,10 +73,11 @@ def jit_init(init: Callable[..., Weights]) -> Callable[..., Weights]:
     """Compiles a network's start into one program, which takes a fraction of the time of compiling its operations singly.
 
     Args:
-      init: ``init(rng, inputs) -> Weights``, such as that of `kdjax.networks.from_linen`.
+      init: ``init(rng, inputs) -> Weights``, such as that of `kdjax.networks.from_linen`. It must be pure, as for
+        ``jax.jit``: it is traced once, and what it draws by another generator than `rng` is then drawn for all seeds.
 
     Returns:
-      The same function. On a CPU its program is optimized little, since it runs once; the numbers are those of ``jax.jit``.
+      The same function, whose numbers may differ by rounding. On a CPU its program is optimized little, since it runs once.
       Called within another program it is part of that one.
 
     Raises:
@@ -84,18 +86,19 @@ def jit_init(init: Callable[..., Weights]) -> Callable[..., Weights]:
     Example:
       >>> def init(rng, inputs):
       ...     return Weights(jax.random.normal(rng, (inputs.shape[-1], 3)), {})
-      >>> jit_init(init)(jax.random.key(0), jax.numpy.ones((1, 4))).params.shape
+      >>> jit_init(init)(jax.random.key(0), jnp.ones((1, 4))).params.shape
       (4, 3)
     """
     _checks.function("init", init, "init(rng, inputs)")
     programs: list[Callable[..., Weights]] = []  # made at the first call, when it is known where it runs
 
     @functools.wraps(init)
-    def call(rng: Any, inputs: Tree) -> Weights:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((rng, inputs))):
-            return init(rng, inputs)
+    def call(*given: Any, **named: Any) -> Weights:
+        # What is made while a program is traced is traced; so may an argument be.
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((jnp.zeros(()), given, named))):
+            return init(*given, **named)
         if not programs:
             programs.append(jax.jit(init, **with_options(RUN_ONCE if jax.default_backend() == "cpu" else None)))
-        return programs[0](rng, inputs)
+        return programs[0](*given, **named)
 
     return call
