@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dense import batch, fresh_state, network, student, teacher, teacher_weights
 
-from kdjax import Outputs, Weights, _checks
+from kdjax import Outputs, Weights, _checks, metrics
 from kdjax.training import data_mesh, make_evaluation, replicate, weights_of
 
 EXAMPLES, SIZE = 35, 8
@@ -48,6 +48,20 @@ def test_evaluation_is_exact_whatever_remains(batch_size, evaluated):
     evaluate = make_evaluation(student())
     for own in (arrays, jax.device_get(arrays), arrays | {"inputs": np.asarray(arrays["inputs"])}):
         close(evaluate(weights, own, batch_size=batch_size), means)
+
+
+@pytest.mark.parametrize(("measures", "size"), [(None, 128), ({"accuracy": metrics.accuracy}, 500)])
+def test_measures_of_ones_own_keep_their_batches(measures, size):
+    """One may compare the examples of a batch: its number, kept by an older run, is of batches of 500."""
+    seen = []
+
+    def apply(params, model_state, inputs, *, train, rng=None):
+        seen.append(len(inputs))
+        return inputs @ params, model_state
+
+    arrays = {"inputs": jnp.eye(3), "labels": jnp.arange(3)}
+    assert make_evaluation(apply, measures=measures)(Weights(jnp.eye(3), {}), arrays)["accuracy"] == 1.0
+    assert set(seen) == {size}
 
 
 @pytest.mark.parametrize("batch_size", [8, 6, 500])  # six are no whole number for each device
