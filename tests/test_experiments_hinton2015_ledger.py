@@ -52,6 +52,18 @@ def test_what_the_teacher_adds_is_told_seed_by_seed_on_the_same_pictures(tmp_pat
     )
 
 
+def test_a_temperature_of_the_papers_best_is_set_beside_each_other_one_seed_by_seed(tmp_path):
+    about = {"settings": {"data": "mnist"}, "data": {}, "versions": {}, "hardware": {}, "commit": None}
+    of_30 = ({"labels alone": 90, "1": 80, "2.5": 70}, {"labels alone": 96, "1": 78, "2.5": 74})
+    lines = [ledgers.line_of("curves", seed, {"30": errors}, about) for seed, errors in enumerate(of_30)]
+    ledgers.add(tmp_path / "ledger.jsonl", lines)
+    temperatures, errors, less = ([*column.cells] for column in ledgers.tables(tmp_path / "ledger.jsonl")[1].columns)
+    assert temperatures == ["labels alone", "1", "2.5"]
+    assert [cell.split(" ± ")[0] for cell in errors] == ["93.0", "79.0", "72.0"]
+    # -20 and -22, then -10 and -4: Student's t of one degree of freedom is 12.706, the standard errors 1 and 3.
+    assert less == ["-21.0 ± 12.7", "-7.0 ± 38.1", "–"]
+
+
 def test_the_page_says_what_the_ledger_says():
     """Each row has the ledger's figures and number of seeds, and what else has an interval is in its tables."""
     folder = Path(ledgers.__file__).parent
@@ -68,7 +80,7 @@ def test_the_page_says_what_the_ledger_says():
         *_, here, n = (cell.strip() for cell in row.strip("|").split("|"))
         assert re.findall(WITH_INTERVAL, here) == [printed[words][0] for words in wanted]
         assert {n} == {printed[words][1] for words in wanted}
-    for place, start in ((1, "| 2 × 300"), (2, "| 2 × 30 ")):
+    for place, start in ((1, "| 2 × 300"), (3, "| 2 × 30 ")):
         (row,) = (line for line in rows if line.startswith(start))
         assert re.findall(WITH_INTERVAL, row) == [line[place] for line in of_curves]
     # Of a difference the page may say how many errors fewer.
