@@ -208,6 +208,10 @@ def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(FloatingPointError, match=r"logits are not all finite as float32, for views 0 to 7"):
         cache_views(APPLY, broken, ALONE, TRAIN, **KEPT, path=tmp_path / "views")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"path must not be a symbolic link to nothing; .*link leads to .*nothing"):
+        cached(ALONE, path=tmp_path / "link")
+    assert [one.name for one in tmp_path.iterdir()] == ["link"]
     kept = {"indices": np.zeros((1, 1, 2), np.int32), "teacher": Outputs(np.zeros((1, 1, 2, 3)), {})}
     with pytest.raises(ValueError, match="number must be 0 or greater; got -1"):
         view_batch(kept, TRAIN, -1)

@@ -71,6 +71,8 @@ def in_folder(
             if record["digests"].get(name) != digest_of_rows(array):
                 raise StaleError(f"path must hold what was written; {_file(folder, name)} has changed since.")
         return opened(folder, "r")
+    if folder.is_symlink():
+        raise ValueError(f"path must not be a symbolic link to nothing; {folder} leads to {os.readlink(folder)}.")
     made: list[Path] = []
     with _files.naming(folder), _made_whole(folder, made) as unfinished:
         for name, one in layout.items():
