@@ -18,15 +18,17 @@ Figures = dict[str, Any]
 Taught = tuple[Weights, Arrays]
 
 
-def trained_teacher(bench: Bench, seed: int, arrays: Arrays, told: Arrays) -> tuple[Weights, Figures]:
-    """The seed's teacher, trained on these arrays, or read where it has been."""
+def trained_teacher(
+    bench: Bench, seed: int, arrays: Arrays, told: Arrays, folder: str = "teacher"
+) -> tuple[Weights, Figures]:
+    """The seed's teacher, trained on these arrays, or read where it has been; the folder's name ends with "teacher"."""
     settings = bench.settings
     network = bench.network(settings.teacher_width, dropout=settings.dropout, input_dropout=settings.input_dropout)
     trainer = trainer_of(
         network, len(arrays["labels"]), settings.teacher_epochs, settings.batch_size, settings.learning_rate,
         limit=settings.max_norm, jittered=True,
     )  # fmt: skip
-    weights, found = fitted(bench, trainer, seed, "teacher", arrays, told)
+    weights, found = fitted(bench, trainer, seed, folder, arrays, told)
     return weights, found | {"errors": _whole(sum(found["errors"]))}
 
 

@@ -1,4 +1,4 @@
-"""Which labels' weight, views and length? Compared on validation digits, which neither teacher nor student has seen."""
+"""Which dropout, labels' weight, views and length? Compared on validation digits, which no teacher or student has seen."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +18,8 @@ Asked = Callable[..., Any]
 def choose(bench: Bench, entry: Asked) -> dict[str, Any]:
     """The setting with the fewest validation errors, mean over the search's own seeds; of equal ones the first.
 
-    First the labels' weight and the views, at the usual length; then the length with those; then the labels' weight of each
-    transfer set. The test digits are read nowhere.
+    First the teacher's dropout; then, with that teacher, the labels' weight and the views, at the usual length; then the
+    length with those; then the labels' weight of each transfer set. The test digits are read nowhere.
 
     Args:
       bench: the settings and the data.
@@ -30,9 +30,16 @@ def choose(bench: Bench, entry: Asked) -> dict[str, Any]:
     """
     settings, compared = bench.settings, {}
 
+    def errors_of_teacher(dropout: float, input_dropout: float) -> float:
+        asked = replace(bench, settings=replace(settings, dropout=dropout, input_dropout=input_dropout))
+        name = f"search dropout={dropout:g} input_dropout={input_dropout:g}"
+        found = [entry(place, name, _teacher, asked, place) for place in seeds]
+        compared[name] = [one["errors"] for one in found]
+        return float(np.mean(compared[name]))
+
     def errors(alpha: float, views: str, epochs: int) -> float:
         name = f"search alpha={alpha:g} views={views} epochs={epochs}"
-        found = [entry(place, name, _student, bench, place, name, alpha, views, epochs) for place in seeds]
+        found = [entry(place, name, _student, of_teacher, place, name, alpha, views, epochs) for place in seeds]
         compared[name] = [one["errors"] for one in found]
         return float(np.mean(compared[name]))
 
@@ -43,10 +50,14 @@ def choose(bench: Bench, entry: Asked) -> dict[str, Any]:
         return float(np.mean(compared[name]))
 
     seeds = range(settings.search_seeds)
+    rates = [(dropout, of_input) for dropout in settings.dropouts for of_input in settings.input_dropouts]
+    dropout, input_dropout = min(rates, key=lambda one: errors_of_teacher(*one))
+    settings = replace(settings, dropout=dropout, input_dropout=input_dropout)
+    of_teacher = replace(bench, settings=settings)
     grid = [(alpha, views) for views in VIEWS for alpha in settings.alphas]
     alpha, views = min(grid, key=lambda one: errors(*one, settings.epochs))
     epochs = min((settings.epochs, *settings.lengths), key=lambda one: errors(alpha, views, one))
-    chosen = {"alpha": alpha, "views": views, "epochs": epochs}
+    chosen = {"dropout": dropout, "input_dropout": input_dropout, "alpha": alpha, "views": views, "epochs": epochs}
     with_chosen = replace(bench, settings=replace(settings, **chosen))
     for which in TRANSFER:
         chosen[f"alpha_{which}"] = min(settings.alphas, key=lambda one, which=which: errors_of_transfer(which, one))
@@ -54,6 +65,18 @@ def choose(bench: Bench, entry: Asked) -> dict[str, Any]:
         mean = mean_interval([float(one) for one in values])
         bench.console.print(f"{name.removeprefix('search ')}: validation errors {mean:.1f}", highlight=False)
     return chosen | {"compared": compared}
+
+
+def _teacher(bench: Bench, place: int) -> dict[str, Any]:
+    _, found = _trained_teacher(bench, FIRST_SEED + place)
+    return {"errors": found["errors"], "of": len(bench.validation["labels"]), "seed": FIRST_SEED + place}
+
+
+def _trained_teacher(bench: Bench, seed: int) -> Any:
+    """The search's teachers have not seen the validation digits either."""
+    settings = bench.settings
+    folder = f"dropout-{settings.dropout:g}_input-{settings.input_dropout:g}_teacher"
+    return trained_teacher(bench, seed, bench.rest, bench.validation, folder=folder)
 
 
 def _student(bench: Bench, place: int, name: str, alpha: float, views: str, epochs: int) -> dict[str, Any]:
@@ -71,9 +94,8 @@ def _transfer(bench: Bench, place: int, name: str, which: str, alpha: float) -> 
 
 
 def _taught(bench: Bench, place: int) -> Any:
-    """The search's teachers have not seen the validation digits either."""
     seed = FIRST_SEED + place
-    weights, _ = trained_teacher(bench, seed, bench.rest, bench.validation)
+    weights, _ = _trained_teacher(bench, seed)
     return seed, weights, with_soft_targets(bench, weights, bench.rest)
 
 

@@ -32,7 +32,7 @@ from kdjax.runs import write_results
 
 Part = Literal["search", "teacher", "alone", "alone_jittered", "distilled", "curves", "without_3", "only_7_8"]
 FREE = ("parts", "ledger", "table", "seeds", "out", "resume", "print_every", "data_dir")  # no part of what is measured
-OF_SEARCH = ("alphas", "lengths", "search_seeds")
+OF_SEARCH = ("dropouts", "input_dropouts", "alphas", "lengths", "search_seeds")
 NEEDED = (3, 7, 8)  # the classes that the transfer sets name
 
 
@@ -82,6 +82,10 @@ class Hinton2015(Run):
     """the largest L2 norm of the incoming weights of a hidden unit of the teacher"""
     validation: int = 10_000
     """training pictures that are held out of the transfer sets, and in the search of everything"""
+    dropouts: tuple[float, ...] = (0.5, 0.3)
+    """the teacher's, of hidden units, that the search compares"""
+    input_dropouts: tuple[float, ...] = (0.2, 0.0)
+    """the teacher's, of pixels, that the search compares with each of those"""
     alphas: tuple[float, ...] = (0.0, 0.1, 0.5)
     """weights of the labels that the search compares"""
     lengths: tuple[int, ...] = (30, 300)
@@ -93,15 +97,15 @@ class Hinton2015(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dropout", "input_dropout"):
-            if not getattr(self, name) < 1:
+        for name in ("dropout", "input_dropout", "dropouts", "input_dropouts"):
+            if not np.all(np.less(getattr(self, name), 1)):
                 raise ValueError(f"{name} must be at least 0 and less than 1; got {getattr(self, name)!r}.")
         if self.max_norm <= 0:
             raise ValueError(f"max_norm must be greater than 0; got {self.max_norm!r}.")
         for name in ("alpha_without_3", "alpha_only_7_8"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)!r}.")
-        for name in ("parts", "temperatures", "curve_widths", "alphas", "lengths"):
+        for name in ("parts", "temperatures", "curve_widths", "dropouts", "input_dropouts", "alphas", "lengths"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must name each one once; got {values!r}.")

@@ -22,7 +22,7 @@ from kdjax.training import weights_of
 SHORT = hinton2015.Hinton2015(
     seeds=1, teacher_epochs=2, epochs=1, batch_size=32, teacher_width=12, student_width=8, curve_widths=(6,),
     temperatures=(1.0, 8.0), validation=80, alphas=(0.0, 0.5), lengths=(2,), search_seeds=1, max_norm=1.0,
-    learning_rate=1e-2,
+    learning_rate=1e-2, dropouts=(0.5, 0.2), input_dropouts=(0.2, 0.0),
 )  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def test_every_part_gives_its_figures(whole):
 
 @pytest.fixture
 def search_without_training(monkeypatch):
-    """What each student and teacher of the search is given; the errors are made up, the fewest with α = 0.5 and jitter."""
+    """What each student and teacher of the search is given; the errors are made up, the fewest with α = 0.5 and jitter, and
+    of the teachers with dropout 0.2 and none of pixels."""
     given, module = [], hinton2015.choose.__globals__
 
     def student(bench, seed, name, arrays, told, *, epochs, alpha, views, teacher):
@@ -87,12 +88,15 @@ def search_without_training(monkeypatch):
 
     def transferred(bench, seed, which, arrays, told, *, alpha, teacher, folder):
         given.append((seed, arrays, told))
-        assert (bench.settings.views, bench.settings.epochs) == ("jitter", 2)
+        settings = bench.settings
+        assert (settings.views, settings.epochs, settings.dropout, settings.input_dropout) == ("jitter", 2, 0.2, 0.0)
         return {"validation_errors_with_bias": 10 * alpha if which == "only_7_8" else 1 - alpha}
 
-    def teacher(bench, seed, arrays, told):
+    def teacher(bench, seed, arrays, told, folder):
         given.append((seed, arrays, told))
-        return None, {}
+        rates = bench.settings.dropout, bench.settings.input_dropout
+        assert folder == "dropout-{:g}_input-{:g}_teacher".format(*rates)
+        return None, {"errors": 1 + sum(rates)}
 
     names = {"trained_student": student, "transferred": transferred, "trained_teacher": teacher}
     for name, stands_in in (names | {"with_soft_targets": lambda bench, teacher, arrays: arrays}).items():
@@ -100,13 +104,21 @@ def search_without_training(monkeypatch):
     return given
 
 
-CHOSEN = {"alpha": 0.5, "views": "jitter", "epochs": 2, "alpha_without_3": 0.5, "alpha_only_7_8": 0.0}
+CHOSEN = {
+    "dropout": 0.2,
+    "input_dropout": 0.0,
+    "alpha": 0.5,
+    "views": "jitter",
+    "epochs": 2,
+    "alpha_without_3": 0.5,
+    "alpha_only_7_8": 0.0,
+}
 
 
 def test_the_search_chooses_by_validation_digits_that_nothing_of_it_trains_on(bench, search_without_training):
     found = hinton2015.choose(bench, lambda seed, name, make, *arguments: make(*arguments))
     assert {name: found[name] for name in CHOSEN} == CHOSEN
-    assert len(found["compared"]) == 4 + 1 + 2 * 2
+    assert len(found["compared"]) == 4 + 4 + 1 + 2 * 2
     for seed, arrays, told in search_without_training:
         assert seed >= 1000
         assert arrays is bench.rest
