@@ -180,8 +180,8 @@ def test_raw_bytes_are_refused():
     [
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1; got 1.0"),
         ({"padding": "same"}, "padding must be one of SAME, VALID; got 'same'"),
-        ({"widths": ()}, r"widths must hold whole numbers greater than 0; got \(\)"),
-        ({"hidden": 0}, "hidden must hold whole numbers greater than 0; got 0"),
+        ({"widths": ()}, "widths must hold one number at least; got none"),
+        ({"hidden": 0}, "hidden must be a whole number of 1 or more; got 0"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -210,8 +210,8 @@ def test_a_distillation_step_is_the_same_on_four_devices():
     [
         ({"depth": 12}, "depth must be 6n \\+ 4 with at least one block a stage: 10, 16, 22, …; got 12"),
         ({"depth": 4}, "depth must be 6n \\+ 4 .* got 4"),
-        ({"width": 0}, "width must be a whole number greater than 0; got 0"),
-        ({"classes": 0}, "classes must be a whole number greater than 0; got 0"),
+        ({"width": 0}, "width must be a whole number of 1 or more; got 0"),
+        ({"classes": 0}, "classes must be a whole number of 1 or more; got 0"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

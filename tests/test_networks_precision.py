@@ -7,11 +7,22 @@ import optax
 import pytest
 
 from experiments._networks import make_model
-from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_feature, on_logits, weighted_sum
+from kdjax import (
+    Outputs,
+    Weights,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    models,
+    on_feature,
+    on_logits,
+    weighted_sum,
+)
 from kdjax.batches import epoch_indices
 from kdjax.data import load, on_device, unit_range
 from kdjax.losses import attention_transfer, soft_target_kl
-from kdjax.networks import from_linen
+from kdjax.networks import computed_in, from_linen
+from kdjax.networks.precision import product_types
 from kdjax.training import make_epoch
 from kdjax.training.sweeps import make_sweep_step, stack
 
@@ -72,3 +83,52 @@ def test_half_precision_learns_the_digits_to_within_two_points(trained):
     assert abs(half - single) < MARGIN
     kernels = [np.asarray(trained[dtype][0].params["logits"]["kernel"]) for dtype in trained]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3  # they did not compute the same
+
+
+MODELS = {
+    "CNN": (models.CNN, {"widths": (4, 8), "hidden": 8}),
+    "CNN, normalised": (models.CNN, {"widths": (4, 8), "batch_norm": True}),
+    "WideResNet": (models.WideResNet, {"depth": 10, "width": 1}),
+    "ResNet": (models.ResNet, {"depth": 8}),
+    "VGG": (models.VGG, {"depth": 8}),
+    "MobileNetV2": (models.MobileNetV2, {}),
+    "ShuffleNetV1": (models.ShuffleNetV1, {}),
+    "ShuffleNetV2": (models.ShuffleNetV2, {}),
+    "ViT": (models.ViT, {"patch": 4, "width": 8, "depth": 1, "heads": 2}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_computes_in_the_type_that_is_asked_for(name):
+    kind, settings = MODELS[name]
+    images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+    init, as_it_is = from_linen(kind(**settings))
+    weights = jax.eval_shape(init, jax.random.key(1), images)
+
+    def types(apply, train):
+        def loss(params, model_state, inputs):
+            outputs, state = apply(params, model_state, inputs, train=train, rng=jax.random.key(2))
+            return outputs.logits.sum(), state
+
+        return product_types(jax.grad(loss, has_aux=True) if train else loss, *weights, images)
+
+    assert types(as_it_is, train=False) == types(as_it_is, train=True) == {"float32"}
+    _, in_half = from_linen(kind(**settings, dtype=jnp.bfloat16))
+    for train in (False, True):
+        assert types(computed_in(as_it_is, jnp.bfloat16), train) == types(in_half, train) >= {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", ["CNN, normalised", "ResNet", "WideResNet", "ViT"])
+def test_a_cast_network_is_the_one_that_was_made_for_the_type(name):
+    kind, settings = MODELS[name]
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+    init, as_it_is = from_linen(kind(**settings))
+    weights = jax.jit(init)(jax.random.key(1), images)
+    for train in (False, True):
+        made, cast = (
+            jax.jit(lambda inputs, apply=apply, train=train: apply(*weights, inputs, train=train)[0])(images)
+            for apply in (from_linen(kind(**settings, dtype=jnp.bfloat16))[1], computed_in(as_it_is, jnp.bfloat16))
+        )
+        assert cast.logits.dtype == jnp.float32
+        np.testing.assert_array_equal(made.logits, cast.logits)
+        assert np.abs(cast.logits - as_it_is(*weights, images, train=train)[0].logits).max() > 0

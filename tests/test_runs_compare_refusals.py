@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,6 +19,8 @@ from kdjax import cross_entropy, on_feature, weighted_sum
 from kdjax.checkpoints import save_weights
 from kdjax.data import unit_range
 from kdjax.losses import hint
+from kdjax.models import CNN
+from kdjax.networks import from_linen
 from kdjax.runs import Recipe, _seeds
 
 
@@ -34,6 +37,10 @@ def finished(tmp_path_factory):
         ({"seeds": 0}, "seeds must be a whole number"),
         ({"devices": 5}, "devices must be at most the 4 there are; got 5"),
         ({"dtype": "float16"}, "dtype"),
+        (
+            {"dtype": "bfloat16", "alone": replace(recipe("alone"), network=from_linen(CNN((4,), dtype=jnp.float32)))},
+            "dtype must be what the alone's layers compute in; got 'bfloat16', and all their products are of float32",
+        ),
         ({"data": DATA[:1]}, "data must be two data sets"),
         ({"alone": recipe("alone", batch_size=5000)}, "batch_size must be at most the 1257 examples; got 5000"),
         ({"devices": 4, "alone": recipe("alone", batch_size=130)}, "batch_size of alone must divide by the 4 devices"),

@@ -11,7 +11,7 @@ from kdjax.networks import from_linen
 class Dense(nn.Module):
     width: int = 6
     classes: int = 10
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, inputs, train=False):

@@ -90,7 +90,7 @@ def shuffled(x: Images, groups: int) -> Convolved:
 def outputs(x: Float[Array, "batch dim"], features: dict[str, Array], classes: int, dtype: Any) -> Outputs:
     """The logits of an embedding, which joins the features; the new submodule belongs to whoever calls."""
     logits = nn.Dense(classes, dtype=dtype, kernel_init=HALF_HE, name="logits")(x)
-    return Outputs(logits.astype(jnp.promote_types(dtype, jnp.float32)), features | {"embedding": x})
+    return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features | {"embedding": x})
 
 
 def in_order(stages: dict[str, Array]) -> dict[str, Array]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from kdjax import _checks
@@ -40,7 +41,8 @@ class Stage(nn.Module):
         self, inputs: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height_out width_out channels_out"]:
         kernel = self.param("kernel", initializer(self.gain), (3, 3, inputs.shape[-1], self.width))
-        x = convolve(inputs.astype(self.dtype), kernel.astype(self.dtype), self.padding)
+        inputs, kernel = promote_dtype(inputs, kernel, dtype=self.dtype)
+        x = convolve(inputs, kernel, self.padding)
         pool = max_pool if train else max_pool_at_inference
         if self.batch_norm:
             norm = nn.BatchNorm(
@@ -48,7 +50,7 @@ class Stage(nn.Module):
             )
             return nn.relu(pool(norm(x)))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return nn.relu(pool(x) + bias.astype(self.dtype)[None, None, None, :])
+        return nn.relu(pool(x) + bias.astype(x.dtype)[None, None, None, :])
 
 
 class CNN(nn.Module):
@@ -65,8 +67,8 @@ class CNN(nn.Module):
       dropout: the rate at which the logits' inputs are dropped while training, in [0, 1).
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation and the masks of
         dropout; None where the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
-        have this dtype.
+      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
+        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
 
     Features: ``"stage1"`` … ``"stageN"`` [batch, height, width, channels], each stage's output, and ``"embedding"``
     [batch, dim], what the logits are read from, before dropout.
@@ -93,14 +95,16 @@ class CNN(nn.Module):
     gain: float = 2.0
     dropout: float = 0.0
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths must hold one number at least; got none.")
         sizes = {"widths": self.widths, "hidden": () if self.hidden is None else (self.hidden,)}
         for name, values in (sizes | {"classes": (self.classes,)}).items():
-            if any(value < 1 for value in values) or (name == "widths" and not values):
-                raise ValueError(f"{name} must hold whole numbers greater than 0; got {getattr(self, name)!r}.")
+            for value in values:
+                _checks.whole(name, value, 1)
         _checks.one_of("padding", self.padding, ("SAME", "VALID"))
         _checks.positive("gain", self.gain)
         if not 0 <= self.dropout < 1:
@@ -123,7 +127,7 @@ class CNN(nn.Module):
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer(min(self.gain, 1.0)), name="logits")(
             x
         )
-        return Outputs(logits.astype(jnp.promote_types(self.dtype, jnp.float32)), features)
+        return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features)
 
     def _check(self, inputs: Array) -> None:
         _checks.rank("inputs", inputs, 4, "[batch, height, width, channels]")

@@ -55,8 +55,8 @@ class MobileNetV2(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
-        have this dtype.
+      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
+        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
 
     Features: ``"stage1"`` … ``"stage4"`` [batch, height, width, channels], of images of 32 × 32 pixels at 16, 8, 4 and
     2; no ReLU is taken of them, so that they may be negative. And ``"embedding"`` [batch, 1280], what the logits are read
@@ -92,7 +92,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     classes: int = 10
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

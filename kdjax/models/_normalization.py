@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -39,16 +40,19 @@ class Activated(nn.BatchNorm):
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         if self.use_running_average:
             inverse = lax.rsqrt(variance.value + self.epsilon)
-            return nn.relu(_affine(x, mean.value, inverse, scale, bias).astype(self.dtype))
+            return nn.relu(_affine(x, mean.value, inverse, scale, bias).astype(dtype))
         axis_name = None if self.is_initializing() else self.axis_name
         now = _statistics(x, axis_name)
         if not self.is_initializing():
             for running, one in zip((mean, variance), now, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * one
-        scale, bias = (as_of_one_device(one, x) for one in (scale, bias))
-        return _activated(x, *now, scale, bias, self.epsilon, axis_name).astype(self.dtype)
+        scale, bias = (
+            as_of_one_device(one.astype(jnp.promote_types(one.dtype, jnp.float32)), x) for one in (scale, bias)
+        )
+        return _activated(x, *now, scale, bias, self.epsilon, axis_name).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -49,8 +49,8 @@ class ResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
-        have this dtype.
+      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
+        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], each stage's output after its last ReLU;
     ``"stage1_before_relu"`` … the sums that this ReLU is taken of; and ``"embedding"`` [batch, channels], what the
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] = (16, 16, 32, 64)
     classes: int = 10
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +96,8 @@ class ResNet(nn.Module):
             )
         for width in self.widths:
             _checks.whole("widths", width, 1)
-        _checks.whole("classes", self.classes, 1)
+        for name, least in (("depth", 8), ("classes", 1)):
+            _checks.whole(name, getattr(self, name), least)
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:

@@ -32,9 +32,9 @@ class Block(nn.Module):
         # One product for queries, keys and values, in this order, each head's numbers side by side.
         qkv = dense(3 * width, name="qkv")(norm(name="norm1")(inputs))
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
-        half = jnp.dtype(self.dtype).itemsize < 4
-        seen = nn.dot_product_attention(query, key, value, dtype=self.dtype, force_fp32_for_softmax=half)
-        x = inputs + dense(width, name="out")(seen.reshape(inputs.shape))
+        half = query.dtype.itemsize < 4
+        seen = nn.dot_product_attention(query, key, value, dtype=query.dtype, force_fp32_for_softmax=half)
+        x = inputs + dense(width, name="out")(seen.reshape(inputs.shape).astype(query.dtype))
         hidden = nn.gelu(dense(4 * width, name="hidden")(norm(name="norm2")(x)), approximate=False)
         return x + dense(width, name="narrow")(hidden)
 
@@ -51,8 +51,8 @@ class ViT(nn.Module):
       depth: the number of blocks.
       heads: of the attention.
       classes: the number of logits.
-      dtype: of the computation. Parameters are float32, and so are logits unless they are float64; features have this
-        dtype.
+      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
+        it. Parameters begin in float32, and logits are float32 unless they are float64.
 
     Features: ``"block1"`` … [batch, tokens, width], each block's output, the class's token first, the patches row by
     row after it; and ``"embedding"`` [batch, width], what the logits are read from. Nothing here depends on other examples
@@ -88,7 +88,7 @@ class ViT(nn.Module):
     depth: int = 12
     heads: int = 3
     classes: int = 10
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,12 +108,12 @@ class ViT(nn.Module):
         sides = (self.patch, self.patch)
         x = nn.Conv(self.width, sides, sides, "VALID", kernel_init=SMALL, dtype=self.dtype, name="patches")(inputs)
         x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width)
-        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
-        x = x + self.param("positions", SMALL, (1, *x.shape[1:])).astype(self.dtype)
+        x = x + self.param("positions", SMALL, (1, *x.shape[1:])).astype(x.dtype)
         features: dict[str, Array] = {}
         for number in range(1, self.depth + 1):
             x = features[f"block{number}"] = Block(self.heads, self.dtype, name=f"block{number}")(x)
         x = features["embedding"] = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)[:, 0]
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=SMALL, name="logits")(x)
-        return Outputs(logits.astype(jnp.promote_types(self.dtype, jnp.float32)), features)
+        return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features)

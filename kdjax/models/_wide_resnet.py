@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
+from kdjax import _checks
 from kdjax._types import Outputs
 from kdjax.models._blocks import activated, check_images, convolution, outputs
 from kdjax.models._convolution import Convolved, Images
@@ -55,8 +56,8 @@ class WideResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where the
         network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation. Parameters and statistics are float32, and so are logits unless they are float64; features
-        have this dtype.
+      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
+        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], the sums that the stages end with, which may be
     negative, and ``"embedding"`` [batch, 64 · width], what the logits are read from.
@@ -86,7 +87,7 @@ class WideResNet(nn.Module):
     width: int
     classes: int = 10
     axis_name: str | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,9 +95,8 @@ class WideResNet(nn.Module):
             raise ValueError(
                 f"depth must be 6n + 4 with at least one block a stage: 10, 16, 22, …; got {self.depth!r}."
             )
-        for name in ("width", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number greater than 0; got {getattr(self, name)!r}.")
+        for name, least in (("depth", 10), ("width", 1), ("classes", 1)):
+            _checks.whole(name, getattr(self, name), least)
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:

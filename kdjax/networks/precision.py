@@ -1,5 +1,6 @@
 """A network computed in another floating-point type, its weights and outputs as they are."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ def computed_in(apply: Apply, dtype: Any) -> Apply:
     for the sums of many small updates.
 
     Args:
-      apply: any `Apply`.
+      apply: any `Apply`. Its layers must compute in the type of what they get, as those of `kdjax.models` do and Flax's with
+        ``dtype=None``; a layer with a type of its own casts back to that, and nothing is gained. `product_types` tells.
       dtype: such as ``jnp.bfloat16``.
 
     Returns:
@@ -44,6 +46,29 @@ def computed_in(apply: Apply, dtype: Any) -> Apply:
         return _cast(outputs, jnp.float32), jax.tree.map(_as, new_state, model_state)
 
     return cast
+
+
+def product_types(function: Callable[..., Any], *arguments: Any) -> set[str]:
+    """The types of what a function's matrix products and convolutions multiply, by name; nothing is computed.
+
+    Args:
+      function: of arrays or pytrees of arrays, such as a network with its weights and inputs.
+      *arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+
+    Example:
+      >>> sorted(product_types(lambda x: (x @ x).astype(jnp.bfloat16) @ jnp.ones((2, 2), jnp.bfloat16), jnp.ones((2, 2))))
+      ['bfloat16', 'float32']
+    """
+    return set(_products(jax.make_jaxpr(function)(*arguments)))
+
+
+def _products(program: Any) -> Iterator[str]:
+    """Of a jaxpr and all that it calls; of anything else none."""
+    for equation in getattr(getattr(program, "jaxpr", program), "eqns", ()):
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield str(equation.invars[0].aval.dtype)
+        for inner in jax.tree.leaves([*equation.params.values()]):
+            yield from _products(inner)
 
 
 def _cast(tree: Tree, dtype: Any) -> Tree:

@@ -12,25 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import _checks, _processes
+from kdjax._apply import run
 from kdjax._types import Outputs, Tree, Weights
 from kdjax.caching import cache_teacher, choose_place, features_of, free_memory
 from kdjax.connectors import init_beside
 from kdjax.metrics import as_measure
-from kdjax.networks.precision import computed_in
+from kdjax.networks.precision import computed_in, product_types
 from kdjax.objectives import cross_entropy
 from kdjax.runs._data import arrays_of, check_data, class_names_of, count_of, labels_outside, not_finite
 from kdjax.runs._measured import has_classes
 from kdjax.runs.fitting import fit, keep_weights
 from kdjax.runs.folders import chosen
-from kdjax.runs.recipes import (
-    Diverged,
-    Recipe,
-    Trainer,
-    described,
-    first_of,
-    given_teacher,
-    prepare,
-)
+from kdjax.runs.recipes import Diverged, Recipe, Trainer, described, first_of, given_teacher, prepare
 from kdjax.runs.tracking import Track
 from kdjax.training import DivergedError, data_mesh, replicate
 from kdjax.training.compiler import Options
@@ -89,7 +82,7 @@ class Shared:
                     "peer must be of the distilled network alone, and nothing of it can be stored, since it learns too; "
                     f"{wrong}."
                 )
-            recipe = self.in_dtype(recipe)
+            recipe = self.in_dtype(name, recipe)
             teacher_apply = made["teacher"].apply if name == "distilled" else None
             made[name] = prepare(
                 recipe,
@@ -104,13 +97,22 @@ class Shared:
             self.check_labels(name, made[name])
         return made
 
-    def in_dtype(self, recipe: Recipe) -> Recipe:
+    def in_dtype(self, name: str, recipe: Recipe) -> Recipe:
         """The recipe, and its peer, with networks that compute in the run's dtype."""
         if self.dtype == "float32":
             return recipe
         init, apply = recipe.network
-        peer = None if recipe.peer is None else self.in_dtype(recipe.peer)
-        return replace(recipe, network=(init, computed_in(apply, jnp.dtype(self.dtype))), peer=peer)
+        cast = computed_in(apply, jnp.dtype(self.dtype))
+        inputs = first_of(self.data.train["inputs"])
+        weights = jax.eval_shape(init, jax.random.key(0), inputs)
+        found = product_types(lambda *given: run(cast, *given, train=False)[0].logits, *weights, inputs)
+        if found and self.dtype not in found:
+            raise ValueError(
+                f"dtype must be what the {name}'s layers compute in; got {self.dtype!r}, and all their products are of "
+                f"{', '.join(sorted(found))}: leave the layers' own dtype unset."
+            )
+        peer = None if recipe.peer is None else self.in_dtype(name, recipe.peer)
+        return replace(recipe, network=(init, cast), peer=peer)
 
     def check_labels(self, name: str, trainer: Trainer) -> None:
         """Class numbers of which a cross-entropy would be NaN: those to learn from, and those to measure by."""
