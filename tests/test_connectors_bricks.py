@@ -37,6 +37,22 @@ def test_half_precision_is_computed_in_float32():
     assert bricks.convolution(half, kernel[None, None]).dtype == jnp.float32
 
 
+def test_sums_and_squares_of_half_precision_do_not_overflow():
+    maps = jnp.full((1, 300, 300, 1), 200.0, jnp.float16)
+    for pooled in (bricks.average_to_size(maps, 1, 1), *bricks.average_to_one_size(maps, maps[:, :1, :1])):
+        assert pooled.ravel().tolist() == [200.0]
+    far = jnp.asarray([100.0, 101.0], jnp.bfloat16).reshape(1, 1, 2, 1)
+    close(bricks.resize(far, 1, 4).ravel(), [100.0, 100.25, 100.75, 101.0])
+    params, model_state = bricks.init_layer(jax.random.key(0), (1, 1), normalize=True)
+    params, model_state = (
+        {name: value for name, value in tree.items() if name != "kernel"} for tree in (params, model_state)
+    )
+    values = jnp.asarray([[-300.0], [300.0]], jnp.float16)
+    normal, after = bricks.normalize(params, model_state, values, train=True)
+    close(normal.ravel(), [-1.0, 1.0])
+    assert np.isfinite(after["variance"]).all()
+
+
 def test_no_layer_at_all_is_the_identity():
     params, model_state = bricks.init_chain(jax.random.key(0), [])
     assert bricks.apply_chain(params, model_state, X, train=True)[0] is X

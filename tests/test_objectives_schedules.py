@@ -28,6 +28,14 @@ def test_values_by_hand(name):
     np.testing.assert_allclose([float(compiled(step)) for step in STEPS], found, rtol=1e-6)
 
 
+@pytest.mark.parametrize("every", [41, 47, 49, 55, 82, 235, 2.5])
+def test_a_stair_begins_at_its_step_also_where_it_is_a_constant_of_a_program(every):
+    schedule = schedules.staircase(1.0, factor=0.5, every=every)
+    steps = jnp.arange(4 * 235)
+    found = jax.jit(jax.vmap(lambda step: jnp.log2(schedule(step))))(steps)
+    np.testing.assert_array_equal(np.round(found), -np.floor(np.arange(4 * 235) / every))
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 def test_before_the_start_it_is_the_start(name):
     schedule, wanted = BY_HAND[name]
@@ -45,3 +53,6 @@ def test_what_a_schedule_moves_is_among_the_metrics_of_a_step():
     assert metrics["soft_temperature"] == metrics["half_temperature"] == 6.5
     assert metrics["soft_weight"] == 0.25
     assert not {name for name in metrics if name.startswith("still_")} - {"still_weight"}
+    taken = weighted_sum(soft=(1.0, soft), soft_temperature=(1.0, cross_entropy))
+    with pytest.raises(ValueError, match="The name 'soft_temperature' is a term's and that of a number"):
+        step(fresh_state(), teacher_weights(), taken, batch())

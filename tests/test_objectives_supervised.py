@@ -44,6 +44,22 @@ def test_a_class_that_is_excluded_and_unwanted_costs_nothing():
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize(
+    ("term", "labels", "logits"),
+    [
+        (smoothed_cross_entropy(0.0), [1], [-np.inf, 0.0, 0.0]),
+        (binary_cross_entropy, [[0, 1, 1]], [-np.inf, 0.0, np.inf]),
+    ],
+)
+def test_what_an_infinite_logit_rules_out_costs_nothing_where_it_is_ruled_out(term, labels, logits):
+    def cost(logits):
+        return term(Outputs(logits[None], {}), None, {"labels": jnp.asarray(labels)})[0]
+
+    found, slope = jax.value_and_grad(cost)(jnp.asarray(logits))
+    np.testing.assert_allclose(found, np.log(2), rtol=1e-6)
+    assert np.isfinite(slope).all()
+
+
 def test_a_label_that_is_no_class_is_seen():
     labels = CLASSES.copy()
     labels[0, 0], labels[1, 1] = -1, 5

@@ -24,7 +24,7 @@ def average_to_vector(x: Float[Array, "batch *positions channels"]) -> Float[Arr
 def average_to_size(
     x: Float[Array, "batch height width channels"], height: int, width: int
 ) -> Float[Array, "batch {height} {width} channels"]:
-    """Maps averaged down to a size; where sizes do not divide, neighbouring windows overlap.
+    """Maps averaged down to a size, in float32 at least; where sizes do not divide, neighbouring windows overlap.
 
     Raises:
       ValueError: `x` is no map, a size is not a whole number above 0, or `x` is smaller than that.
@@ -38,14 +38,14 @@ def average_to_size(
         _checks.whole(name, new, 1)
         if new > old:
             raise ValueError(f"{name} must be at most that of x, {old}; got {new}.")
-    return _math.adaptive_average_pool(x, height, width)
+    return _math.adaptive_average_pool(at_least_float32(x), height, width)
 
 
 def average_to_one_size(
     first: Float[Array, "batch *first_positions first_channels"],
     second: Float[Array, "batch *second_positions second_channels"],
 ) -> tuple[Array, Array]:
-    """Two maps of one size, the smaller height and the smaller width of the two.
+    """Two maps of one size, the smaller height and the smaller width of the two, in float32 at least.
 
     Raises:
       ValueError: one of them is no map.
@@ -56,19 +56,20 @@ def average_to_one_size(
     """
     _checks.rank("first", first, 4, MAP)
     _checks.rank("second", second, 4, MAP)
-    return _math.averaged_to_one_size(first, second)
+    return _math.averaged_to_one_size(at_least_float32(first), at_least_float32(second))
 
 
 def resize(
     x: Float[Array, "batch height width channels"], height: int, width: int, *, method: str = "linear"
 ) -> Float[Array, "batch {height} {width} channels"]:
-    """Maps at another size.
+    """Maps at another size, in float32 at least.
 
     Args:
       x: maps.
       height: the new one.
       width: the new one.
-      method: ``"linear"``, between the centres of cells; or ``"nearest"``: row i is row ⌊i · old / new⌋ of the old.
+      method: ``"linear"``, between the centres of cells, and where maps shrink a weighted mean of what a new cell covers, as
+        `jax.image.resize` does it; or ``"nearest"``: row i is row ⌊i · old / new⌋ of the old.
 
     Raises:
       ValueError: `x` is no map, a size is not a whole number above 0, or `method` is none of these.
@@ -81,6 +82,7 @@ def resize(
     _checks.whole("height", height, 1)
     _checks.whole("width", width, 1)
     _checks.one_of("method", method, ("linear", "nearest"))
+    x = at_least_float32(x)
     if x.shape[1:3] == (height, width):
         return x
     if method == "linear":

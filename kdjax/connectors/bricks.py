@@ -265,6 +265,7 @@ def normalize(
       >>> x.round(2).tolist(), round(float(after["mean"][0]), 2)
       ([[-1.0], [1.0]], 0.2)
     """
+    x = at_least_float32(x)
     if train:
         axes = tuple(range(x.ndim - 1))
         mean = jnp.mean(x, axis=axes)

@@ -140,7 +140,7 @@ def binary_cross_entropy(student: Outputs, teacher: Outputs | None, batch: Batch
     """
     del teacher
     logits, labels = beside(student.logits, read_batch(batch, "labels"))
-    values = -(labels * jax.nn.log_sigmoid(logits) + (1 - labels) * jax.nn.log_sigmoid(-logits))
+    values = -(_times(labels, jax.nn.log_sigmoid(logits)) + _times(1 - labels, jax.nn.log_sigmoid(-logits)))
     return jnp.sum(jnp.where((labels < 0) | (labels > 1), jnp.nan, values), axis=-1)
 
 
@@ -186,7 +186,7 @@ def _cross_entropy(logits: Array, labels: Any, *, name: str = "labels") -> Float
     if kind is not None and jnp.issubdtype(kind, jnp.floating) and np.shape(labels) == logits.shape:
         shares = jnp.asarray(labels).astype(jnp.promote_types(kind, jnp.float32))
         shares = jnp.where((shares < 0) | (shares > 1), jnp.nan, shares)
-        return -jnp.sum(jnp.where(shares == 0, 0.0, shares * jax.nn.log_softmax(logits, axis=-1)), axis=-1)
+        return -jnp.sum(_times(shares, jax.nn.log_softmax(logits, axis=-1)), axis=-1)
     classes = _checks.labels(name, labels, logits.shape[:-1])
     values = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     return jnp.where((classes < 0) | (classes >= logits.shape[-1]), jnp.nan, values)
@@ -196,7 +196,12 @@ def _smoothed(logits: Array, labels: Any, *, smoothing: Number = 0.1) -> Float[A
     _checks.between("smoothing", smoothing, 0.0, 1.0)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     spread = -jnp.mean(jax.nn.log_softmax(logits, axis=-1), axis=-1)
-    return (1 - smoothing) * _cross_entropy(logits, labels) + smoothing * spread
+    return (1 - smoothing) * _cross_entropy(logits, labels) + _times(smoothing, spread)
+
+
+def _times(share: Array | Number, value: Array) -> Array:
+    """What has no share adds nothing, be it infinite: a class may be excluded by a logit of −∞."""
+    return jnp.where(share == 0, 0.0, share * value)
 
 
 def beside(logits: Array, labels: Any) -> tuple[Array, Array]:

@@ -125,7 +125,10 @@ def _half_wave(step: Number, start: Number, end: Number, steps: Number) -> jax.A
 
 
 def _stairs(step: Number, start: Number, factor: Number, every: Number) -> jax.Array:
-    return start * factor ** jnp.floor(step / every)
+    # XLA multiplies by the reciprocal of a constant, and 41 · (1 / 41) may be less than 1: products say which stair it is.
+    stair = jnp.floor(step / every)
+    stair = stair + (step >= (stair + 1) * every) - (step < stair * every)
+    return start * factor**stair
 
 
 FORMULAS = (_line, _half_wave, _stairs)  # those whose last number is a step at which they have changed
