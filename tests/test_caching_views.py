@@ -11,7 +11,7 @@ from dense import CLASSES, fresh_state, optimizer, teacher, teacher_weights
 
 from kdjax import Outputs, Weights, make_train_step
 from kdjax.batches import epoch_indices, take, view_key
-from kdjax.caching import StaleError, cache_views, features_of, view_batch
+from kdjax.caching import StaleError, cache_teacher, cache_views, features_of, view_batch
 from kdjax.data import cutmix, horizontal_flip, make_views, mixup, random_crop
 from kdjax.training import augmented, jit_step, make_epoch
 
@@ -147,6 +147,15 @@ def test_a_state_of_another_key_sees_the_views_that_were_kept(kind):
         step(state, None, None, view_batch(kept, TRAIN, 0) | {"view": np.zeros(SIZE, np.int32)})
 
 
+def test_views_kept_under_a_key_of_rbg_are_those_of_each_example_alone():
+    rng = jax.random.key(3, impl="rbg")
+    kept = cached(ALONE, rng=rng)
+    for row, example in enumerate(kept["indices"][0, 0]):
+        one = take(TRAIN, example[None]) | {"indices": example[None]}
+        said = APPLY(*TEACHER, ALONE(view_key(rng, 0), one)["inputs"], train=False)[0].logits[0]
+        np.testing.assert_allclose(kept["teacher"].logits[0, 0, row], said, rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_kept_is_said_of_the_views_and_of_no_others():
     kept = cached(MIXED, dtype="float16")
     assert kept["teacher"].features == {}
@@ -160,6 +169,34 @@ def test_what_is_kept_is_said_of_the_views_and_of_no_others():
             np.testing.assert_allclose(kept["teacher"].logits[epoch, step], said, rtol=2e-3, atol=2e-3)
     top = cached(ALONE, top_k=3)
     assert top["top_indices"].shape == top["top_values"].shape == (EPOCHS, STEPS, SIZE, 3)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_whole_numbers_and_bools_keep_their_type_and_inputs_may_be_a_pytree(tmp_path, on_disk):
+    """301 is 300 in bfloat16. And of two arrays of inputs there are 5 examples, not 2."""
+
+    def network(params, model_state, inputs, *, train, rng=None):
+        found = {"cluster": inputs["place"] + 300, "odd": inputs["place"] % 2 == 1}
+        return Outputs(inputs["x"] @ params, found), model_state
+
+    inputs, weights = {"x": jnp.ones((5, 3)), "place": jnp.arange(5)}, Weights(jnp.eye(3), {})
+    settings = {"features": ["cluster", "odd"], "dtype": "bfloat16"}
+    paths = [tmp_path / name if on_disk else None for name in ("plain", "views")]
+    plain = cache_teacher(network, weights, inputs, **settings, path=paths[0])["teacher"]
+    views = cache_views(
+        network,
+        weights,
+        lambda key, batch: batch,
+        {"inputs": inputs},
+        **(KEPT | settings | {"batch_size": 2}),
+        path=paths[1],
+    )
+    assert views["indices"].shape == (EPOCHS, 2, 2)
+    assert {*np.ravel(views["indices"])} == set(range(5))
+    for found, places in ((plain, np.arange(5)), (views["teacher"], np.asarray(views["indices"]))):
+        assert found.logits.dtype == jnp.bfloat16
+        for name, wanted in (("cluster", 300 + places.astype(np.int32)), ("odd", places % 2 == 1)):
+            np.testing.assert_array_equal(found.features[name], wanted, strict=True)
 
 
 def test_other_views_another_teacher_or_other_data_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Calibration, similarity and cost: against scikit-learn, the papers' formulas, and programs whose cost is known."""
+"""Calibration and cost: against scikit-learn, the papers' formulas, and programs whose cost is known."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from kdjax.metrics import (
     agreeing,
     brier_score,
     calibration_error,
-    cka,
     cost,
     finished,
     label_accuracy,
@@ -149,66 +148,6 @@ def test_nan_of_either_network_agrees_with_nothing():
     for student, teacher in ((logits, whole), (whole, logits), (logits, logits)):
         sums = sums_of({"same": agreeing}, Outputs(student, {}), Outputs(teacher, {}), {})
         assert finished({"same": agreeing}, sums)["same"] == pytest.approx(2 / 3)
-
-
-def slow_cka(first, second):
-    """Kornblith et al., eq. 3 by its matrices."""
-    centring = np.eye(len(first)) - 1 / len(first)
-
-    def hsic(one, other):
-        return np.trace(one @ centring @ other @ centring)
-
-    return hsic(first, second) / np.sqrt(hsic(first, first) * hsic(second, second))
-
-
-def features(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def test_cka_is_the_papers():
-    first, second = features(0, 40, 6), features(1, 40, 2, 5)
-    second[:, 0, 0] += 2.0 * first[:, 0]
-    flat = second.reshape(40, -1)
-    assert cka(first, second) == pytest.approx(slow_cka(first @ first.T, flat @ flat.T), abs=1e-5)
-
-    def rbf(rows):
-        squares = ((rows[:, None] - rows[None]) ** 2).sum(axis=-1)
-        return np.exp(-squares / (2 * 0.25 * np.median(squares[np.triu_indices(40, 1)])))
-
-    assert cka(first, second, kernel="rbf") == pytest.approx(slow_cka(rbf(first), rbf(flat)), abs=1e-4)
-
-
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-@pytest.mark.parametrize("debiased", [False, True])
-def test_cka_knows_no_rotation_scale_or_shift(kernel, debiased):
-    first = features(0, 30, 6)
-    turned = first @ np.linalg.qr(features(3, 6, 6))[0]
-    for scale in (1e-12, 3.0, 1e12):
-        assert cka(first, scale * (turned + 1.0), kernel=kernel, debiased=debiased) == pytest.approx(1.0, abs=1e-3)
-
-
-def test_without_bias_features_of_nothing_in_common_have_none():
-    """12 examples of 200 dims: the plain form takes them for alike."""
-    pairs = [(features(2 * n, 12, 200), features(2 * n + 1, 12, 200)) for n in range(40)]
-    assert np.mean([cka(*pair) for pair in pairs]) > 0.8
-    values = [cka(*pair, debiased=True) for pair in pairs]
-    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values)) < 0.1
-
-
-@pytest.mark.parametrize(
-    ("words", "settings"),
-    [
-        ("first and second must have 4 examples or more; got 3", {"debiased": True}),
-        ("kernel must be one of linear, rbf; got 'cosine'", {"kernel": "cosine"}),
-        ("width must be a finite number greater than 0; got 0.0", {"width": 0.0}),
-        ("first and second must have the same batch size", {"second": features(0, 4, 2)}),
-    ],
-)
-def test_bad_input_of_cka_is_named(words, settings):
-    arrays = {"first": jnp.asarray(features(0, 3, 2)), "second": jnp.asarray(features(1, 3, 2))}
-    arguments = arrays | {k: jnp.asarray(v) if k == "second" else v for k, v in settings.items()}
-    with pytest.raises(ValueError, match=words):
-        cka.__wrapped__(**arguments)
 
 
 def test_bins_that_are_none_are_named():

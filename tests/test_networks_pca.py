@@ -92,6 +92,13 @@ def test_what_cannot_be_fitted_is_a_named_error():
         ({"share": 0.0}, "share must be above 0 and at most 1; got 0.0"),
         ({"share": 90}, "share must be above 0 and at most 1; got 90"),
         ({"feature": "g"}, r"The network has no feature 'g'; it has \['f'\]"),
+        *(
+            (
+                {"batches": [{"inputs": data[:5], "mask": np.ones(shape)}]},
+                r"mask\"\] must have shape \(5,\), .*got shape \(",
+            )
+            for shape in ((1,), (2,), (5, 4))
+        ),
         ({"batches": []}, "batches must hold two positions at least; got 0"),
         ({"batches": [{"inputs": np.ones((3, 2, 2, 4), np.float32)}]}, "'f' must vary; it is the same at all 12"),
     ):

@@ -51,11 +51,34 @@ def test_the_probe_is_a_minimum_and_the_same_at_every_call():
 
 def test_few_steps_stop_early_and_more_come_nearer():
     exact, _ = scikit_learns(1e-4)
-    far, near = (
-        np.abs(np.asarray(linear_probe(PIXELS, TRAIN.labels, 10, l2=1e-4, steps=steps)["kernel"]) - exact).max()
-        for steps in (5, 50)
-    )
+    with pytest.warns(
+        RuntimeWarning, match=r"not at its minimum after \d+ steps: an entry of the gradient is 0\."
+    ) as said:
+        far, near = (
+            np.abs(np.asarray(linear_probe(PIXELS, TRAIN.labels, 10, l2=1e-4, steps=steps)["kernel"]) - exact).max()
+            for steps in (5, 50)
+        )
     assert far > 3 * near > 0
+    assert len(said) == 2
+
+
+def test_a_channel_of_another_size_hinders_no_other():
+    """One that says nothing and is ten thousand times as large, and one that hardly moves, far from 0."""
+    draw = np.random.default_rng(0).normal(size=(2, len(PIXELS), 1))
+    features = np.concatenate([PIXELS, 1e4 * draw[0], 30.0 + 1e-4 * draw[1]], axis=1).astype(np.float32)
+    model = LogisticRegression(C=1 / (1e-3 * len(PIXELS)), solver="newton-cg", tol=1e-8, max_iter=1000)
+    model.fit(features.astype(np.float64), TRAIN.labels)
+    got = np.asarray(linear_probe(features, TRAIN.labels, 10, l2=1e-3)["kernel"])
+    largest = np.abs(model.coef_.T).max(axis=1, initial=1e-9)
+    np.testing.assert_allclose(got[:64], model.coef_.T[:64], atol=1e-3 * largest[:64].max())
+    np.testing.assert_allclose(got[64], model.coef_.T[64], atol=1e-2 * largest[64])
+
+
+@pytest.mark.parametrize("size", [1e-15, 4e19, 3e38])
+def test_features_whose_squares_float32_does_not_hold_are_probed(size):
+    features = np.array([[-1.0], [-0.5], [0.5], [1.0]], np.float32) * np.float32(size)
+    kernel = np.asarray(linear_probe(features, np.array([0, 0, 1, 1]), 2, l2=0.1)["kernel"], np.float64)
+    assert (kernel[0, 1] - kernel[0, 0]) * size > (1e-30 if size < 1 else 3.0)
 
 
 def test_features_that_say_nothing_leave_the_shares_of_the_classes():

@@ -76,6 +76,10 @@ def test_another_temperature_compiles_nothing_again():
         ("A place must be .*got 'head'", lambda: on_heads(soft_target_kl, *HEADS[:3], "head")),
         ("chunk must be a whole number", lambda: on_heads(soft_target_kl, *HEADS, chunk=0)),
         ("soft_target_kl needs student, teacher", lambda: on_heads(soft_target_kl, *HEADS[:2])),
+        (
+            "labels of <lambda> must be an argument by position.*keyword-only",
+            lambda: on_heads(lambda logits, *, labels: LABELS(logits, labels), *HEADS[:2]),
+        ),
         ("temperature must be", lambda: on_heads(soft_target_kl, *HEADS, temperature=-1.0)),
         ("must be a keyword-only argument|must be one of", lambda: on_heads(soft_target_kl, *HEADS, heat=1.0)),
     ],

@@ -59,7 +59,7 @@ def cache_teacher(
         for `losses.sampled_kl`; no logits, no features.
       seed: of the draws. Which they are does not depend on `batch_size`.
       dtype: what the numbers are kept in: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Half the space, three or two
-        digits.
+        digits. Whole numbers and bools keep their own.
       batch_size: examples at a time.
       path: a folder to keep them in, memory-mapped; made whole or not at all. One that exists is taken, if it is of this
         teacher and these inputs. None: in memory.

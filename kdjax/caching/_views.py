@@ -25,6 +25,7 @@ from kdjax.caching import _folder
 from kdjax.caching._outputs import fill, in_memory, layout_of
 from kdjax.caching._wish import Wish, checked, entries, wanted
 from kdjax.data.mixing import Augment
+from kdjax.training.loop import examples_of
 
 
 def cache_views(
@@ -104,7 +105,7 @@ def cache_views(
     """
     wish = checked(Wish(tuple(features), logits, top_k, draws, seed, dtype))
     _checks.whole("epochs", epochs, 1)
-    order = _order(len(arrays["inputs"]), batch_size, seed, epochs)
+    order = _order(examples_of(arrays), batch_size, seed, epochs)
     keys = jax.lax.map(partial(view_key, rng), jnp.arange(order.size // batch_size))
 
     def said(teacher: Weights, key: jax.Array, batch: Batch, rows: jax.Array) -> dict[str, jax.Array]:

@@ -75,7 +75,8 @@ def wanted(said: Outputs, wish: Wish, rows: jax.Array) -> dict[str, jax.Array]:
         raise ValueError(
             f"features must name one that belongs to examples where logits are not kept; got {wish.features}."
         )
-    return {name: one.astype(dtype) for name, one in named.items()}
+    # Class numbers and places are no numbers to round, and index as they are.
+    return {name: one if _is_whole(one) else one.astype(dtype) for name, one in named.items()}
 
 
 def entries(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +89,10 @@ def entries(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_shared(said: Outputs, name: str) -> bool:
     return isinstance(said.features[name], Shared)
+
+
+def _is_whole(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.bool_)
 
 
 def _log_probabilities(said: Outputs) -> jax.Array:

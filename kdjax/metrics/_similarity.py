@@ -3,8 +3,8 @@
 from typing import Literal
 
 import jax.numpy as jnp
-from jax.lax import Precision
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
 from kdjax import _checks
 from kdjax._types import AnyArray
@@ -31,7 +31,10 @@ def cka(
         each other then have 0 on average, not a number near 1.
 
     Returns:
-      At most 1, and not below 0 unless `debiased`; NaN where all of one network's features are equal.
+      At most 1, and not below 0 unless `debiased`; computed on the host in float64. NaN where it has no value: where all of
+      one network's features are equal; with ``"rbf"``, where so many are that the median distance is 0; where `debiased`,
+      if HSIC(K, K) is no more than rounding in the features' dtype makes of 0, as for examples that are all equally far
+      apart, such as one-hot codes.
 
     Raises:
       ValueError: if the numbers of examples differ or are too few (2, or 4 where `debiased`), if an array holds no
@@ -57,41 +60,49 @@ def cka(
     least = 4 if debiased else 2
     if len(first) < least:
         raise ValueError(f"first and second must have {least} examples or more; got {len(first)}.")
-    kernels = [_kernel(jnp.asarray(a).reshape(len(a), -1), kernel, width) for a in (first, second)]
-    hsic = _unbiased if debiased else _biased
-    both, one, other = hsic(*kernels), hsic(kernels[0], kernels[0]), hsic(kernels[1], kernels[1])
-    return float(both / jnp.sqrt(one * other))
+    centred = _unbiased if debiased else _biased
+    with np.errstate(all="ignore"):  # a network's features may be equal, or not finite
+        one, other = (centred(*_kernel(array, kernel, width)) for array in (first, second))
+        found = np.sum(one * other) / np.sqrt(np.sum(one * one) * np.sum(other * other))
+    return float(np.minimum(found, 1.0))
 
 
-def _kernel(features: Float[Array, "examples dim"], kernel: str, width: float) -> Float[Array, "examples examples"]:
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-    features = features - jnp.mean(features, axis=0, keepdims=True)
-    largest = jnp.max(jnp.abs(features))
+def _kernel(array: AnyArray, kernel: str, width: float) -> tuple[np.ndarray, float]:
+    """The kernel, [examples, examples] in float64, and how large the rounding of the features may be in it."""
+    features = np.asarray(array).reshape(len(array), -1).astype(np.float64)
+    # Equal features are exactly 0 about the first of them.
+    features = features - features[:1]
+    features = features - np.mean(features, axis=0, keepdims=True)
+    largest = np.max(np.abs(features), initial=0.0)
     # Neither kernel depends on the scale; squares of what is far from 1 might not be numbers.
-    features = features / jnp.where(largest == 0, 1.0, largest)
-    products = jnp.matmul(features, features.T, precision=Precision.HIGHEST)
-    if kernel == "linear":
-        return products
-    squares = jnp.diagonal(products)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0)
-    apart = distances[jnp.triu_indices(len(features), 1)]
-    median = jnp.median(apart)
-    return jnp.exp(-distances / (2.0 * width**2 * median))
+    features = features / (largest or 1.0)
+    products = features @ features.T
+    squares = np.diagonal(products)
+    found = products
+    if kernel == "rbf":
+        # Of equal examples the difference is rounding, and where most are equal there would be nothing but that.
+        _, groups = np.unique(features, axis=0, return_inverse=True)
+        same = groups.reshape(-1, 1) == groups.reshape(1, -1)
+        distances = np.where(same, 0.0, np.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0))
+        median = np.median(distances[np.triu_indices(len(features), 1)])
+        found = np.exp(-distances / (2.0 * width**2 * median)) if median > 0 else np.full_like(distances, np.nan)
+    rounding = float(jnp.finfo(array.dtype).eps) / np.sqrt(max(1, features.shape[1])) * np.max(np.abs(found))
+    return found, float(rounding)
 
 
-def _biased(one: Float[Array, "examples examples"], other: Float[Array, "examples examples"]) -> Array:
-    return jnp.sum(_centred(one) * _centred(other))
+def _biased(kernel: np.ndarray, rounding: float) -> np.ndarray:
+    of_rows = np.mean(kernel, axis=1, keepdims=True)
+    return kernel - of_rows - of_rows.T + np.mean(kernel)
 
 
-def _centred(kernel: Float[Array, "examples examples"]) -> Float[Array, "examples examples"]:
-    of_rows = jnp.mean(kernel, axis=1, keepdims=True)
-    return kernel - of_rows - of_rows.T + jnp.mean(kernel)
+def _unbiased(kernel: np.ndarray, rounding: float) -> np.ndarray:
+    """The kernel without its diagonal, centred so that the sum of two kernels' products is HSIC without bias.
 
-
-def _unbiased(one: Float[Array, "examples examples"], other: Float[Array, "examples examples"]) -> Array:
-    count = len(one)
-    off = 1.0 - jnp.eye(count, dtype=one.dtype)
-    one, other = one * off, other * off
-    rows, columns = jnp.sum(one, axis=1), jnp.sum(other, axis=1)
-    mixed = jnp.sum(one) * jnp.sum(other) / ((count - 1) * (count - 2)) - 2.0 * jnp.sum(rows * columns) / (count - 2)
-    return (jnp.sum(one * other) + mixed) / (count * (count - 3))
+    All 0 where nothing is left but rounding.
+    """
+    count = len(kernel)
+    off = 1.0 - np.eye(count)
+    kernel = kernel * off
+    of_rows = np.sum(kernel, axis=1, keepdims=True) / (count - 2)
+    centred = off * (kernel - of_rows - of_rows.T + np.sum(kernel) / ((count - 1) * (count - 2)))
+    return np.where(np.sqrt(np.mean(centred**2)) > rounding, centred, 0.0)

@@ -50,8 +50,8 @@ def fit_pca(
       A `Projection`, float32. Each component's largest entry is positive, which makes it unique.
 
     Raises:
-      ValueError: if `share` is out of range, there is no such feature, or the data are fewer than two positions or all the
-        same.
+      ValueError: if `share` is out of range, there is no such feature, a mask has another shape, or the data are fewer than
+        two positions or all the same.
       FloatingPointError: if the feature is not finite.
 
     Example:
@@ -150,6 +150,10 @@ def _moments(name: str, feature: Array, mask: Array | None) -> tuple[Array, Arra
     """
     _checks.rank_at_least(name, feature, 2, "[batch, ..., channels]")
     x = feature.astype(jnp.float32)
+    if mask is not None and mask.shape != x.shape[:1]:
+        raise ValueError(
+            f'batch["mask"] must have shape {x.shape[:1]}, one number for each example; got shape {mask.shape}.'
+        )
     kept = jnp.ones(x.shape[:1], bool) if mask is None else mask > 0
     kept = jnp.broadcast_to(kept.reshape(-1, *[1] * (x.ndim - 1)), (*x.shape[:-1], 1)).reshape(-1, 1)
     # `where`, not a product: a padded example may be NaN.

@@ -1,5 +1,6 @@
 """Linear probes: what a feature knows of the classes, read off by one linear layer that is fitted after all training."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -12,6 +13,9 @@ from kdjax import _checks
 from kdjax._types import AnyArray, Number
 
 Layer = dict[str, Array]
+
+_NEAR = 1e-6  # the largest entry of the gradient where the fit ends
+_FAR = 1e-5  # and where it is said to have ended too early; float32 may not come nearer than something between
 
 
 def linear_probe(
@@ -37,7 +41,7 @@ def linear_probe(
       classes: how many classes there are; one may have no example.
       l2: λ > 0. It keeps the minimum finite where the classes can be told apart without error.
       steps: how many updates there may be at most; it ends before, where no entry of the gradient is larger than 1e-6,
-        measured for features of mean 0 and mean square 1.
+        measured for channels of mean 0 and mean square 1.
 
     Returns:
       ``{"kernel": [dim, classes], "bias": [classes]}``, float32, as a dense layer of Flax holds them: put in the place of
@@ -46,6 +50,9 @@ def linear_probe(
     Raises:
       ValueError: if shapes do not fit, a label is out of range, the features are not finite, or `l2`, `classes` or `steps`
         is out of range.
+
+    Warns:
+      RuntimeWarning: if after `steps` updates an entry of the gradient is still larger than 1e-5.
 
     Example:
       >>> import numpy as np
@@ -74,22 +81,38 @@ def linear_probe(
     least, largest = int(labels.min()), int(labels.max())
     if least < 0 or largest >= classes:
         raise ValueError(f"labels must lie between 0 and {classes - 1}; got {least} to {largest}.")
-    return _fit(features, labels, classes, l2, steps)
+    layer, slope = _fit(features, labels, classes, l2, steps)
+    if slope > _FAR:
+        warnings.warn(
+            f"The probe is not at its minimum after {steps} steps: an entry of the gradient is {float(slope):.1g}. More "
+            "steps or a larger l2 bring it nearer.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return layer
 
 
 @partial(jax.jit, static_argnums=2)
-def _fit(features: Array, labels: Array, classes: int, l2: Number, steps: Number) -> Layer:
-    # About their mean and of size 1 the minimum is the same layer, and nearer to a round valley.
-    mean = jnp.mean(features, axis=0)
-    x = features - mean[None]
-    size = jnp.sqrt(jnp.mean(x * x))
-    size = jnp.where(size == 0, 1.0, size)
-    x = x / size
+def _fit(features: Array, labels: Array, classes: int, l2: Number, steps: Number) -> tuple[Layer, Array]:
+    """The layer, and the largest entry of the last gradient."""
+    # Squares of what is far from 1 might not be numbers; a power of two rounds nothing.
+    size = jnp.ldexp(1.0, jnp.frexp(jnp.max(jnp.abs(features)))[1] - 1)
+    x = features / size
+    mean = jnp.mean(x, axis=0)
+    x = x - mean[None]
+    x = x - jnp.mean(x, axis=0, keepdims=True)  # a mean far from 0 is rounded by more than a small spread
+    # Each channel about its mean and in units of its own, in which the valley is nearly round: of its spread, or where
+    # that is small of what the penalty holds it by. The minimum is the same layer.
+    penalty = jnp.sqrt(l2) / size
+    unit = jnp.hypot(jnp.sqrt(jnp.mean(x * x, axis=0)), penalty)
+    unit = jnp.where(unit == 0, 1.0, unit)
+    x = x / unit[None]
+    shares = (penalty / unit)[:, None]
 
     def loss(layer: Layer) -> Array:
         logits = jnp.einsum("nd,dc->nc", x, layer["kernel"], precision=Precision.HIGHEST) + layer["bias"][None]
         errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(errors) + 0.5 * l2 / size**2 * jnp.sum(layer["kernel"] ** 2)
+        return jnp.mean(errors) + 0.5 * jnp.sum((shares * layer["kernel"]) ** 2)
 
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
@@ -101,9 +124,12 @@ def _fit(features: Array, labels: Array, classes: int, l2: Number, steps: Number
         return optax.apply_updates(layer, updates), opt_state, optax.tree.norm(gradient, ord=jnp.inf), step + 1
 
     def unfinished(carry: tuple) -> Array:
-        return (carry[2] > 1e-6) & (carry[3] < steps)
+        return (carry[2] > _NEAR) & (carry[3] < steps)
 
     start = {"kernel": jnp.zeros((x.shape[1], classes)), "bias": jnp.zeros(classes)}
-    layer, *_ = jax.lax.while_loop(unfinished, advance, (start, optimizer.init(start), jnp.inf, 0))
-    kernel = layer["kernel"] / size
-    return {"kernel": kernel, "bias": layer["bias"] - jnp.einsum("d,dc->c", mean, kernel, precision=Precision.HIGHEST)}
+    layer, _, slope, _ = jax.lax.while_loop(
+        unfinished, advance, (start, optimizer.init(start), jnp.asarray(jnp.inf), 0)
+    )
+    kernel = layer["kernel"] / unit[:, None]
+    bias = layer["bias"] - jnp.einsum("d,dc->c", mean, kernel, precision=Precision.HIGHEST)
+    return {"kernel": kernel / size, "bias": bias}, slope

@@ -1,5 +1,6 @@
 """Terms from hidden states and heads whose mean is taken as one sum, so that the gradient is made while logits are there."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,8 @@ def on_heads(
       A term. It has no numbers a token of its own, only their weighted sum: it is for an objective, not for a measure.
 
     Raises:
-      ValueError: as in `on_logits`, or if there are not two or four places or `chunk` is not a whole number above 0.
+      ValueError: as in `on_logits`, or if there are not two or four places, `chunk` is not a whole number above 0, or `loss`
+        takes labels by name alone.
 
     Example:
       >>> from kdjax.losses import skewed_kl
@@ -104,5 +106,11 @@ def on_heads(
         raise ValueError(f"loss must give each token a number of its own; got {name_of(loss)}, which compares tokens.")
     leaves, settings, named_places = sort_out(loss, hyper_parameters)
     fill_all_arguments(loss, places[::2], hyper_parameters)
+    asked = wants_labels(loss, len(places) // 2, hyper_parameters)
+    if asked and inspect.signature(loss).parameters["labels"].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise ValueError(
+            f"labels of {name_of(loss)} must be an argument by position, after the logits; got one that is keyword-only. "
+            "lambda logits, labels: loss(logits, labels=labels) makes it so."
+        )
     ask_the_loss(loss, len(places) // 2, leaves, settings, named_places)
     return FromHeads(loss, places, tuple(sorted(named_places.items())), leaves, tuple(sorted(settings.items())), chunk)
