@@ -2,13 +2,13 @@
 
 import zlib
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import AnyArray
@@ -49,11 +49,8 @@ def epoch_indices(
     """
     _checks.whole("examples", examples, 1)
     _checks.whole("batch_size", batch_size, 0)
-    for name, number in (("seed", seed), ("epoch", epoch)):
-        if isinstance(number, int | np.integer | float | str | None):
-            _checks.whole(name, number, 0 if name == "epoch" else -(2**31))
-            if number >= 2**31:
-                raise ValueError(f"{name} must be less than 2**31; got {number}.")
+    _whole("seed", seed, -(2**31))
+    _whole("epoch", epoch, 0)
     if not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size must lie between 1 and the {examples} examples there are; got {batch_size}.")
     return _epoch_indices(examples, batch_size, seed, epoch)
@@ -142,9 +139,42 @@ def view_key(rng: PRNGKeyArray, number: int | Int[Array, ""]) -> PRNGKeyArray:
     Returns:
       A key. Each example then draws from the key's ``fold_in`` of its own place in the data set.
 
+    Raises:
+      ValueError: if number is not whole, from 0 to 2³¹ − 1.
+
     Example:
       >>> rng = jax.random.key(0)
       >>> bool(view_key(rng, 3) == view_key(rng, 3)), bool(view_key(rng, 3) == jax.random.fold_in(rng, 3))
       (True, False)
     """
+    _whole("number", number, 0)
     return jax.random.fold_in(jax.random.fold_in(rng, _OF_VIEWS), number)
+
+
+def keys_of_each(rng: PRNGKeyArray, numbers: Int[AnyArray, " batch"]) -> Key[Array, " batch"]:
+    """Each number's own key, the ``fold_in`` of `rng`, of threefry2x32 for any `rng`.
+
+    Under `jax.vmap`, what keys of rbg and unsafe_rbg draw depends on the first of them, and so on the batch.
+
+    Args:
+      rng: a key.
+      numbers: whole numbers, such as the examples' places in the batch or in the data set.
+
+    Example:
+      >>> bool(keys_of_each(jax.random.key(0), jnp.arange(3))[2] == jax.random.fold_in(jax.random.key(0), 2))
+      True
+    """
+    if jax.random.key_impl(rng) != "threefry2x32":
+        rng = reduce(jax.random.fold_in, jax.random.key_data(rng).ravel(), jax.random.key(0, impl="threefry2x32"))
+    return jax.vmap(partial(jax.random.fold_in, rng))(jnp.asarray(numbers))
+
+
+def _whole(name: str, number: Any, least: int) -> None:
+    """A whole number that int32 holds, also in an array; of one that is traced, its type alone is known."""
+    if jnp.issubdtype(getattr(number, "dtype", object), jnp.integer) and np.ndim(number) == 0:
+        if isinstance(number, jax.core.Tracer):
+            return
+        number = np.asarray(number)[()]
+    _checks.whole(name, number, least)
+    if number >= 2**31:
+        raise ValueError(f"{name} must be less than 2**31; got {number}.")

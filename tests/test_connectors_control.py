@@ -1,5 +1,6 @@
 """The controller by how the student does: its law by hand, in the training state, in one program; and terms it weighs."""
 
+import inspect
 import math
 
 import chex
@@ -27,7 +28,7 @@ from kdjax import (
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.connectors import controlled, observe
 from kdjax.losses import soft_target_kl
-from kdjax.training import data_mesh, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
+from kdjax.training import data_mesh, freeze, jit_step, pmap_step, shard_batch, shard_map_step, split_batch
 
 SOFT = on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature="student.c_temperature")
 OBJECTIVE = weighted_sum(
@@ -95,6 +96,9 @@ def test_observing_changes_the_controller_alone():
     again = after._replace(model_state=state.model_state)
     assert bits(again) == bits(state)
     assert after.model_state["student"] is state.model_state["student"]
+    # Whose params to evaluate nobody knows, and no controller has any.
+    partly = freeze(optax.contrib.schedule_free_sgd(0.1), "bias").init(state.params)
+    chex.assert_trees_all_equal(told(state._replace(opt_state=partly), 0.5).model_state, after.model_state)
 
 
 def test_the_step_reads_what_the_controller_holds_and_compiles_once():
@@ -174,6 +178,9 @@ def test_many_students_are_observed_each_by_its_own():
     ("rule", "words"),
     [
         ({"temperature": 0.5}, r"temperature must lie between low and high, 1.0 and 20.0; got 0.5"),
+        ({"temperature": "4"}, "temperature must be a finite number greater than 0; got '4'"),
+        ({"weight": 0.5}, "weight must be two numbers, at the start and at the end; got 0.5"),
+        ({"weight": (0.5, 0.4, 0.3)}, r"weight must be two numbers, .*; got \(0.5, 0.4, 0.3\)"),
         ({"weight": (0.9, 1.5)}, r"weight\[1\] must lie between 0.0 and 1.0; got 1.5"),
         ({"factor": 0.0}, "factor must be a finite number greater than 0; got 0.0"),
         ({"low": -1.0}, "low must be a finite number greater than 0; got -1.0"),
@@ -184,7 +191,7 @@ def test_many_students_are_observed_each_by_its_own():
 )
 def test_rules_out_of_range_are_refused(rule, words):
     with pytest.raises(ValueError, match=words):
-        fresh(**rule)
+        inspect.unwrap(controlled)(**(RULE | rule))
 
 
 def test_what_is_no_observation_is_refused():

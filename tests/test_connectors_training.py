@@ -184,6 +184,18 @@ def test_a_projected_student_is_evaluated_without_its_teacher():
     np.testing.assert_allclose(exported.call(batch()["inputs"]), outputs.logits, rtol=1e-6)
 
 
+def test_what_is_schedule_free_is_left_with_the_params_to_evaluate():
+    name, transform = "projector", optax.contrib.schedule_free_sgd(0.5)
+    state, step = fresh_state(name, transform), jax.jit(step_for(name, transform))
+    for number in range(5):
+        state, _ = step(state, teacher(), objective(name), batch(number))
+    wanted = optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
+    assert all(any(changed(wanted[part], state.params[part])) for part in wanted)
+    chex.assert_trees_all_equal(connectors.student_of(state).params, wanted["student"])
+    chex.assert_trees_all_equal(connectors.student_of(state, "c").params, wanted)
+    chex.assert_trees_all_equal(connectors.connector_of(state, "c").params, wanted["connectors"]["c"])
+
+
 def test_cached_outputs_take_the_teachers_place_with_connectors_too():
     name = "variational"
     outputs, _ = network(*teacher(), batch()["inputs"], train=False)

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kdjax.data as data
+from kdjax.batches import epoch_indices, view_key
 from kdjax.data.digits import split_members
 
 IMAGES = np.arange(4 * 3 * 2, dtype=np.uint8).reshape(4, 3, 2, 1)
@@ -165,6 +167,22 @@ def test_the_remainder_changes_from_epoch_to_epoch():
     assert seen == set(range(10))
     assert left_out[0] != left_out[1]
     assert [len(each) for each in left_out] == [3, 3]
+
+
+def test_numbers_in_arrays_are_whole_too():
+    drawn, key_of = inspect.unwrap(epoch_indices), inspect.unwrap(view_key)
+    for name, draw in (
+        ("epoch", lambda number: drawn(10, 3, seed=0, epoch=number)),
+        ("number", lambda number: key_of(jax.random.key(0), number)),
+    ):
+        for wrong in (1.7, np.float32(1.7), jnp.float32(1.7), np.array(1.7), jnp.int32(-1), jnp.arange(2), True):
+            with pytest.raises(ValueError, match=rf"{name} must be a whole number of 0 or more; got "):
+                draw(wrong)
+        with pytest.raises(ValueError, match=rf"{name} must be a whole number of 0 or more; got .*Tracer.*float32"):
+            jax.jit(draw)(1.7)
+    for right in (np.uint8(2), jnp.int32(2), np.array(2)):
+        np.testing.assert_array_equal(*(drawn(10, 3, seed=one, epoch=one) for one in (right, 2)))
+        assert key_of(jax.random.key(0), right) == key_of(jax.random.key(0), 2)
 
 
 def test_batch_sizes_that_make_no_batch_are_refused():

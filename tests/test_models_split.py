@@ -27,6 +27,19 @@ def test_dropout_keeps_the_stated_share_scales_it_and_gives_each_example_its_own
     chex.assert_trees_all_equal(Dropout(0.25).apply({}, ones, train=False), ones)
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_an_examples_mask_depends_on_no_other_example_whatever_the_key(implementation):
+    rngs = {"dropout": jax.random.key(0, impl=implementation)}
+    whole, half = (Dropout(0.5).apply({}, jnp.ones((size, 64)), train=True, rngs=rngs) for size in (6, 3))
+    chex.assert_trees_all_equal(whole[:3], half)
+
+    def moved(inputs):
+        return jax.vmap(lambda one: Dropout(0.5).apply({}, one[None], train=True, rngs=rngs)[0])(inputs)
+
+    # Each alone, under vmap: all have the first one's place, and its mask.
+    chex.assert_trees_all_equal(moved(jnp.ones((4, 64))), jnp.repeat(whole[:1], 4, axis=0))
+
+
 @pytest.mark.parametrize("how", ["pmap", "shard_map", "vmap"])
 def test_a_split_batch_draws_the_masks_of_the_whole(how):
     def drop(inputs, axis_name=None):

@@ -54,5 +54,5 @@ def test_what_a_schedule_moves_is_among_the_metrics_of_a_step():
     assert metrics["soft_weight"] == 0.25
     assert not {name for name in metrics if name.startswith("still_")} - {"still_weight"}
     taken = weighted_sum(soft=(1.0, soft), soft_temperature=(1.0, cross_entropy))
-    with pytest.raises(ValueError, match="The name 'soft_temperature' is a term's and that of a number"):
+    with pytest.raises(ValueError, match="The name 'soft_temperature' is a term's and that of a number that moves"):
         step(fresh_state(), teacher_weights(), taken, batch())

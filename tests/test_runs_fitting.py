@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
 from rich.console import Console
 
-from kdjax import cross_entropy, on_logits, weighted_sum
+from kdjax import Weights, cross_entropy, on_logits, weighted_sum
 from kdjax.checkpoints import load_weights
 from kdjax.losses import soft_target_kl
 from kdjax.runs import Recipe, StoppedError, fitting
@@ -25,8 +26,8 @@ DATA = {"inputs": jax.numpy.asarray(INPUTS), "labels": jax.numpy.asarray(INPUTS.
 NETWORK = tiny.network(5, classes=4)
 
 
-def trained(folder, optimizer, data=DATA, *, epochs=4, text=None, stop=None, **settings):
-    recipe = Recipe(NETWORK, GOAL, lambda updates: optimizer, epochs, 8, name="dense", learning_rate=0.5)
+def trained(folder, optimizer, data=DATA, *, network=NETWORK, epochs=4, text=None, stop=None, **settings):
+    recipe = Recipe(network, GOAL, lambda updates: optimizer, epochs, 8, name="dense", learning_rate=0.5)
     trainer = prepare(recipe, 24, **settings)
     weights = trainer.init(jax.random.key(0), DATA["inputs"][:1])
     console = Console(file=text or io.StringIO(), width=300)
@@ -84,6 +85,24 @@ def test_a_stop_says_what_is_saved_and_saves_nothing_that_has_diverged(tmp_path)
     infinite = DATA | {"inputs": DATA["inputs"] * 1e38}
     with pytest.raises(StoppedError, match=r"after step 1 of 12, as asked; it is saved"):
         trained(tmp_path / "c", optax.sgd(0.5), infinite, stop=lambda: True, diverged="skip")
+
+
+def test_what_is_infinite_from_the_first_is_no_divergence_and_what_becomes_so_is(tmp_path):
+    init, apply = NETWORK
+
+    def masked(params, model_state, inputs, **others):
+        outputs, _ = apply(params, {}, inputs, **others)
+        return outputs._replace(logits=outputs.logits + jnp.maximum(model_state["mask"], -50.0)[None]), model_state
+
+    def begun(key, inputs):
+        return Weights(init(key, inputs).params, {"mask": jnp.array([0.0, 0.0, 0.0, -jnp.inf])})
+
+    data = DATA | {"labels": jnp.minimum(DATA["labels"], 2)}
+    weights, history = trained(tmp_path / "a", optax.sgd(0.1), data, network=(begun, masked))
+    assert history[-1]["train"]["loss"] < history[0]["train"]["loss"]
+    assert weights.model_state["mask"].tolist() == [0.0, 0.0, 0.0, -np.inf]
+    with pytest.raises(DivergedError, match="after step 3 its weights are not all finite"):
+        trained(tmp_path / "b", explodes_at(11, np.inf), data, network=(begun, masked))
 
 
 def test_weights_that_are_damaged_are_written_again_and_whole_ones_stay(tmp_path):

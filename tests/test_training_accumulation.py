@@ -10,7 +10,7 @@ from masked import EXAMPLES, GOAL, STUDENT, TEACHER, TIME, batch, network
 
 from kdjax import cross_entropy, init_state, make_train_step, on_logits
 from kdjax.losses import soft_target_kl
-from kdjax.training import accumulate, data_mesh, distillation_oriented, freeze, jit_step, shard_map_step
+from kdjax.training import accumulate, data_mesh, distillation_oriented, freeze, jit_step, online, shard_map_step
 
 MASK = np.random.default_rng(5).random((EXAMPLES, TIME)) < np.linspace(0.2, 0.9, EXAMPLES)[:, None]
 
@@ -41,6 +41,27 @@ def test_micro_batches_of_unlike_counts_are_the_whole_batch(optimizer):
     means, _ = trained(optax.MultiSteps(optimizer, 4).gradient_transformation(), parts(whole, 4))
     gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), means, wanted)
     assert max(jax.tree.leaves(gap)) > 1e-3  # the control: means of means are another number
+
+
+def test_a_mean_teacher_follows_an_update_and_no_batch_that_is_only_added_up():
+    def averages(optimizer, batches):
+        step = jax.jit(online.make_mean_teacher_step(make_train_step(network, network, optimizer), 0.5))
+        pair, seen = online.init_mean_teacher(init_state(STUDENT, optimizer, jax.random.key(0))), []
+        for one in batches:
+            pair, _ = step(pair, None, GOAL, one)
+            seen.append(pair[1].params)
+        return seen
+
+    wanted = averages(optax.sgd(0.5), [batch(TIME)] * 2)
+    adding, halves = accumulate(optax.sgd(0.5), 2), parts(batch(TIME), 2)
+    for optimizer in (adding, optax.chain(adding, optax.identity())):
+        found = averages(optimizer, halves * 2)
+        chex.assert_trees_all_equal(found[0], STUDENT.params)
+        chex.assert_trees_all_equal(found[2], found[1])
+        chex.assert_trees_all_close(found[1::2], wanted, rtol=1e-5, atol=1e-6)
+    # What stands beside it may move the params at each batch.
+    (first,) = averages(optax.chain(adding, optax.add_decayed_weights(-0.5)), halves[:1])
+    chex.assert_trees_all_close(first, jax.tree.map(lambda leaf: 0.75 * leaf, STUDENT.params), rtol=1e-6)
 
 
 def test_terms_that_count_unlike_many_are_told_apart():

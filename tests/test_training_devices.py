@@ -3,6 +3,7 @@
 That a step gives the same however it is run is in test_training_ways.py.
 """
 
+import inspect
 import math
 import re
 
@@ -136,6 +137,10 @@ def test_a_process_feeds_its_block_of_every_batch():
         process_rows(8, process_index=0, process_count=3)
     with pytest.raises(ValueError, match="process_index must lie between 0 and process_count - 1 = 1; got 2"):
         process_rows(8, process_index=2, process_count=2)
+    with pytest.raises(ValueError, match=r"process_index must be a whole number of 0 or more; got 0\.5"):
+        inspect.unwrap(process_rows)(8, process_index=0.5, process_count=2)
+    with pytest.raises(ValueError, match=r"process_count must be a whole number of 1 or more; got 2\.0"):
+        inspect.unwrap(process_rows)(8, process_index=0, process_count=2.0)
 
 
 @pytest.mark.parametrize("axis_name", [None, "data"])

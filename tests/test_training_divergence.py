@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
-from kdjax.training import DivergedError, DivergenceWatch, make_epoch, skip_non_finite
+from kdjax.training import DivergedError, DivergenceWatch, make_epoch, online, skip_non_finite
 from kdjax.training.divergence import CALLS_BEHIND, at_rate, check_rate_is_free, of_counted
 from kdjax.training.sweeps import make_sweep_step, stack
 
@@ -117,11 +117,13 @@ def test_a_resumed_training_is_measured_by_its_first_start():
         watch.finish({"loss": 0.0})
 
 
-def test_a_skipped_call_is_no_start_and_ends_no_rise():
-    watch, skipped = DivergenceWatch(), told(0.0) | {"skipped": 1.0}
+@pytest.mark.parametrize("several", [False, True])
+def test_a_skipped_call_is_no_start_and_ends_no_rise(several):
+    watch, skipped, other = DivergenceWatch(), told(0.0) | {"skipped": 1.0}, told(2.0) | {"skipped": 0.0}
     calls = [skipped, told(50.0), *[told(60_000.0)] * 5, skipped, *[told(60_000.0)] * 5]
     for done, metrics in enumerate(calls, start=1):
-        watch(done, metrics)
+        both = {name: np.array([other[name], value]) for name, value in ({"skipped": 0.0} | metrics).items()}
+        watch(done, both if several else metrics)
     with pytest.raises(
         DivergedError, match=r"at step 13 its term 'own' is 6e\+04, .* at the start, 50, as in the 9 before"
     ):
@@ -162,6 +164,32 @@ def test_an_update_that_is_not_finite_is_left_out_with_its_statistics_and_counte
     assert not np.isfinite(plain.params["kernel"]).all()  # the control: without it all is lost
 
 
+def test_what_was_not_finite_before_leaves_no_update_out():
+    """A mask of -inf in the model_state, or a controller's `best`, stopped all training, with a loss of 0."""
+
+    def masked(params, model_state, inputs, *, train, rng=None):
+        return jnp.tanh(inputs) @ params["kernel"], model_state | {"mean": jnp.sum(inputs)}
+
+    state = started(optax.sgd(0.1))
+    state = state._replace(model_state=state.model_state | {"mask": jnp.array([0.0, -jnp.inf])})
+    step = make_train_step(masked, None, optax.sgd(0.1))
+    (plain, _), (guarded, metrics) = (one(state, None, GOAL, DATA) for one in (step, skip_non_finite(step)))
+    assert float(metrics["skipped"]) == 0.0
+    np.testing.assert_array_equal(guarded.params["kernel"], plain.params["kernel"])
+    huge = DATA | {"inputs": jnp.full((4, 4), 3e38)}  # their sum is infinite, the loss is not
+    assert float(skip_non_finite(step)(state, None, GOAL, huge)[1]["skipped"]) == 1.0
+
+
+def test_a_mean_teacher_does_not_follow_an_update_that_was_left_out():
+    optimizer = optax.sgd(0.1)
+    step = online.make_mean_teacher_step(skip_non_finite(make_train_step(network, network, optimizer)), 0.5)
+    pair, _ = step(online.init_mean_teacher(started(optimizer)), None, GOAL, DATA)
+    for first, moves in ((jnp.nan, False), (1.0, True)):
+        data = DATA | {"inputs": DATA["inputs"].at[0, 0].set(first)}
+        _, average = step(pair, None, GOAL, data)[0]
+        assert bool((average.params["kernel"] != pair[1].params["kernel"]).any()) == moves
+
+
 def test_means_are_over_what_was_not_skipped():
     optimizer = optax.sgd(0.0)
     epoch = make_epoch(skip_non_finite(make_train_step(network, None, optimizer)))
@@ -173,6 +201,8 @@ def test_means_are_over_what_was_not_skipped():
     np.testing.assert_allclose(of_counted(means)["loss"], np.log(4), rtol=1e-6)
     with pytest.raises(DivergedError, match="every update was skipped"):
         watch.finish({"loss": 0.0, "skipped": 1.0})
+    with pytest.raises(DivergedError, match="every update of student 1 and 2 was skipped"):
+        watch.finish({"loss": np.zeros(3), "skipped": np.array([0.5, 1.0, 1.0])})
 
 
 def test_of_several_students_in_one_program_each_skips_by_itself():

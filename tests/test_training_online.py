@@ -273,6 +273,10 @@ def mean_teacher(*arguments):
         ),
         (lambda: make_mean_teacher_step(lambda *_: None, 1.5), "decay must lie between 0.0 and 1.0; got 1.5"),
         (lambda: follow(Weights({}, {}), Weights({"w": jnp.ones(1)}, {}), 0.5), "teacher must have the student's tree"),
+        (
+            lambda: follow(Weights({"w": jnp.ones(1)}, {}), Weights({"w": jnp.ones(3)}, {}), 0.5),
+            r"teacher.params\['w'\] and the student's must have the same shape; got \(1,\)",
+        ),
         (lambda: weights_of({"w": jnp.ones(1)}), r"state must be a TrainState, a pair \(state, average\) or a tuple"),
     ],
 )

@@ -90,6 +90,7 @@ def test_the_first_rule_that_finds_a_path_counts():
     ("rule", "error"),
     [
         (("kernle", P("model")), r"rules: 'kernle' must find an array; there are .*params/hidden/kernel"),
+        (("stage(", P("model")), r"rules must be regular expressions; 'stage\(' is none"),
         (("kernel", P("modle")), r"rules: the axis of 'kernel' must be .*'modle'"),
         (
             ("hidden/bias", P(None, "model")),

@@ -248,6 +248,11 @@ def test_wrong_arguments_are_named():
             sweep(states, WEIGHTS(), wrong, batch())
     with pytest.raises(ValueError, match=r"states must be stacked.*their step has shape \(\)"):
         sweep(unstack(states)[0], WEIGHTS(), objectives, batch())
+    with pytest.raises(ValueError, match=r"states must be a TrainState, stacked as by stack.*; got a tuple"):
+        sweep((states, weights_of(states)), WEIGHTS(), objectives, batch())
+    of_rbg = states._replace(rng=jax.random.split(jax.random.key(0, impl="unsafe_rbg"), 3))
+    with pytest.raises(ValueError, match=r"states must have keys of threefry2x32.*; got keys of unsafe_rbg"):
+        sweep(of_rbg, WEIGHTS(), objectives, batch())
     with pytest.raises(ValueError, match=r"belong together, the function and its Weights; got no teacher\."):
         sweep(states, None, objectives, batch())
     with pytest.raises(ValueError, match="got no teacher_apply"):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import optax
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
@@ -137,11 +138,13 @@ def student_of(trained: TrainState | Weights, *names: str) -> Weights:
     """The student without its connectors, or with those that are named.
 
     Args:
-      trained: a training state, or weights as `init_beside` makes them.
+      trained: a training state, of which these are the weights to evaluate, as of `kdjax.training.weights_of`; or weights as
+        `init_beside` makes them.
       *names: connectors to keep, for `through`; then the weights are again as `init_beside` makes them.
 
     Raises:
-      ValueError: there are no connectors to leave behind, or none of that name.
+      ValueError: there are no connectors to leave behind, or none of that name, or the state is of an optimizer that is
+        schedule-free for a part of the params.
 
     Example:
       >>> beside = Weights({"student": {"w": 1}, "connectors": {"hint": {"v": 2}, "vid": {}}},
@@ -152,6 +155,7 @@ def student_of(trained: TrainState | Weights, *names: str) -> Weights:
       {'student': {'w': 1}, 'connectors': {'hint': {'v': 2}}}
     """
     _be_beside(trained)
+    trained = evaluated(trained)
     alone = Weights(trained.params["student"], trained.model_state["student"])
     kept = {name: connector_of(trained, name) for name in names}
     return join({"student": alone, "connectors": join(kept)}) if names else alone
@@ -161,15 +165,34 @@ def connector_of(trained: TrainState | Weights, name: str) -> Weights:
     """One connector's weights, such as a trained paraphraser's.
 
     Args:
-      trained: a training state, or weights as `init_beside` makes them.
+      trained: as in `student_of`.
       name: the connector's.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: there is none of that name, or as `student_of` says of optimizers.
     """
     _be_beside(trained)
     _checks.one_of("name", name, sorted(trained.params["connectors"]))
+    trained = evaluated(trained)
     return Weights(trained.params["connectors"][name], trained.model_state["connectors"][name])
+
+
+def evaluated(trained: TrainState | Weights) -> Weights:
+    """The weights to evaluate: of a state whose optimizer is schedule-free, at another average than is trained."""
+    if isinstance(trained, Weights):
+        return trained
+    kind = optax.contrib.ScheduleFreeState
+    parts = jax.tree.leaves(trained.opt_state, is_leaf=lambda part: isinstance(part, kind))
+    found = [part for part in parts if isinstance(part, kind)]
+    if not found:
+        return Weights(trained.params, trained.model_state)
+    its, own = (str(jax.tree.structure(tree)) for tree in (found[0].z, trained.params))
+    if len(found) > 1 or its != own:
+        raise ValueError(
+            "state must be of an optimizer that is schedule-free for all params, or for none; its evaluation params are not "
+            "known here: take optax.contrib.schedule_free_eval_params of each part."
+        )
+    return Weights(optax.contrib.schedule_free_eval_params(found[0], trained.params), trained.model_state)
 
 
 def through(student_apply: Apply, connectors: Mapping[str, Connector], name: str) -> Apply:

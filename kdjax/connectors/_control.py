@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
@@ -61,8 +62,11 @@ def controlled(
     """
     _checks.positive("low", low)
     _checks.positive("high", high)
+    _checks.positive("temperature", temperature)
     if not low <= temperature <= high:
         raise ValueError(f"temperature must lie between low and high, {low!r} and {high!r}; got {temperature!r}.")
+    if not np.iterable(weight) or len(weight) != 2:
+        raise ValueError(f"weight must be two numbers, at the start and at the end; got {weight!r}.")
     for place, one in enumerate(weight):
         _checks.between(f"weight[{place}]", one, 0.0, 1.0)
     _checks.positive("factor", factor)
@@ -120,7 +124,7 @@ def observe(state: TrainState, name: str, *, accuracy: Number, teacher_accuracy:
     for argument, value in (("accuracy", accuracy), ("teacher_accuracy", teacher_accuracy)):
         _checks.finite(argument, value)
         _checks.between(argument, value, 0.0, 1.0)
-    old = connector_of(state, name).model_state
+    old = connector_of(Weights(state.params, state.model_state), name).model_state
     if "rule" not in old:
         raise ValueError(f"name must be that of a connector made by controlled; {name!r} holds {sorted(old)}.")
     rule, gap = old["rule"], jnp.where(old["observed"] == 0, teacher_accuracy - accuracy, old["gap"])

@@ -4,14 +4,14 @@ Each example has a key of its own, made from its place in the data set. So what 
 stands in nor on how the batch is split over devices. `kdjax.data.make_views` puts views together.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
 from kdjax import _checks
 from kdjax._types import AnyArray, Number
+from kdjax.batches import keys_of_each
 
 PADDINGS = {"zero": "constant", "reflect": "reflect", "edge": "edge"}
 GREY = (0.299, 0.587, 0.114)
@@ -26,7 +26,7 @@ def example_keys(key: PRNGKeyArray, indices: Int[AnyArray, " batch"]) -> Key[Arr
       indices: the examples' places in the data set.
 
     Returns:
-      Keys [batch].
+      Keys [batch], of threefry2x32 for any `key`: what keys of rbg draw under `jax.vmap` depends on the first of them.
 
     Raises:
       ValueError: if indices are not whole numbers [batch].
@@ -36,7 +36,7 @@ def example_keys(key: PRNGKeyArray, indices: Int[AnyArray, " batch"]) -> Key[Arr
             "indices must be whole numbers of shape [batch], the examples' places in the data set; "
             f"got shape {jnp.shape(indices)} and dtype {jnp.result_type(indices)}."
         )
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices))
+    return keys_of_each(key, indices)
 
 
 def random_crop(
@@ -137,7 +137,7 @@ def color_jitter(
 
     Raises:
       ValueError: if the image is not floating-point with 1 or 3 channels, a strength is not between 0 and 1, or bounds
-        are not a lower and a higher number.
+        are not a lower and a higher number, both finite.
 
     Example:
       >>> import jax
@@ -157,9 +157,10 @@ def color_jitter(
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     for name, value in strengths.items():
         _checks.between(name, value, 0.0, 1.0)
-    low, high = bounds
-    if not low < high:
+    if not np.iterable(bounds) or len(bounds) != 2 or not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must be a lower and a higher number; got {bounds!r}.")
+    _checks.finite("bounds", bounds)
+    low, high = bounds
     amounts = jnp.array(list(strengths.values()), jnp.float32)
     bright, contrasted, saturated = 1 + amounts * jax.random.uniform(key, (3,), minval=-1, maxval=1)
     wide = image.astype(jnp.promote_types(image.dtype, jnp.float32))

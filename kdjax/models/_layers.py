@@ -10,6 +10,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from kdjax.batches import keys_of_each
+
 Images = Float[Array, "batch height width channels"]
 Pooled = Float[Array, "batch height//2 width//2 channels"]
 
@@ -71,6 +73,6 @@ class Dropout(nn.Module):
             return inputs
         batch = inputs.shape[0]
         first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * batch
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng("dropout"), first + jnp.arange(batch))
+        keys = keys_of_each(self.make_rng("dropout"), first + jnp.arange(batch))
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, inputs.shape[1:]))(keys)
         return jnp.where(kept, inputs / (1 - self.rate), 0)

@@ -6,6 +6,7 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from kdjax._types import Tree
+from kdjax.batches import keys_of_each
 
 
 def seeded(streams: Tree, rng: PRNGKeyArray) -> Tree:
@@ -29,4 +30,4 @@ def key_of_device(rng: PRNGKeyArray, axis_name: str | None) -> PRNGKeyArray:
 def key_per_example(rng: PRNGKeyArray, batch: int, axis_name: str | None) -> Array:
     """[batch] keys, each of its example's number in the whole batch."""
     first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
-    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(first + jnp.arange(batch))
+    return keys_of_each(rng, first + jnp.arange(batch))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax import _processes, _trees
@@ -102,6 +103,7 @@ def fit(
     shown = progress.bar(console, label, recipe.epochs * steps, examples=recipe.batch_size, numbers=numbers)
     with tracked_by(track, folder, console) as tracked, open_run(folder / "state") as run, shown as show:
         state, record = restored(run)
+        at_first = None if _all_finite(_weights_in(state)) else _not_finite(_weights_in(state))
         history: list[dict[str, Any]] = record.get("history", [])
         lowered = record.get("lowered", 0)
         advance = trainer.epoch_at(LOWER**lowered) if lowered else trainer.epoch
@@ -138,7 +140,7 @@ def fit(
                 saves = done < steps or last or bool(asked) or trainer.diverged == "lower_rate"
                 # Every process saves its part: all must come to the same answer.
                 saves = saves or _processes.anywhere(time.monotonic() - last_save > SECONDS_BETWEEN_SAVES)
-                if saves and not _all_finite([(one.params, one.model_state) for one in states_in(state)]):
+                if saves and not _all_finite(_weights_in(state), at_first):
                     raise DivergedError(f"after step {done} its weights are not all finite", done)
             except DivergedError as error:
                 said = diverged_message(trainer, label, error, epoch, steps, LOWER**lowered, folder / "state", saved)
@@ -243,7 +245,21 @@ def _stopped(label: str, done: int, saved: int, steps: int, folder: Path) -> Sto
     return StoppedError(f"{label}: stopped after step {done} of {steps}, as asked; {kept}.")
 
 
+def _weights_in(state: Any) -> list[Any]:
+    return [(one.params, one.model_state) for one in states_in(state)]
+
+
 _all_finite = jax.jit(all_finite)
+
+
+@jax.jit
+def _not_finite(weights: Any) -> Any:
+    """A copy that tells which numbers were not finite at first, as in a mask: the state itself is donated to the step."""
+
+    def copied(leaf: Any) -> Any:
+        return jnp.where(jnp.isfinite(leaf), 0.0, jnp.inf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+
+    return jax.tree.map(copied, weights)
 
 
 def _rewrite(path: Path, history: list[dict[str, Any]]) -> None:

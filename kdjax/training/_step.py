@@ -223,7 +223,7 @@ def judge(
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
     if taken := sorted(scores.moving.keys() & metrics.keys()):
         raise ValueError(
-            f"The name {taken[0]!r} is a term's and that of a number which moves inside another; choose another for the term."
+            f"The name {taken[0]!r} is a term's and that of a number that moves in another; choose another for the term."
         )
     metrics = scores.moving | metrics
     if "labels" in batch and _logits_are_built(objective, student) and are_classes(batch["labels"], student.logits):

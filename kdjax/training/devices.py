@@ -57,7 +57,8 @@ def process_rows(batch_size: int, *, process_index: int | None = None, process_c
       process_count: by default all there are.
 
     Raises:
-      ValueError: if the batch does not divide by the number of processes, or there is no such process.
+      ValueError: if a number is not whole, the batch does not divide by the number of processes, or there is no such
+        process.
 
     Example:
       >>> [np.arange(8)[process_rows(8, process_index=i, process_count=2)].tolist() for i in range(2)]
@@ -66,7 +67,9 @@ def process_rows(batch_size: int, *, process_index: int | None = None, process_c
     _checks.whole("batch_size", batch_size, 1)
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
-    if not 0 <= index < count:
+    _checks.whole("process_index", index, 0)
+    _checks.whole("process_count", count, 1)
+    if index >= count:
         raise ValueError(f"process_index must lie between 0 and process_count - 1 = {count - 1}; got {index}.")
     if batch_size % count:
         raise ValueError(f"batch_size must divide by the {count} processes; got {batch_size}.")

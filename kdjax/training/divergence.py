@@ -86,18 +86,21 @@ the start, 2, as in the 9 before
             self._judge(done, metrics)
         if not np.isfinite(means["loss"]).all():
             raise DivergedError(f"up to step {done} the mean of its loss is {_worst(means['loss']):.4g}", done)
-        if np.all(means.get("skipped", 0.0) == 1.0):
-            raise DivergedError(f"up to step {done} every update was skipped", done)
+        skipped = np.asarray(means.get("skipped", 0.0)) == 1.0
+        if skipped.any():
+            which = f" of student {' and '.join(map(str, np.flatnonzero(skipped)))}" if skipped.ndim else ""
+            raise DivergedError(f"up to step {done} every update{which} was skipped", done)
 
     def _judge(self, done: int, metrics: Mapping[str, Any]) -> None:
-        if np.all(metrics.get("skipped", 0.0) == 1.0):
+        skipped = np.asarray(metrics.get("skipped", 0.0)) == 1.0  # of a sweep, by student
+        if skipped.all():
             return
         for name, value in metrics.items():
             found = np.asarray(value, np.float64)
             weight = metrics.get(f"{name}_weight")
             if weight is None:
                 continue
-            counts = np.asarray(weight) != 0  # what has weight 0 is not trained
+            counts = (np.asarray(weight) != 0) & ~skipped  # what has weight 0 is not trained
             if not np.isfinite(found[counts]).all():
                 raise DivergedError(f"at step {done} its term {name!r} is {_worst(value):.4g}", done)
             if counts.all() and name not in self.start:
@@ -105,7 +108,8 @@ the start, 2, as in the 9 before
             if name not in self.start:
                 continue
             times = np.sign(weight) * found / np.maximum(self.start[name], 1.0)
-            risen = self._risen[name] = np.where(counts & (times > EXPLODED), self._risen.get(name, 0) + 1, 0)
+            before = self._risen.get(name, 0)
+            risen = self._risen[name] = np.where(skipped, before, np.where(counts & (times > EXPLODED), before + 1, 0))
             at_once = (counts & (times > AT_ONCE)).any()
             if at_once or (risen >= IN_A_ROW).any():
                 raise DivergedError(
@@ -120,6 +124,8 @@ the start, 2, as in the 9 before
 
 def skip_non_finite(step: TrainStep) -> TrainStep:
     """The step, which leaves out updates that would make the loss, the params or the model_state NaN or infinite.
+
+    What was not finite before an update, such as a mask of -inf in the model_state, does not count.
 
     Where an update is left out, params, model_state and opt_state stay, the step is counted, and the metrics are 0.
     `optax.apply_if_finite` sees the gradient alone: by then the network's own statistics have become NaN.
@@ -151,7 +157,8 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
                 "make_sweep_step(skip_non_finite(step))."
             )
         new, metrics = step(state, teacher, objective, batch)
-        good = jnp.isfinite(metrics["loss"]) & all_finite([(one.params, one.model_state) for one in states_in(new)])
+        weights = ([(one.params, one.model_state) for one in states_in(each)] for each in (new, state))
+        good = jnp.isfinite(metrics["loss"]) & all_finite(*weights)
 
         def kept(own: TrainState, old: TrainState) -> TrainState:
             params, model_state, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), own[1:4], old[1:4])
@@ -211,10 +218,12 @@ def check_rate_is_free(state: Tree) -> None:
         )
 
 
-def all_finite(tree: Tree) -> jax.Array:
-    """Whether all floating-point numbers of a tree are finite, as an array of one bool."""
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
-    return jnp.asarray([jnp.isfinite(leaf).all() for leaf in floats] or [True]).all()
+def all_finite(tree: Tree, before: Tree = None) -> jax.Array:
+    """Whether all floating-point numbers of a tree are finite, or those that were so `before`, as an array of one bool."""
+    leaves = jax.tree.leaves(tree)
+    pairs = zip(leaves, [0.0] * len(leaves) if before is None else jax.tree.leaves(before), strict=True)
+    floats = [pair for pair in pairs if jnp.issubdtype(jnp.result_type(pair[0]), jnp.inexact)]
+    return jnp.asarray([(jnp.isfinite(leaf) | ~jnp.isfinite(old)).all() for leaf, old in floats] or [True]).all()
 
 
 def _worst(value: Any) -> float:

@@ -110,7 +110,8 @@ def make_mutual_step(
 def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) -> MeanTeacherStep:
     """Builds a step whose teacher is the student's own running average: a mean teacher, self-distillation in one run.
 
-    After each update, teacher ← decay · teacher + (1 − decay) · student, for parameters and running statistics alike.
+    After each update, teacher ← decay · teacher + (1 − decay) · student, for parameters and running statistics alike. Where
+    `accumulate` only adds up a batch, or `skip_non_finite` leaves an update out, there is none.
 
     Args:
       step: from `make_train_step`, the teacher's apply being the student's own.
@@ -121,8 +122,8 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
       `init_mean_teacher`; the teacher is None, since the average is it. Connectors have no part in the average.
 
     Raises:
-      ValueError: if the decay is not between 0 and 1; later, if the average's tree is not the student's, it is of 16 bits,
-        or there is a teacher.
+      ValueError: if the decay is not between 0 and 1; later, if the average's tree or shapes are not the student's, it is of
+        16 bits, or there is a teacher.
 
     Reference:
       Tarvainen and Valpola, Mean teachers are better role models, 2017, equation 1. https://arxiv.org/abs/1703.01780
@@ -137,10 +138,25 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
         own = weights_of(state)
         _check_alike(average, own)
         # The average may be wider than the student; it teaches in the student's own precision.
-        state, metrics = step(state, jax.tree.map(_as, average, own), objective, batch)
-        return (state, follow(average, weights_of(state), kept)), metrics
+        new, metrics = step(state, jax.tree.map(_as, average, own), objective, batch)
+        moved = follow(average, weights_of(new), kept)
+        if (updated := _updated(state, new, metrics)) is not None:
+            moved = jax.tree.map(lambda its, old: jnp.where(updated, its, old), moved, average)
+        return (new, moved), metrics
 
     return averaging
+
+
+def _updated(old: TrainState, new: TrainState, metrics: Metrics) -> jax.Array | None:
+    """Whether a step has made an update; None where each does."""
+    kind = optax.MultiStepsState
+    found = [jax.tree.leaves(one.opt_state, is_leaf=lambda part: isinstance(part, kind)) for one in (old, new)]
+    counts = [[part.gradient_step for part in parts if isinstance(part, kind)] for parts in found]
+    if not counts[0]:
+        return metrics["skipped"] == 0 if "skipped" in metrics else None
+    # Beside a part of the optimizer that adds up batches another may move params at each.
+    pairs = zip(*map(jax.tree.leaves, zip(counts, (old.params, new.params), strict=True)), strict=True)
+    return jnp.asarray([jnp.any(before != after) for before, after in pairs]).any()
 
 
 def init_mean_teacher(state: TrainState) -> Pair:
@@ -157,8 +173,8 @@ def follow(teacher: Weights, student: Weights, decay: Number) -> Weights:
     Leaves that are no floating-point numbers, such as counters, are the student's.
 
     Raises:
-      ValueError: if the two trees differ, the decay is not between 0 and 1, or the teacher is of 16 bits, in which a slow
-        average would stand still.
+      ValueError: if the two trees or their shapes differ, the decay is not between 0 and 1, or the teacher is of 16 bits, in
+        which a slow average would stand still.
 
     Example:
       >>> follow(Weights(jnp.array([1.0]), {}), Weights(jnp.array([3.0]), {}), 0.75).params.tolist()
@@ -194,6 +210,8 @@ def _check_alike(teacher: Weights, student: Weights) -> None:
     its, own = (str(jax.tree.structure(tree)) for tree in (teacher, student))
     if its != own:
         raise ValueError(f"teacher must have the student's tree, to be its average; got {its} for {own}.")
+    for (path, leaf), of_student in zip(jax.tree.leaves_with_path(teacher), jax.tree.leaves(student), strict=True):
+        _checks.same_shape(f"teacher{jax.tree_util.keystr(path)}", leaf, "the student's", of_student)
 
 
 def _one_each(name: str, values: Any, count: int) -> None:

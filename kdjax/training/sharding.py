@@ -30,8 +30,8 @@ def shard_by_rules(tree: Tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionS
       The tree, placed.
 
     Raises:
-      ValueError: if a rule finds no array, names an axis that the mesh does not have, has more axes than an array, or
-        splits an axis that does not divide; or if several processes do not bring the same arrays.
+      ValueError: if a rule is no regular expression, finds no array, names an axis that the mesh does not have, has more
+        axes than an array, or splits an axis that does not divide; or if several processes do not bring the same arrays.
 
     Example:
       >>> from kdjax.training import data_mesh
@@ -44,6 +44,7 @@ def shard_by_rules(tree: Tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionS
     """
     leaves = _trees.by_path(tree)
     for pattern, spec in rules:
+        _trees.check("rules", pattern)
         if not any(re.search(pattern, name) for name in leaves):
             raise ValueError(f"rules: {pattern!r} must find an array; there are {_trees.listed(list(leaves))}.")
         for axis in _axes(spec):

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax import _checks
 from kdjax._types import TrainState, Tree, Weights
-from kdjax.connectors import student_of
+from kdjax.connectors._beside import evaluated, student_of
 
 
 def init_state(weights: Weights, optimizer: optax.GradientTransformation, rng: PRNGKeyArray) -> TrainState:
@@ -53,8 +53,7 @@ def weights_of(state: Any) -> Any:
       the latter.
     """
     if isinstance(state, TrainState):
-        weights = Weights(_evaluated(state), state.model_state)
-        return student_of(weights) if is_beside(state.params) else weights
+        return student_of(state) if is_beside(state.params) else evaluated(state)
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Weights):
         return state[1]
     if hasattr(state, "state"):
@@ -74,22 +73,6 @@ def states_in(state: Any) -> tuple[TrainState, ...]:
     if not isinstance(states, tuple) or not all(isinstance(one, TrainState) for one in states):
         raise ValueError(f"state must be a TrainState, or a tuple of them; got {type(state).__name__}.")
     return states
-
-
-def _evaluated(state: TrainState) -> Tree:
-    """The params to evaluate at, which are another average than those that are trained where training is schedule-free."""
-    kind = optax.contrib.ScheduleFreeState
-    parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: isinstance(part, kind))
-    found = [part for part in parts if isinstance(part, kind)]
-    if not found:
-        return state.params
-    its, own = (str(jax.tree.structure(tree)) for tree in (found[0].z, state.params))
-    if len(found) > 1 or its != own:
-        raise ValueError(
-            "state must be of an optimizer that is schedule-free for all params, or for none; its evaluation params are not "
-            "known here: take optax.contrib.schedule_free_eval_params of each part."
-        )
-    return optax.contrib.schedule_free_eval_params(found[0], state.params)
 
 
 def is_beside(tree: Tree) -> bool:

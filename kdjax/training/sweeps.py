@@ -103,7 +103,8 @@ def make_sweep_step(step: TrainStep, teacher_apply: Apply | None = None) -> Swee
       that returns the new states, for the next call or for `unstack`, and the step's metrics, each [students].
 
     Raises:
-      ValueError: later, if the students' axes differ, or the teacher is missing or has no teacher_apply.
+      ValueError: later, if the students' axes differ, their keys are not of threefry2x32, or the teacher is missing or has
+        no teacher_apply.
 
     Note:
       Students of different seeds differ in their initial weights and in their dropout, not in the order of the data nor in
@@ -114,6 +115,7 @@ def make_sweep_step(step: TrainStep, teacher_apply: Apply | None = None) -> Swee
     def sweep(
         states: TrainState, teacher: Weights | None, objectives: Objective, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        _checks.instance("states", states, TrainState, "a TrainState, stacked as by stack([state, …])")
         _check_axes(objectives=objectives, states=states)
         taught = dict(batch) | _teach(teacher_apply, teacher, batch, objectives)
         return jax.vmap(step, in_axes=(0, None, 0, None))(states, None, objectives, taught)
@@ -137,6 +139,11 @@ def _check_axes(*, objectives: Objective, states: TrainState) -> None:
     if jnp.ndim(states.step) != 1:
         raise ValueError(
             f"states must be stacked, [students, …], as by stack([state, …]); their step has shape {jnp.shape(states.step)}."
+        )
+    if (kind := jax.random.key_impl(states.rng)) != "threefry2x32":
+        raise ValueError(
+            "states must have keys of threefry2x32, whose draws under jax.vmap are those of each student alone; got keys of "
+            f"{kind}. Begin each by init_state(..., jax.random.key(seed, impl='threefry2x32'))."
         )
     students = len(states.step)
     for name, tree in (("objectives", objectives), ("states", states)):
