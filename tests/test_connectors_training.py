@@ -194,6 +194,14 @@ def test_what_is_schedule_free_is_left_with_the_params_to_evaluate():
     chex.assert_trees_all_equal(connectors.student_of(state).params, wanted["student"])
     chex.assert_trees_all_equal(connectors.student_of(state, "c").params, wanted)
     chex.assert_trees_all_equal(connectors.connector_of(state, "c").params, wanted["connectors"]["c"])
+    # Where it is so for the connectors alone, the student is as it is trained.
+    transform = optax.multi_transform(
+        {"own": optax.sgd(0.5), "beside": transform}, {"student": "own", "connectors": "beside"}
+    )
+    state = fresh_state(name, transform)
+    chex.assert_trees_all_equal(connectors.student_of(state).params, state.params["student"])
+    with pytest.raises(ValueError, match="schedule-free for all params, or for none"):
+        connectors.connector_of(state, "c")
 
 
 def test_cached_outputs_take_the_teachers_place_with_connectors_too():

@@ -59,6 +59,13 @@ def test_cka_without_a_value_is_nan():
     assert max(value for value in values if not np.isnan(value)) <= 1.0
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_one_large_example_of_half_precision_is_no_rounding(dtype):
+    first, second = (jnp.asarray(features(seed, 500, 64), dtype).at[7].multiply(300) for seed in (0, 1))
+    wanted = cka(first.astype(jnp.float32), second.astype(jnp.float32), debiased=True)
+    assert cka(first, second, debiased=True) == pytest.approx(wanted, rel=1e-6)
+
+
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 @pytest.mark.parametrize("debiased", [False, True])
 def test_cka_knows_no_rotation_scale_or_shift(kernel, debiased):

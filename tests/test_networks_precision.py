@@ -85,6 +85,15 @@ def test_half_precision_learns_the_digits_to_within_two_points(trained):
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3  # they did not compute the same
 
 
+def test_the_types_of_both_factors_are_told_also_within_loops():
+    half, rows = jnp.ones((2, 2), jnp.bfloat16), jnp.ones((4, 2))
+    mixed = product_types(lambda x: jax.lax.dot_general(half, x, (((1,), (0,)), ((), ()))), jnp.ones((2, 2)))
+    assert mixed == {"bfloat16", "float32"}
+    assert product_types(lambda x: jax.lax.map(lambda row: row @ x, rows), jnp.ones((2, 2))) == {"float32"}
+    assert product_types(lambda x: jax.lax.ragged_dot(rows, x, jnp.array([4])), jnp.ones((1, 2, 2))) == {"float32"}
+    assert product_types(lambda x: x + 1, half) == set()
+
+
 MODELS = {
     "CNN": (models.CNN, {"widths": (4, 8), "hidden": 8}),
     "CNN, normalised": (models.CNN, {"widths": (4, 8), "batch_norm": True}),
@@ -116,6 +125,19 @@ def test_every_model_computes_in_the_type_that_is_asked_for(name):
     _, in_half = from_linen(kind(**settings, dtype=jnp.bfloat16))
     for train in (False, True):
         assert types(computed_in(as_it_is, jnp.bfloat16), train) == types(in_half, train) >= {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_wide_images_change_no_type(name):
+    """With 64 bits switched on NumPy's images are float64; networks of float32 stay what they are, and so do their states."""
+    kind, settings = MODELS[name]
+    init, apply = from_linen(kind(**settings))
+    with jax.enable_x64(True):
+        images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float64)
+        weights = jax.eval_shape(init, jax.random.key(1), images)
+        outputs, state = jax.eval_shape(lambda *given: apply(*given, train=True), *weights, images)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(weights)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((outputs, state))} == {"float32"}
 
 
 @pytest.mark.parametrize("name", ["CNN, normalised", "ResNet", "WideResNet", "ViT"])

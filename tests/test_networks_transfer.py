@@ -200,16 +200,3 @@ def test_what_is_wrong_is_said(arguments, message):
     student, _ = network((4, 5), 8, 1)
     with pytest.raises(ValueError, match=message):
         copy_matching(teacher, student, **arguments)
-
-
-def test_the_largest_of_other_classes_are_not_the_students():
-    """Its logits would be the teacher's classes of the largest filters, in places of others."""
-    teacher, _ = network((4, 6), 8, 0)
-    fewer = jax.tree.map(lambda leaf: leaf, teacher)
-    fewer.params["logits"] = jax.tree.map(lambda leaf: 0 * leaf[..., :2], teacher.params["logits"])
-    with pytest.raises(ValueError, match=r"order must end before the outputs.*got params/logits/kernel.*student 2"):
-        copy_matching(teacher, fewer, channels="largest", order=ORDER)
-    weights, _ = copy_matching(teacher, fewer, channels="first", order=ORDER)
-    np.testing.assert_array_equal(weights.params["logits"]["kernel"], teacher.params["logits"]["kernel"][:, :2])
-    weights, _ = copy_matching(teacher, fewer, channels="largest", order=ORDER[:-1])
-    assert not weights.params["logits"]["kernel"].any()

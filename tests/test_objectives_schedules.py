@@ -53,6 +53,10 @@ def test_what_a_schedule_moves_is_among_the_metrics_of_a_step():
     assert metrics["soft_temperature"] == metrics["half_temperature"] == 6.5
     assert metrics["soft_weight"] == 0.25
     assert not {name for name in metrics if name.startswith("still_")} - {"still_weight"}
+    # A hyper-parameter may have the name of the step's own number, which is the one that is told.
+    weighed = on_logits(lambda z, t, *, weight=1.0: weight * (z - t).mean(-1), weight=alpha)
+    _, metrics = step(state, teacher_weights(), weighted_sum(soft=(0.5, weighed)), batch())
+    assert metrics["soft_weight"] == 0.5
     taken = weighted_sum(soft=(1.0, soft), soft_temperature=(1.0, cross_entropy))
     with pytest.raises(ValueError, match="The name 'soft_temperature' is a term's and that of a number that moves"):
         step(fresh_state(), teacher_weights(), taken, batch())

@@ -15,13 +15,14 @@ import pytest
 import tiny
 from comparisons import DATA, LABELS, NETWORKS, RECIPES, SOFT, recipe, run, weights_in
 
-from kdjax import cross_entropy, on_feature, weighted_sum
+from kdjax import Weights, cross_entropy, on_feature, weighted_sum
 from kdjax.checkpoints import save_weights
 from kdjax.data import unit_range
 from kdjax.losses import hint
 from kdjax.models import CNN
 from kdjax.networks import from_linen
 from kdjax.runs import Recipe, _seeds
+from kdjax.runs.recipes import given_teacher, prepare
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,25 @@ def test_a_teacher_of_another_kind_is_refused(finished, tmp_path, no_training):
     with pytest.raises(ValueError, match=r"teacher must hold finite numbers.*\['Dense_0'\]\['bias'\]"):
         run(tmp_path / "out", given_teacher=tmp_path / "broken")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_with_a_mask_in_its_model_state_is_taken_and_one_with_nan_there_is_not(tmp_path):
+    init, apply = NETWORKS[6]
+
+    def begun(number):
+        return lambda key, inputs: Weights(init(key, inputs).params, {"mask": jnp.full(3, number)})
+
+    def kept(params, model_state, inputs, **others):
+        return apply(params, {}, inputs, **others)[0], model_state
+
+    for number in (-np.inf, np.nan):
+        trainer = prepare(replace(recipe("teacher"), network=(begun(number), kept)), 128)
+        weights = begun(number)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+        if np.isnan(number):
+            with pytest.raises(ValueError, match=r"teacher must hold finite numbers.*\.model_state\['mask'\]"):
+                given_teacher(weights, trainer, {}, jnp.zeros((1, 8, 8, 1)))
+        else:
+            assert given_teacher(weights, trainer, {}, jnp.zeros((1, 8, 8, 1))) is weights
 
 
 def test_inputs_that_are_not_finite_are_refused_where_updates_would_be_skipped(tmp_path):

@@ -38,6 +38,9 @@ def test_the_digest_tells_what_is_made_of_the_same_sums():
     ]
     assert len({digest(one) for one in others}) == len(others)
     assert digest(twice(2.0)) == digest(twice(2.0))
+    noise = np.random.default_rng(0)
+    drawn = Measure(cross_entropy, lambda sums, count: sums + noise.normal(), percent=True)
+    assert digest(drawn) == digest(drawn)
     # A term's is that of its program alone, as older runs wrote it.
     weights = jax.eval_shape(trainer.init, jax.random.key(0), test["inputs"][:1])
     step = make_eval_step(trainer.apply, measures={"text": cross_entropy})

@@ -1,7 +1,7 @@
 """How connectors stand beside a student: made with it, run after it, left behind by it."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -155,8 +155,8 @@ def student_of(trained: TrainState | Weights, *names: str) -> Weights:
       {'student': {'w': 1}, 'connectors': {'hint': {'v': 2}}}
     """
     _be_beside(trained)
-    trained = evaluated(trained)
-    alone = Weights(trained.params["student"], trained.model_state["student"])
+    own = evaluated(trained, "student")
+    alone = Weights(own.params["student"], own.model_state["student"])
     kept = {name: connector_of(trained, name) for name in names}
     return join({"student": alone, "connectors": join(kept)}) if names else alone
 
@@ -173,17 +173,20 @@ def connector_of(trained: TrainState | Weights, name: str) -> Weights:
     """
     _be_beside(trained)
     _checks.one_of("name", name, sorted(trained.params["connectors"]))
-    trained = evaluated(trained)
+    trained = evaluated(trained, "connectors", name)
     return Weights(trained.params["connectors"][name], trained.model_state["connectors"][name])
 
 
-def evaluated(trained: TrainState | Weights) -> Weights:
-    """The weights to evaluate: of a state whose optimizer is schedule-free, at another average than is trained."""
+def evaluated(trained: TrainState | Weights, *place: str) -> Weights:
+    """The weights to evaluate: of a state whose optimizer is schedule-free, at another average than is trained.
+
+    With a place in the params, of which they are asked, what is schedule-free elsewhere does not matter.
+    """
     if isinstance(trained, Weights):
         return trained
     kind = optax.contrib.ScheduleFreeState
     parts = jax.tree.leaves(trained.opt_state, is_leaf=lambda part: isinstance(part, kind))
-    found = [part for part in parts if isinstance(part, kind)]
+    found = [part for part in parts if isinstance(part, kind) and jax.tree.leaves(_at(part.z, place))]
     if not found:
         return Weights(trained.params, trained.model_state)
     its, own = (str(jax.tree.structure(tree)) for tree in (found[0].z, trained.params))
@@ -193,6 +196,15 @@ def evaluated(trained: TrainState | Weights) -> Weights:
             "known here: take optax.contrib.schedule_free_eval_params of each part."
         )
     return Weights(optax.contrib.schedule_free_eval_params(found[0], trained.params), trained.model_state)
+
+
+def _at(tree: Tree, place: Sequence[str]) -> Tree:
+    """What stands there, or, where the tree is made otherwise, all of it."""
+    for name in place:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return tree
+        tree = tree[name]
+    return tree
 
 
 def through(student_apply: Apply, connectors: Mapping[str, Connector], name: str) -> Apply:

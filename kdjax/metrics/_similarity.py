@@ -86,7 +86,7 @@ def _kernel(array: AnyArray, kernel: str, width: float) -> tuple[np.ndarray, flo
         distances = np.where(same, 0.0, np.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0))
         median = np.median(distances[np.triu_indices(len(features), 1)])
         found = np.exp(-distances / (2.0 * width**2 * median)) if median > 0 else np.full_like(distances, np.nan)
-    rounding = float(jnp.finfo(array.dtype).eps) / np.sqrt(max(1, features.shape[1])) * np.max(np.abs(found))
+    rounding = float(jnp.finfo(array.dtype).eps) / np.sqrt(max(1, features.shape[1])) * np.mean(np.diagonal(found))
     return found, float(rounding)
 
 

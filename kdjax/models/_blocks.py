@@ -4,6 +4,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -96,6 +97,14 @@ def outputs(x: Float[Array, "batch dim"], features: dict[str, Array], classes: i
 def in_order(stages: dict[str, Array]) -> dict[str, Array]:
     """Features by name from sums before a ReLU: these first, so that a network's last features are its outputs."""
     return {f"{name}{BEFORE}": x for name, x in stages.items()} | {name: nn.relu(x) for name, x in stages.items()}
+
+
+def computing_type(network: nn.Module) -> Any:
+    """The network's own `dtype`, or where that is None the type of its parameters, whatever the inputs are."""
+    if network.dtype is not None:
+        return network.dtype
+    params = jax.tree.leaves(network.variables.get("params", {}))  # none yet, while they are made
+    return jnp.result_type(*params) if params else jnp.float32
 
 
 def check_images(inputs: Any, least: int = 1) -> None:

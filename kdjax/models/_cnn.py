@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Outputs
+from kdjax.models._blocks import computing_type
 from kdjax.models._convolution import convolve
 from kdjax.models._layers import Dropout, max_pool, max_pool_at_inference
 
@@ -40,7 +41,7 @@ class Stage(nn.Module):
     def __call__(
         self, inputs: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height_out width_out channels_out"]:
-        kernel = self.param("kernel", initializer(self.gain), (3, 3, inputs.shape[-1], self.width))
+        kernel = self.param("kernel", initializer(self.gain), (3, 3, inputs.shape[-1], self.width), jnp.float32)
         inputs, kernel = promote_dtype(inputs, kernel, dtype=self.dtype)
         x = convolve(inputs, kernel, self.padding)
         pool = max_pool if train else max_pool_at_inference
@@ -49,7 +50,7 @@ class Stage(nn.Module):
                 use_running_average=not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype, name="norm"
             )
             return nn.relu(pool(norm(x)))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         return nn.relu(pool(x) + bias.astype(x.dtype)[None, None, None, :])
 
 
@@ -67,8 +68,8 @@ class CNN(nn.Module):
       dropout: the rate at which the logits' inputs are dropped while training, in [0, 1).
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation and the masks of
         dropout; None where the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Statistics are float32, and so are logits unless they are float64.
 
     Features: ``"stage1"`` … ``"stageN"`` [batch, height, width, channels], each stage's output, and ``"embedding"``
     [batch, dim], what the logits are read from, before dropout.
@@ -113,20 +114,19 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         self._check(inputs)
+        dtype = computing_type(self)
         features: dict[str, Array] = {}
         x = inputs
         for number, width in enumerate(self.widths, 1):
             name = f"stage{number}"
-            stage = Stage(width, self.padding, self.batch_norm, self.gain, self.axis_name, self.dtype, name=name)
+            stage = Stage(width, self.padding, self.batch_norm, self.gain, self.axis_name, dtype, name=name)
             x = features[name] = stage(x, train=train)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         if self.hidden is not None:
-            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=initializer(self.gain), name="hidden")(x))
+            x = nn.relu(nn.Dense(self.hidden, dtype=dtype, kernel_init=initializer(self.gain), name="hidden")(x))
         features["embedding"] = x
         x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-        logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer(min(self.gain, 1.0)), name="logits")(
-            x
-        )
+        logits = nn.Dense(self.classes, dtype=dtype, kernel_init=initializer(min(self.gain, 1.0)), name="logits")(x)
         return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features)
 
     def _check(self, inputs: Array) -> None:

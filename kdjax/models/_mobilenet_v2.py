@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._blocks import check_images, outputs, unit
+from kdjax.models._blocks import check_images, computing_type, outputs, unit
 from kdjax.models._convolution import Convolved, Images
 
 STEM, LAST, WIDENED = 32, 1280, 6
@@ -55,8 +55,8 @@ class MobileNetV2(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Statistics are float32, and so are logits unless they are float64.
 
     Features: ``"stage1"`` … ``"stage4"`` [batch, height, width, channels], of images of 32 × 32 pixels at 16, 8, 4 and
     2; no ReLU is taken of them, so that they may be negative. And ``"embedding"`` [batch, 1280], what the logits are read
@@ -104,16 +104,17 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         check_images(inputs)
-        layer = partial(unit, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        dtype = computing_type(self)
+        layer = partial(unit, train=train, axis_name=self.axis_name, dtype=dtype)
         features: dict[str, Array] = {}
         x = nn.relu(layer(inputs, "stem", int(STEM * self.width), 3, stride=2))
         for group, (channels, count, first) in enumerate(GROUPS, 1):
             for number in range(1, count + 1):
                 stride, widened = first if number == 1 else 1, 1 if group == 1 else WIDENED
                 name = f"group{group}_block{number}"
-                block = Block(int(channels * self.width), stride, widened, self.axis_name, self.dtype, name=name)
+                block = Block(int(channels * self.width), stride, widened, self.axis_name, dtype, name=name)
                 x = block(x, train=train)
             if group in STAGE_ENDS:
                 features[STAGE_ENDS[group]] = x
         x = nn.relu(layer(x, "last", int(LAST * max(self.width, 1)), 1))
-        return outputs(jnp.mean(x, axis=(1, 2)), features, self.classes, self.dtype)
+        return outputs(jnp.mean(x, axis=(1, 2)), features, self.classes, dtype)

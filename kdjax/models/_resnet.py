@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._blocks import check_images, in_order, outputs, unit
+from kdjax.models._blocks import check_images, computing_type, in_order, outputs, unit
 from kdjax.models._convolution import Convolved, Images
 
 
@@ -49,8 +49,8 @@ class ResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Statistics are float32, and so are logits unless they are float64.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], each stage's output after its last ReLU;
     ``"stage1_before_relu"`` … the sums that this ReLU is taken of; and ``"embedding"`` [batch, channels], what the
@@ -102,12 +102,13 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         check_images(inputs)
+        dtype = computing_type(self)
         sums: dict[str, Array] = {}
-        x = unit(inputs, "stem", self.widths[0], 3, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        x = unit(inputs, "stem", self.widths[0], 3, train=train, axis_name=self.axis_name, dtype=dtype)
         for stage, width in enumerate(self.widths[1:], 1):
             for number in range(1, (self.depth - 2) // 6 + 1):
                 stride = 2 if stage > 1 and number == 1 else 1
-                block = Block(width, stride, self.axis_name, self.dtype, name=f"stage{stage}_block{number}")
+                block = Block(width, stride, self.axis_name, dtype, name=f"stage{stage}_block{number}")
                 x = block(nn.relu(x), train=train)
             sums[f"stage{stage}"] = x
-        return outputs(jnp.mean(nn.relu(x), axis=(1, 2)), in_order(sums), self.classes, self.dtype)
+        return outputs(jnp.mean(nn.relu(x), axis=(1, 2)), in_order(sums), self.classes, dtype)

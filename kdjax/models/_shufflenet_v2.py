@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._blocks import check_images, in_order, outputs, shuffled, unit
+from kdjax.models._blocks import check_images, computing_type, in_order, outputs, shuffled, unit
 from kdjax.models._convolution import Convolved, Images
 
 STEM, LAST = 24, 1024
@@ -72,8 +72,8 @@ class ShuffleNetV2(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Statistics are float32, and so are logits unless they are float64.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], each stage's output after its last ReLU and
     the shuffle; ``"stage1_before_relu"`` … what this ReLU is taken of, shuffled; and ``"embedding"`` [batch, 1024], what
@@ -116,14 +116,15 @@ class ShuffleNetV2(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         check_images(inputs)
-        layer = partial(unit, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        dtype = computing_type(self)
+        layer = partial(unit, train=train, axis_name=self.axis_name, dtype=dtype)
         sums: dict[str, Array] = {}
         x = layer(inputs, "stem", STEM, 1)
         for stage, (width, count) in enumerate(STAGES, 1):
             name = f"stage{stage}_block"
-            x = Halving(width, self.axis_name, self.dtype, name=f"{name}1")(nn.relu(x), train=train)
+            x = Halving(width, self.axis_name, dtype, name=f"{name}1")(nn.relu(x), train=train)
             for number in range(2, count + 2):
-                x = Block(self.axis_name, self.dtype, name=f"{name}{number}")(nn.relu(x), train=train)
+                x = Block(self.axis_name, dtype, name=f"{name}{number}")(nn.relu(x), train=train)
             sums[f"stage{stage}"] = x
         x = nn.relu(layer(nn.relu(x), "last", LAST, 1))
-        return outputs(jnp.mean(x, axis=(1, 2)), in_order(sums), self.classes, self.dtype)
+        return outputs(jnp.mean(x, axis=(1, 2)), in_order(sums), self.classes, dtype)

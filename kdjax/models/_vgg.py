@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._blocks import check_images, in_order, outputs, unit
+from kdjax.models._blocks import check_images, computing_type, in_order, outputs, unit
 from kdjax.models._layers import max_pool, max_pool_at_inference
 
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -32,8 +32,8 @@ class VGG(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where
         the network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Statistics are float32, and so are logits unless they are float64.
 
     Features: ``"stage1"`` … ``"stage5"`` [batch, height, width, channels], each stage's output after its last ReLU and
     before the pooling; ``"stage1_before_relu"`` … what this ReLU is taken of; and ``"embedding"`` [batch, 512], what the
@@ -79,7 +79,8 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         check_images(inputs, least=8)
-        layer = partial(unit, bias=True, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        dtype = computing_type(self)
+        layer = partial(unit, bias=True, train=train, axis_name=self.axis_name, dtype=dtype)
         pool = max_pool if train else max_pool_at_inference
         poolings = 4 if inputs.shape[1] == POOLED_FOUR_TIMES else 3
         sums: dict[str, Array] = {}
@@ -91,4 +92,4 @@ class VGG(nn.Module):
             sums[f"stage{stage}"] = before
             if stage <= poolings:
                 x = pool(x)
-        return outputs(jnp.mean(x, axis=(1, 2)), in_order(sums), self.classes, self.dtype)
+        return outputs(jnp.mean(x, axis=(1, 2)), in_order(sums), self.classes, dtype)

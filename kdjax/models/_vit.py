@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._blocks import check_images
+from kdjax.models._blocks import check_images, computing_type
 
 Tokens = Float[Array, "batch tokens width"]
 EPSILON = 1e-6
@@ -51,8 +51,8 @@ class ViT(nn.Module):
       depth: the number of blocks.
       heads: of the attention.
       classes: the number of logits.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Logits are float32 unless they are float64.
 
     Features: ``"block1"`` … [batch, tokens, width], each block's output, the class's token first, the patches row by
     row after it; and ``"embedding"`` [batch, width], what the logits are read from. Nothing here depends on other examples
@@ -100,20 +100,21 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         check_images(inputs, least=self.patch)
+        dtype = computing_type(self)
         if inputs.shape[1] % self.patch or inputs.shape[2] % self.patch:
             raise ValueError(
                 f"inputs must have a height and width that are multiples of patch, {self.patch}; "
                 f"got shape {tuple(inputs.shape)}."
             )
         sides = (self.patch, self.patch)
-        x = nn.Conv(self.width, sides, sides, "VALID", kernel_init=SMALL, dtype=self.dtype, name="patches")(inputs)
+        x = nn.Conv(self.width, sides, sides, "VALID", kernel_init=SMALL, dtype=dtype, name="patches")(inputs)
         x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width)
-        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width), jnp.float32).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
-        x = x + self.param("positions", SMALL, (1, *x.shape[1:])).astype(x.dtype)
+        x = x + self.param("positions", SMALL, (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
         features: dict[str, Array] = {}
         for number in range(1, self.depth + 1):
-            x = features[f"block{number}"] = Block(self.heads, self.dtype, name=f"block{number}")(x)
-        x = features["embedding"] = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)[:, 0]
-        logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=SMALL, name="logits")(x)
+            x = features[f"block{number}"] = Block(self.heads, dtype, name=f"block{number}")(x)
+        x = features["embedding"] = nn.LayerNorm(epsilon=EPSILON, dtype=dtype, name="norm")(x)[:, 0]
+        logits = nn.Dense(self.classes, dtype=dtype, kernel_init=SMALL, name="logits")(x)
         return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), features)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kdjax import _checks
 from kdjax._types import Outputs
-from kdjax.models._blocks import activated, check_images, convolution, outputs
+from kdjax.models._blocks import activated, check_images, computing_type, convolution, outputs
 from kdjax.models._convolution import Convolved, Images
 
 STEM = 16
@@ -56,8 +56,8 @@ class WideResNet(nn.Module):
       classes: the number of logits.
       axis_name: the device axis over which the batch is split, for the statistics of batch normalisation; None where the
         network sees the whole batch, as under `jax.jit` with a sharded batch.
-      dtype: of the computation and the features; None: that of inputs and parameters together, so that `computed_in` sets
-        it. Parameters and statistics begin in float32, and logits are float32 unless they are float64.
+      dtype: of the computation and the features; None: that of the parameters, which begin in float32, so that `computed_in`
+        sets it. Statistics are float32, and so are logits unless they are float64.
 
     Features: ``"stage1"`` … ``"stage3"`` [batch, height, width, channels], the sums that the stages end with, which may be
     negative, and ``"embedding"`` [batch, 64 · width], what the logits are read from.
@@ -101,14 +101,15 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Outputs:
         check_images(inputs)
+        dtype = computing_type(self)
         features: dict[str, Array] = {}
-        x = convolution(STEM, 3, dtype=self.dtype, name="stem")(inputs)
+        x = convolution(STEM, 3, dtype=dtype, name="stem")(inputs)
         for stage in range(STAGES):
             for number in range((self.depth - 4) // 6):
                 stride = 2 if stage > 0 and number == 0 else 1
                 name = f"stage{stage + 1}_block{number + 1}"
                 channels = STEM * 2**stage * self.width
-                x = Block(channels, stride, self.axis_name, self.dtype, name=name)(x, train=train)
+                x = Block(channels, stride, self.axis_name, dtype, name=name)(x, train=train)
             features[f"stage{stage + 1}"] = x
-        x = activated(x, "norm", train=train, axis_name=self.axis_name, dtype=self.dtype)
-        return outputs(jnp.mean(x, axis=(1, 2)), features, self.classes, self.dtype)
+        x = activated(x, "norm", train=train, axis_name=self.axis_name, dtype=dtype)
+        return outputs(jnp.mean(x, axis=(1, 2)), features, self.classes, dtype)

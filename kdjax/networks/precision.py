@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from kdjax._apply import run
 from kdjax._types import Apply, Outputs, Rng, Tree
 
+PRODUCTS = "dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"
+
 
 def computed_in(apply: Apply, dtype: Any) -> Apply:
     """The same network with parameters and inputs cast to `dtype` on the way in, and what it returns to float32.
@@ -17,8 +19,8 @@ def computed_in(apply: Apply, dtype: Any) -> Apply:
     for the sums of many small updates.
 
     Args:
-      apply: any `Apply`. Its layers must compute in the type of what they get, as those of `kdjax.models` do and Flax's with
-        ``dtype=None``; a layer with a type of its own casts back to that, and nothing is gained. `product_types` tells.
+      apply: any `Apply`. Its layers must compute in the type of their parameters or of what they get, as those of `kdjax.models`
+        and Flax's with ``dtype=None`` do; a layer with a type of its own casts back to that, and nothing is gained. `product_types` tells.
       dtype: such as ``jnp.bfloat16``.
 
     Returns:
@@ -65,8 +67,8 @@ def product_types(function: Callable[..., Any], *arguments: Any) -> set[str]:
 def _products(program: Any) -> Iterator[str]:
     """Of a jaxpr and all that it calls; of anything else none."""
     for equation in getattr(getattr(program, "jaxpr", program), "eqns", ()):
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            yield str(equation.invars[0].aval.dtype)
+        if equation.primitive.name in PRODUCTS:
+            yield from (str(factor.aval.dtype) for factor in equation.invars[:2])
         for inner in jax.tree.leaves([*equation.params.values()]):
             yield from _products(inner)
 

@@ -80,8 +80,7 @@ def copy_matching(
 
     Raises:
       ValueError: if an argument names what is not there, `order` and `channels` do not go together, a layer has several
-        kernels or shares a leaf with another, two of the teacher's leaves get one path, nothing can be copied, or
-        ``"largest"`` would choose among the outputs: `order` has all of the student's kernels and the last one is narrowed.
+        kernels or shares a leaf with another, two of the teacher's leaves get one path, or nothing can be copied.
 
     Example:
       >>> teacher = Weights({"a": {"kernel": jnp.array([[1.0, -9.0, 3.0]])}, "b": {"kernel": jnp.eye(3)[:, :2]}}, {})
@@ -194,23 +193,7 @@ def _cuts(
             if path not in theirs:
                 continue
             cuts[path] = f"the kernel of {broken} is left" if broken else _vector_cut(theirs[path], ours[path], flow)
-    if channels == "largest" and kernels:
-        _refuse_other_classes(theirs, ours, cuts, kernels[0])
     return {path: cut for path, cut in cuts.items() if path in ours and path in theirs}
-
-
-def _refuse_other_classes(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], cuts: Mapping[str, _Cut | str], last: str
-) -> None:
-    """A ValueError where the last kernel in order is that of the outputs, and is cut: no other layer can read it."""
-    cut = cuts[last]
-    others = {path for path, leaf in ours.items() if leaf.ndim >= 2} - cuts.keys()
-    if not others and isinstance(cut, _Cut) and ours[last].ndim - 1 in cut.places:
-        raise ValueError(
-            f'order must end before the outputs where channels is "largest" and the student has fewer; got {last}, of which '
-            f"the teacher has {theirs[last].shape[-1]} and the student {ours[last].shape[-1]}: those of the largest filters "
-            'would take the places of its own. Leave that layer out of order, or say channels="first" where they come first.'
-        )
 
 
 def _kernel_cut(

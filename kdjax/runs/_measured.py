@@ -62,11 +62,12 @@ def _reading(measure: Measure, sums: Any) -> tuple[Any, ...]:
         )
         try:
             with np.errstate(all="ignore"):
-                result = np.asarray(measure.finish(made, count), np.float64)
+                result, again = (np.asarray(measure.finish(made, count), np.float64) for _ in range(2))
         except Exception:  # of sums that no data have
             continue
-        # The last digits may be another processor's.
-        results.append((result.shape, [f"{one:.6g}" for one in result.ravel()]))
+        # The last digits may be another processor's; what draws, as a bootstrap does, has none to tell.
+        if np.array_equal(result, again, equal_nan=True):
+            results.append((result.shape, [f"{one:.6g}" for one in result.ravel()]))
     return measure.percent, measure.lower_is_better, results
 
 

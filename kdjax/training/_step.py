@@ -221,7 +221,7 @@ def judge(
     parts = mean_over(axis_name, {name: weighted(scores.weights[name], mean) for name, mean in means.items()})
     metrics = {"loss": total(parts)} | means
     metrics |= {f"{name}_weight": weight.astype(jnp.float32) for name, weight in scores.weights.items()}
-    if taken := sorted(scores.moving.keys() & metrics.keys()):
+    if taken := sorted(scores.moving.keys() & means.keys()):
         raise ValueError(
             f"The name {taken[0]!r} is a term's and that of a number that moves in another; choose another for the term."
         )
