@@ -129,7 +129,7 @@ def test_every_model_computes_in_the_type_that_is_asked_for(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_wide_images_change_no_type(name):
-    """With 64 bits switched on NumPy's images are float64; networks of float32 stay what they are, and so do their states."""
+    """With 64 bits switched on NumPy's images are float64; networks of float32 stay so, and their states."""
     kind, settings = MODELS[name]
     init, apply = from_linen(kind(**settings))
     with jax.enable_x64(True):

@@ -19,8 +19,9 @@ def computed_in(apply: Apply, dtype: Any) -> Apply:
     for the sums of many small updates.
 
     Args:
-      apply: any `Apply`. Its layers must compute in the type of their parameters or of what they get, as those of `kdjax.models`
-        and Flax's with ``dtype=None`` do; a layer with a type of its own casts back to that, and nothing is gained. `product_types` tells.
+      apply: any `Apply`. Its layers must compute in the type of their parameters or of what they get, as `kdjax.models` and
+        Flax's layers with ``dtype=None`` do; a layer with a type of its own casts back to that, and nothing is gained.
+        `product_types` tells.
       dtype: such as ``jnp.bfloat16``.
 
     Returns:
