@@ -33,7 +33,7 @@ ROWS = (
 
 
 def line_of(part: str, seed: int | None, figures: Mapping[str, Any], about: Mapping[str, Any]) -> Line:
-    """A line of this experiment: `part` is one of `PARTS`, or ``"search"``, which has many seeds and is told None."""
+    """A line of this experiment: `part` is one of `PARTS`, or a search, which has many seeds and is told None."""
     return _ledger.line_of(WHAT, part, seed, figures, about)
 
 
@@ -46,7 +46,7 @@ def tables(ledger: Path) -> list[Table]:
     """One of the rows of the paper and one of the curves for each setting that the ledger has, newest line of each seed."""
     settings: dict[str, dict[tuple[str, int], Line]] = {}
     for line in read(ledger):
-        if line["part"] != "search":
+        if line["seed"] is not None:  # a search's line is of many seeds
             same = json.dumps({"settings": line["settings"], "data": line["data"]}, sort_keys=True)
             settings.setdefault(same, {})[line["part"], line["seed"]] = line
     if not settings:
@@ -61,7 +61,18 @@ def tables(ledger: Path) -> list[Table]:
 
 def _of_paper(lines: list[Line]) -> Table:
     settings = lines[0]["settings"]
-    named = ("data", "teacher_epochs", "epochs", "views", "alpha", "alpha_without_3", "alpha_only_7_8")
+    named = (
+        "data",
+        "dropout",
+        "input_dropout",
+        "teacher_learning_rate",
+        "teacher_epochs",
+        "epochs",
+        "views",
+        "alpha",
+        "alpha_without_3",
+        "alpha_only_7_8",
+    )
     told = ", ".join(f"{name} {settings[name]}" for name in named if name in settings)
     shown = Table(
         "errors in the test digits", "paper", "one trial", "here", "n", "goal, at most", "reached",

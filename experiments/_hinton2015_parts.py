@@ -25,8 +25,8 @@ def trained_teacher(
     settings = bench.settings
     network = bench.network(settings.teacher_width, dropout=settings.dropout, input_dropout=settings.input_dropout)
     trainer = trainer_of(
-        network, len(arrays["labels"]), settings.teacher_epochs, settings.batch_size, settings.learning_rate,
-        limit=settings.max_norm, jittered=True,
+        network, len(arrays["labels"]), settings.teacher_epochs, settings.batch_size,
+        settings.teacher_learning_rate, limit=settings.max_norm, jittered=True,
     )  # fmt: skip
     weights, found = fitted(bench, trainer, seed, folder, arrays, told)
     return weights, found | {"errors": _whole(sum(found["errors"]))}

@@ -7,8 +7,9 @@
 A teacher of 2 × 1200 ReLUs with dropout, a weight constraint and jittered pictures; students of 2 × 800 from labels alone
 and from its soft targets at T = 20; small students at several T; a transfer set without any 3, and one of 7 and 8 only,
 after which a bias is moved. The paper chose that bias on the test digits; here validation digits choose it, which no
-transfer set has. The paper does not give the length of training or the weight of the labels: the part `search` compares
-them and the views, on validation digits and with seeds of its own; the choice is recorded, and the other parts use it.
+transfer set has. The paper gives neither rates nor lengths nor the weight of the labels: the part `search` compares the
+teacher's dropout and rate, then those of its students and the views, on validation digits and with seeds of its own;
+`search_teacher` compares teachers only. The choice is recorded, and the other parts use it.
 
 The first command compares, the second trains all other parts by the choice, and goes on where it was stopped; without the
 first, the options say what is trained. Each seed and part is a line of the ledger. Reference: arXiv:1503.02531.
@@ -30,9 +31,12 @@ from experiments._settings import Run, recorded, start
 from kdjax.data import Dataset, on_device, unit_range
 from kdjax.runs import write_results
 
-Part = Literal["search", "teacher", "alone", "alone_jittered", "distilled", "curves", "without_3", "only_7_8"]
+Part = Literal[
+    "search", "search_teacher", "teacher", "alone", "alone_jittered", "distilled", "curves", "without_3", "only_7_8"
+]
 FREE = ("parts", "ledger", "table", "seeds", "out", "resume", "print_every", "data_dir")  # no part of what is measured
-OF_SEARCH = ("dropouts", "input_dropouts", "alphas", "lengths", "search_seeds")
+SEARCHES = ("search", "search_teacher")
+OF_SEARCH = ("dropouts", "input_dropouts", "teacher_rates", "alphas", "lengths", "search_seeds")
 NEEDED = (3, 7, 8)  # the classes that the transfer sets name
 
 
@@ -41,7 +45,7 @@ class Hinton2015(Run):
     """Section 3 of the paper, in parts."""
 
     parts: tuple[Part, ...] = tuple(PARTS)
-    """which of search, teacher, alone, alone_jittered, distilled, curves, without_3, only_7_8"""
+    """which of search, search_teacher, teacher, alone, alone_jittered, distilled, curves, without_3, only_7_8"""
     seeds: int = 5
     """how often each part is repeated, with seeds 0, 1, 2, …"""
     ledger: Path | None = None
@@ -55,7 +59,9 @@ class Hinton2015(Run):
     batch_size: int = 128
     """examples an update"""
     learning_rate: float = 1e-3
-    """Adam's, per update, at the start; a cosine takes it to 0 at the end"""
+    """Adam's for the students, per update, at the start; a cosine takes it to 0 at the end"""
+    teacher_learning_rate: float = 1e-3
+    """the same, for the teacher"""
     temperature: float = 20.0
     """T of the soft targets of the students of 2 × 800, in logits"""
     alpha: float = 0.1
@@ -82,10 +88,12 @@ class Hinton2015(Run):
     """the largest L2 norm of the incoming weights of a hidden unit of the teacher"""
     validation: int = 10_000
     """training pictures that are held out of the transfer sets, and in the search of everything"""
-    dropouts: tuple[float, ...] = (0.5, 0.3)
+    dropouts: tuple[float, ...] = (0.5, 0.4)
     """the teacher's, of hidden units, that the search compares"""
     input_dropouts: tuple[float, ...] = (0.2, 0.0)
     """the teacher's, of pixels, that the search compares with each of those"""
+    teacher_rates: tuple[float, ...] = (5e-4,)
+    """Adam's for the teacher, that the search compares with `teacher_learning_rate`"""
     alphas: tuple[float, ...] = (0.0, 0.1, 0.5)
     """weights of the labels that the search compares"""
     lengths: tuple[int, ...] = (30, 300)
@@ -102,15 +110,26 @@ class Hinton2015(Run):
                 raise ValueError(f"{name} must be at least 0 and less than 1; got {getattr(self, name)!r}.")
         if self.max_norm <= 0:
             raise ValueError(f"max_norm must be greater than 0; got {self.max_norm!r}.")
+        for name, rates in (
+            ("teacher_learning_rate", (self.teacher_learning_rate,)),
+            ("teacher_rates", self.teacher_rates),
+        ):
+            if 0 in rates:
+                raise ValueError(f"{name} must be greater than 0; got {getattr(self, name)!r}.")
         for name in ("alpha_without_3", "alpha_only_7_8"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)!r}.")
-        for name in ("parts", "temperatures", "curve_widths", "dropouts", "input_dropouts", "alphas", "lengths"):
+        compared = ("dropouts", "input_dropouts", "teacher_rates", "alphas", "lengths")
+        for name in ("parts", "temperatures", "curve_widths", *compared):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must name each one once; got {values!r}.")
-        if unknown := set(self.parts) - {"search", *PARTS}:
-            raise ValueError(f"parts must be of search, {', '.join(PARTS)}; got {', '.join(sorted(unknown))}.")
+        if set(SEARCHES) <= set(self.parts):
+            raise ValueError(
+                f"parts must have one of {' and '.join(SEARCHES)}, of which the first does both; got both."
+            )
+        if unknown := set(self.parts) - {*SEARCHES, *PARTS}:
+            raise ValueError(f"parts must be of {', '.join([*SEARCHES, *PARTS])}; got {', '.join(sorted(unknown))}.")
         if self.ledger is not None and self.ledger.is_dir():
             raise ValueError(f"ledger must be a file, or none yet; {self.ledger} is a folder.")
         if self.table is not None and not self.table.is_file():
@@ -132,13 +151,14 @@ def main(settings: Hinton2015) -> Path | None:
     ledgers.read(ledger)  # a damaged one is found before anything is trained
     bench = bench_of(settings, data, folder, console)
     with recorded(ledgers.WHAT, settings, data) as (results, entry, file):
-        if "search" in settings.parts and "choice" not in results:
+        searched = next((part for part in settings.parts if part in SEARCHES), None)
+        if searched and "choice" not in results:
             if any(part in one for one in results["seeds"] for part in PARTS):
                 raise ValueError(
-                    "parts must have search first: this run has figures of settings that it did not choose."
+                    f"parts must have {searched} first: this run has figures of settings that it did not choose."
                 )
-            found = choose(bench, entry)
-            results["choice"] = _line("search", None, found, settings, results)
+            found = choose(bench, entry, students=searched == "search")
+            results["choice"] = _line(searched, None, found, settings, results)
             write_results(file, results)
         ledgers.add(ledger, lines_of(results))
         if "choice" in results:
@@ -154,7 +174,7 @@ def main(settings: Hinton2015) -> Path | None:
             for part in PARTS:
                 if part in settings.parts:
                     ledgers.add(ledger, [entry(seed, part, line, seed, part)])
-    return ledger if settings.parts == ("search",) else _show(console, ledger)
+    return ledger if set(settings.parts) <= set(SEARCHES) else _show(console, ledger)
 
 
 def lines_of(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -185,7 +205,7 @@ def bench_of(settings: Hinton2015, data: list[Dataset], folder: Path, console: C
 
 
 def _line(part: str, seed: int | None, figures: Any, settings: Hinton2015, results: dict[str, Any]) -> dict[str, Any]:
-    left_out = (*FREE, *(OF_SEARCH if part != "search" else ()))
+    left_out = (*FREE, *(OF_SEARCH if part not in SEARCHES else ()))
     told = {name: value for name, value in settings.recorded().items() if name not in left_out}
     about = {name: results[name] for name in ("data", "versions", "hardware", "commit")}
     return ledgers.line_of(part, seed, figures, {"settings": told, **about})

@@ -22,7 +22,8 @@ from kdjax.training import weights_of
 SHORT = hinton2015.Hinton2015(
     seeds=1, teacher_epochs=2, epochs=1, batch_size=32, teacher_width=12, student_width=8, curve_widths=(6,),
     temperatures=(1.0, 8.0), validation=80, alphas=(0.0, 0.5), lengths=(2,), search_seeds=1, max_norm=1.0,
-    learning_rate=1e-2, dropouts=(0.5, 0.2), input_dropouts=(0.2, 0.0),
+    learning_rate=1e-2, teacher_learning_rate=1e-2, dropouts=(0.5, 0.2), input_dropouts=(0.2, 0.0),
+    teacher_rates=(5e-3,),
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def test_every_part_gives_its_figures(whole):
 @pytest.fixture
 def search_without_training(monkeypatch):
     """What each student and teacher of the search is given; the errors are made up, the fewest with α = 0.5 and jitter, and
-    of the teachers with dropout 0.2 and none of pixels."""
+    of the teachers with dropout 0.2 and none of pixels and the smaller rate."""
     given, module = [], hinton2015.choose.__globals__
 
     def student(bench, seed, name, arrays, told, *, epochs, alpha, views, teacher):
@@ -90,12 +91,14 @@ def search_without_training(monkeypatch):
         given.append((seed, arrays, told))
         settings = bench.settings
         assert (settings.views, settings.epochs, settings.dropout, settings.input_dropout) == ("jitter", 2, 0.2, 0.0)
+        assert settings.teacher_learning_rate == 5e-3
         return {"validation_errors_with_bias": 10 * alpha if which == "only_7_8" else 1 - alpha}
 
     def teacher(bench, seed, arrays, told, folder):
         given.append((seed, arrays, told))
-        rates = bench.settings.dropout, bench.settings.input_dropout
-        assert folder == "dropout-{:g}_input-{:g}_teacher".format(*rates)
+        own = bench.settings
+        rates = own.dropout, own.input_dropout, own.teacher_learning_rate
+        assert folder == "dropout-{:g}_input-{:g}_rate-{:g}_teacher".format(*rates)
         return None, {"errors": 1 + sum(rates)}
 
     names = {"trained_student": student, "transferred": transferred, "trained_teacher": teacher}
@@ -107,6 +110,7 @@ def search_without_training(monkeypatch):
 CHOSEN = {
     "dropout": 0.2,
     "input_dropout": 0.0,
+    "teacher_learning_rate": 5e-3,
     "alpha": 0.5,
     "views": "jitter",
     "epochs": 2,
@@ -118,11 +122,34 @@ CHOSEN = {
 def test_the_search_chooses_by_validation_digits_that_nothing_of_it_trains_on(bench, search_without_training):
     found = hinton2015.choose(bench, lambda seed, name, make, *arguments: make(*arguments))
     assert {name: found[name] for name in CHOSEN} == CHOSEN
-    assert len(found["compared"]) == 4 + 4 + 1 + 2 * 2
+    assert len(found["compared"]) == 4 + 1 + 4 + 1 + 2 * 2
     for seed, arrays, told in search_without_training:
         assert seed >= 1000
         assert arrays is bench.rest
         assert told is bench.validation
+
+
+def test_a_search_of_teachers_trains_no_student(bench, search_without_training):
+    found = hinton2015.choose(bench, lambda seed, name, make, *arguments: make(*arguments), students=False)
+    of_teacher = {name: CHOSEN[name] for name in ("dropout", "input_dropout", "teacher_learning_rate")}
+    assert {name: value for name, value in found.items() if name != "compared"} == of_teacher
+    assert len(found["compared"]) == 4 + 1
+    assert len(search_without_training) == 4 + 2  # nothing is recorded here: the usual rate is asked for twice
+
+
+def test_a_rate_is_the_teachers_or_the_students(bench, monkeypatch):
+    rates = []
+
+    def trainer(network, *arguments, **keywords):
+        rates.append((network.widths, arguments[3]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(parts.trained_teacher.__globals__, "trainer_of", trainer)
+    own = replace(bench, settings=replace(bench.settings, learning_rate=1e-2, teacher_learning_rate=3e-3))
+    for part in ("teacher", "alone"):
+        with pytest.raises(KeyboardInterrupt):
+            hinton2015.PARTS[part](own, 0)
+    assert rates == [((12, 12), 3e-3), ((8, 8), 1e-2)]
 
 
 def test_the_parts_use_the_choice_and_a_resumption_does_too(data, tmp_path, search_without_training, monkeypatch):
@@ -134,6 +161,7 @@ def test_the_parts_use_the_choice_and_a_resumption_does_too(data, tmp_path, sear
         run(data, tmp_path / "out", parts=("alone",), resume=True)
     lines = run(data, tmp_path / "out", parts=("search", "alone"))
     assert [line["part"] for line in lines] == ["search", "alone"]
+    assert len(hinton2015.ledgers.tables(tmp_path / "out" / "ledger.jsonl")) == 1  # none of the search's line
     run(data, tmp_path / "out", parts=("alone",), seeds=2, resume=True)
     assert len(used) == 2
     assert all({name: getattr(one, name) for name in CHOSEN} == CHOSEN for one in used)
@@ -244,7 +272,10 @@ def test_the_tables_are_made_from_the_ledger(whole, capsys):
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1; got 1.0"),
         ({"max_norm": 0.0}, "max_norm must be greater than 0; got 0.0"),
         ({"alpha_only_7_8": 1.5}, "alpha_only_7_8 must lie between 0 and 1; got 1.5"),
-        ({"parts": ("teachers",)}, "parts must be of search, teacher"),
+        ({"parts": ("teachers",)}, "parts must be of search, search_teacher, teacher"),
+        ({"parts": ("search", "search_teacher")}, "parts must have one of search and search_teacher"),
+        ({"teacher_rates": (1e-3, 0.0)}, "teacher_rates must be greater than 0"),
+        ({"teacher_learning_rate": 0.0}, "teacher_learning_rate must be greater than 0; got 0.0"),
         ({"temperatures": (2.0, 2.0)}, "temperatures must name each one once"),
     ],
 )
