@@ -55,7 +55,15 @@ def numbers(tree):
 
 
 def same(first, second):
-    chex.assert_trees_all_close(numbers(first), numbers(second), rtol=2e-5, atol=1e-6)
+    """But for what is counted, which a step tells only where something is left out."""
+
+    def told(result):
+        state, metrics = numbers(result)
+        if isinstance(metrics, dict):
+            metrics = {name: value for name, value in metrics.items() if not name.endswith("_count")}
+        return state, metrics
+
+    chex.assert_trees_all_close(told(first), told(second), rtol=2e-5, atol=1e-6)
 
 
 def filled(arrays, mask, rubbish):

@@ -199,6 +199,11 @@ def test_means_are_over_what_was_not_skipped():
     watch.finish(means)
     assert means["skipped"] == 0.5
     np.testing.assert_allclose(of_counted(means)["loss"], np.log(4), rtol=1e-6)
+    assert of_counted({"labels": 2.0, "labels_count": 6.0, "skipped": 0.25}) == {
+        "labels": 2.0, "labels_count": 8.0, "skipped": 0.25,
+    }  # fmt: skip
+    of_several = of_counted({"loss": np.array([1.0, 0.0, 3.0]), "skipped": np.array([0.5, 1.0, 0.0])})
+    assert of_several["loss"].tolist() == [2.0, 0.0, 3.0]
     with pytest.raises(DivergedError, match="every update was skipped"):
         watch.finish({"loss": 0.0, "skipped": 1.0})
     with pytest.raises(DivergedError, match="every update of student 1 and 2 was skipped"):

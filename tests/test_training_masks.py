@@ -89,7 +89,7 @@ def test_a_batch_of_which_nothing_counts_moves_nothing():
     state, metrics = step()(fresh(), TEACHER, GOAL, nothing)
     chex.assert_trees_all_equal(state.params, STUDENT.params)
     assert {name: float(value) for name, value in metrics.items() if "weight" not in name} == dict.fromkeys(
-        ["loss", "labels", "soft", "accuracy"], 0.0
+        ["loss", "labels", "labels_count", "soft", "soft_count", "accuracy", "accuracy_count"], 0.0
     )
 
 

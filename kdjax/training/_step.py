@@ -77,7 +77,8 @@ def make_train_step(
       that returns the new state and float32 scalars: ``loss``, each term's unweighted mean under its name, its weight under
       ``<name>_weight``, what a schedule moves or a connector learns under ``<name>_temperature`` and the like, what `scaled`
       weighs a term by under ``<name>_scale``, and ``accuracy``, where labels are class numbers. A student that gives its
-      head, a `Shared` feature, to terms that do not read its logits has none: they are not built for it.
+      head, a `Shared` feature, to terms that do not read its logits has none: they are not built for it. Of a term that
+      leaves something out, and of an accuracy, ``<name>_count`` says how many entries its mean is of.
 
       What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
       on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself
@@ -229,13 +230,18 @@ def judge(
     if "labels" in batch and _logits_are_built(objective, student) and are_classes(batch["labels"], student.logits):
         entries = student.logits.shape[:-1]
         counted = both(read_counted(batch, MASK, entries), read_counted(batch, LABELLED, entries))
-        metrics["accuracy"] = mean_of(correct(student.logits, batch["labels"]), counted)
+        right = correct(student.logits, batch["labels"])
+        metrics["accuracy"] = mean_of(right, counted)
+        if counted is not None:
+            metrics["accuracy_count"] = size_of(right, counted)
     # Terms of one shape that leave out the same count the same.
     kinds = {name: (id(scores.counted[name]), value.shape) for name, value in scores.terms.items()}
     different = {kind: name for name, kind in kinds.items()}
     numbers = tuple(size_of(scores.terms[name], scores.counted[name]) for name in different.values())
     places = tuple((name, [*different].index(kind)) for name, kind in kinds.items())
-    return Judged(parts, metrics, _Counts(numbers, places))
+    counts = _Counts(numbers, places)
+    metrics |= {f"{name}_count": of for name, of in counts.by_term().items() if scores.counted[name] is not None}
+    return Judged(parts, metrics, counts)
 
 
 def _logits_are_built(objective: Objective, student: Outputs) -> bool:

@@ -174,12 +174,20 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
 def of_counted(means: Mapping[str, Any]) -> dict[str, Any]:
     """An epoch's means over the updates that were not skipped, from those over all.
 
+    What the step counts is a mean over what was counted, of which a skipped update has nothing.
+
     Example:
       >>> of_counted({"loss": 1.5, "skipped": 0.25})
       {'loss': 2.0, 'skipped': 0.25}
     """
-    share = 1.0 - means.get("skipped", 0.0)
-    return {name: value if name == "skipped" or share == 1.0 else value / share for name, value in means.items()}
+    share = 1.0 - np.asarray(means.get("skipped", 0.0), np.float64)
+    whole = {"skipped", *(name for name in means if f"{name}_count" in means)}
+
+    def over(value: Any) -> Any:
+        mean = value / np.where(share == 0, 1.0, share)
+        return mean if np.ndim(mean) else float(mean)
+
+    return {name: value if name in whole else over(value) for name, value in means.items()}
 
 
 def at_rate(optimizer: optax.GradientTransformation, rate: Number) -> optax.GradientTransformationExtraArgs:

@@ -63,8 +63,9 @@ def make_epoch(
         - `begun`: of a pass that was ended before, the number of steps and their means; `order` then has the rows that are
           left. Steps and means go on from there, to the same bits as those of an unbroken pass.
 
-      that returns the new state and each metric's mean over the steps, as a float, or for a sweep as an array [students].
-      The device is waited for once, at the end.
+      that returns the new state and each metric's mean over the steps, as a float, or for a sweep as an array [students];
+      of what the step counts, as ``<name>_count`` says, the mean over all that was counted in the pass, 0 where nothing
+      was. The device is waited for once, at the end.
 
     Raises:
       ValueError: if `steps_per_call` is not a whole number above 0; later, if there is no batch, `order` does not fit, or
@@ -96,7 +97,12 @@ def make_epoch(
     ) -> tuple[Any, Metrics, Metrics]:
         def one(carry: tuple[Any, Metrics], own: Tree) -> tuple[tuple[Any, Metrics], Metrics]:
             state, metrics = step(carry[0], teacher, objective, split(batch_of(arrays, own), mesh))
-            return (state, jax.tree.map(jnp.add, carry[1], metrics)), metrics
+            if odd := sorted(metrics.keys() ^ carry[1].keys()):
+                raise ValueError(
+                    "arrays must give batches of which the step counts the same, all with a mask, say, or none; "
+                    f"of one there is the metric {odd[0]!r}, and of another there is not."
+                )
+            return (state, jax.tree.map(jnp.add, carry[1], _weighed(metrics))), metrics
 
         if len(jax.tree.leaves(rows)[0]) == 1:
             (state, totals), newest = one((state, totals), jax.tree.map(lambda array: array[0], rows))
@@ -133,7 +139,7 @@ def make_epoch(
             if totals is None:
                 totals = zeros(state, teacher, objective, resident, rows)
                 if done:
-                    totals = {name: _total(before[name], done, like) for name, like in totals.items()}
+                    totals = {name: _total(before, name, done, like) for name, like in totals.items()}
             state, totals, newest = advance(state, totals, teacher, objective, resident, rows)
             done += len(jax.tree.leaves(rows)[0])
             if watch is not None:
@@ -142,7 +148,7 @@ def make_epoch(
                 break
         if totals is None:
             raise ValueError("arrays must give one batch at least; got none.")
-        return state, {name: _mean(total, done) for name, total in totals.items()}
+        return state, {name: _mean(totals, name, done) for name in totals}
 
     return epoch
 
@@ -212,13 +218,23 @@ def split(batch: Tree, mesh: Mesh | None) -> Tree:
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def _total(mean: Any, steps: int, like: jax.Array) -> jax.Array:
+def _weighed(metrics: Metrics) -> Metrics:
+    """What is added up: a mean times what it is of, so that a step in which nothing counts has no part in it."""
+    counts = {name: metrics[count] for name in metrics if (count := f"{name}_count") in metrics}
+    return {name: value * counts[name] if name in counts else value for name, value in metrics.items()}
+
+
+def _total(means: Mapping[str, Any], name: str, steps: int, like: jax.Array) -> jax.Array:
     """The sum of which it was the mean: in float64 the product is so near that it is rounded to the same float32."""
-    return place(np.asarray(np.asarray(mean, np.float64) * steps, like.dtype), like.sharding)
+    if missing := {name} - means.keys():
+        raise ValueError(f"begun must have the mean of each metric of the step; it has no {missing.pop()!r}.")
+    of = np.asarray(means.get(f"{name}_count", 1.0), np.float64)
+    return place(np.asarray(np.asarray(means[name], np.float64) * of * steps, like.dtype), like.sharding)
 
 
-def _mean(total: Any, steps: int) -> Any:
-    mean = np.asarray(total, np.float64) / steps
+def _mean(totals: Metrics, name: str, steps: int) -> Any:
+    total, count = (np.asarray(totals.get(key, steps), np.float64) for key in (name, f"{name}_count"))
+    mean = total / np.where(count == 0, 1, count)
     return mean if mean.ndim else float(mean)
 
 
