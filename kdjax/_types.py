@@ -58,7 +58,7 @@ class TrainState(NamedTuple):
     """All that training changes, and nothing else: neither functions nor the teacher.
 
     Attributes:
-      step: int32 scalar, the number of updates made.
+      step: int32 scalar, the number of steps made, each of one batch.
       params, model_state: the student's, as in `Weights`. A connector's parameters stand in ``params`` beside them.
       opt_state: optax's.
       rng: the key that each step folds its number into.

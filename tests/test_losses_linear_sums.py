@@ -76,6 +76,32 @@ def test_a_number_for_each_example_goes_to_its_tokens(chunk):
     chex.assert_trees_all_close(found, wanted, rtol=1e-5)
 
 
+def test_what_does_not_count_sends_no_nan_back():
+    """Two networks with no hidden state agree, where a distance has no slope; and a T that is none reaches no head."""
+    hidden, head, its, its_head = arrays(6)
+    where = jnp.array([True, False, True, True, False, True])
+    temperature = jnp.where(where, 2.0, 0.0)
+
+    def hellinger(student, teacher, *, temperature):
+        own, other = (jnp.sqrt(jax.nn.softmax(one / temperature[:, None])) for one in (student, teacher))
+        return jnp.sqrt(jnp.sum((own - other) ** 2, axis=-1))
+
+    def total(h, w, t, v, weights, temperature, **settings):
+        return linear_weighted_sum(hellinger, weights, h, w, t, v, chunk=4, temperature=temperature, **settings)
+
+    step = jax.value_and_grad(total, argnums=tuple(range(6)))
+    weights = of_weights(6)
+    value, slopes = step(hidden, head, its, its_head, weights, temperature, where=where)
+    wanted, wanted_slopes = step(hidden[where], head, its[where], its_head, weights[where], temperature[where])
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for place, (slope, its_slope) in enumerate(zip(slopes, wanted_slopes, strict=True)):
+        counted = slope if place in (1, 3) else slope[where]
+        np.testing.assert_allclose(counted, its_slope, rtol=1e-4, atol=1e-5)
+        assert np.isfinite(slope).all()
+    _, broken = step(hidden * where[:, None], head, its * where[:, None], its_head, weights, temperature)
+    assert not np.isfinite(broken[1]).any()  # the control
+
+
 def test_labels_of_tokens_that_do_not_count_may_be_none():
     hidden, head, _, _ = arrays(2, 3)
     labels, loss = jnp.arange(6).reshape(2, 3), optax.losses.softmax_cross_entropy_with_integer_labels

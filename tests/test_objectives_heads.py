@@ -50,6 +50,40 @@ def test_what_does_not_count_changes_nothing():
     same(run(fresh(), TEACHER, SUMS, whole), run(fresh(), TEACHER, PLAIN, whole))
 
 
+def hellinger(student, teacher):
+    """Its slope is NaN where both agree, as two networks with nothing to say do."""
+    own, its = (jnp.sqrt(jax.nn.softmax(one)) for one in (student, teacher))
+    return jnp.sqrt(jnp.sum((own - its) ** 2, axis=-1))
+
+
+@pytest.mark.parametrize("way", ["heads", "linear"])
+def test_a_temperature_of_0_where_nothing_counts_reaches_no_weight(way):
+    arrays = batch()
+    arrays["T"] = np.where(arrays["mask"], np.linspace(1.0, 3.0, arrays["mask"].size).reshape(-1, 3), 0.0)
+    arrays["T"] = arrays["T"].astype(np.float32)
+    linear, plain = (
+        on_heads(soft_target_kl, *HEADS, temperature="batch.T", chunk=5)
+        if way == "heads"
+        else on_outputs(linear_soft_target_kl, *HEADS, temperature="batch.T", chunk=16),
+        on_outputs(soft_target_kl, "student.logits", "teacher.logits", temperature="batch.T"),
+    )
+    labels = PLAIN.terms["labels"]
+    goals = [weighted_sum(labels=(0.3, labels), soft=(0.7, one)) for one in (linear, plain)]
+    found, wanted = (jit_step(step())(fresh(), TEACHER, goal, arrays) for goal in goals)
+    same(found, wanted)
+    nothing = arrays | {"mask": np.zeros_like(arrays["mask"]), "T": np.zeros_like(arrays["T"])}
+    state, metrics = jit_step(step())(fresh(), TEACHER, goals[0], nothing)
+    assert (metrics["soft"], metrics["soft_count"]) == (0, 0)
+    np.testing.assert_array_equal(state.params["head"], fresh().params["head"])
+
+
+def test_a_loss_without_a_slope_where_both_agree_is_told_what_counts():
+    labels = PLAIN.terms["labels"]
+    terms = on_heads(hellinger, *HEADS, chunk=5), on_logits(hellinger)
+    goals = [weighted_sum(labels=(0.3, labels), soft=(0.7, one)) for one in terms]
+    same(*(jit_step(step())(fresh(), TEACHER, goal, batch()) for goal in goals))
+
+
 def test_it_may_be_scaled_by_what_stands_in_the_batch():
     weights = np.linspace(0.0, 2.0, 8, dtype=np.float32)
     whole = {**batch(masked=False), "how_much": weights}

@@ -189,6 +189,15 @@ def test_dot_with_no_difference_is_momentum():
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), apart, plain))) > 1e-4
 
 
+def test_dot_over_several_batches_has_each_terms_gradient_of_all_of_them():
+    arrays = batch(TIME) | {"mask": MASK}
+    dot = optax.chain(distillation_oriented(["soft"], momentum=0.9), optax.scale(-0.1))
+    wanted, _ = trained(dot, [arrays] * 2, term_gradients=True)
+    adding = accumulate(dot, 2, terms=["labels", "soft"])
+    found, _ = trained(adding, parts(arrays, 2) * 2, term_gradients=True)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_what_dot_cannot_do_is_said():
     with pytest.raises(ValueError, match="term_gradients must be taken by the step"):
         trained(distillation_oriented(["soft"]), [batch()])

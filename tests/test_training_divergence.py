@@ -180,6 +180,21 @@ def test_what_was_not_finite_before_leaves_no_update_out():
     assert float(skip_non_finite(step)(state, None, GOAL, huge)[1]["skipped"]) == 1.0
 
 
+def test_an_update_that_leaves_an_infinite_moment_is_left_out():
+    """Adam would divide by it for ever, and stand still."""
+    optimizer = optax.adam(0.1)
+    step = jax.jit(skip_non_finite(make_train_step(network, None, optimizer)))
+    state, seen = started(optimizer), []
+    for number in range(4):
+        inputs = DATA["inputs"] * (1e21 if number == 1 else 1.0)
+        state, metrics = step(state, None, GOAL, DATA | {"inputs": inputs, "labels": DATA["labels"][::-1]})
+        seen.append((float(metrics["skipped"]), state.params["kernel"]))
+    assert [skipped for skipped, _ in seen] == [0, 1, 0, 0]
+    assert bool((seen[1][1] == seen[0][1]).all())
+    assert bool((seen[2][1] != seen[1][1]).any())
+    assert bool((seen[3][1] != seen[2][1]).any())
+
+
 def test_a_mean_teacher_does_not_follow_an_update_that_was_left_out():
     optimizer = optax.sgd(0.1)
     step = online.make_mean_teacher_step(skip_non_finite(make_train_step(network, network, optimizer)), 0.5)
@@ -236,7 +251,7 @@ def test_a_lower_rate_is_that_of_the_optimizer_built_with_it():
         at_rate(optax.sgd(0.1), 0)
 
 
-@pytest.mark.parametrize("name", ["ScheduleFree", "Lookahead", "Linesearch"])
+@pytest.mark.parametrize("name", ["ScheduleFree", "Lookahead", "Linesearch", "SAM"])
 def test_optimizers_that_move_params_of_their_own_have_no_lower_rate(name):
     """A tenth of schedule_free's updates moves its sequences apart: the averaged params are then of neither rate."""
     make, params = {
@@ -246,10 +261,12 @@ def test_optimizers_that_move_params_of_their_own_have_no_lower_rate(name):
             optax.LookaheadParams.init_synced(jnp.ones(3)),
         ),
         "Linesearch": (optax.lbfgs, jnp.ones(3)),
+        "SAM": (lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), jnp.ones(3)),
     }[name]
     optimizer = optax.chain(optax.clip(1.0), make())
     with pytest.raises(ValueError, match=f"diverged must be 'stop' or 'skip' with this optimizer: .*{name}State"):
         check_rate_is_free(optimizer.init(params))
+    check_rate_is_free(optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1), opaque_mode=True).init(params))
     slower = at_rate(optimizer, 0.1)
     with pytest.raises(ValueError, match="diverged must be"):
         slower.update(jax.tree.map(jnp.ones_like, params), slower.init(params), params)

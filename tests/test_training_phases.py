@@ -15,7 +15,7 @@ from phased import LABELS, ONE, PARTS, batch, network, start, weights
 from kdjax import Outputs, cross_entropy, make_train_step, on_feature, on_logits, schedules, weighted_sum
 from kdjax.checkpoints import open_run, restore_state, save_state
 from kdjax.losses import hint, soft_target_kl
-from kdjax.training import freeze, freeze_model_state, jit_step, make_epoch, train_only
+from kdjax.training import freeze, freeze_model_state, jit_step, make_epoch, train_only, weights_of
 from kdjax.training.phases import (
     Phase,
     bounds,
@@ -236,3 +236,17 @@ def test_the_phase_is_a_function_of_the_step():
     assert bounds(phases) == (0, 1, 4, 6)
     assert [phase_at(phases, step) for step in range(7)] == [0, 1, 1, 1, 2, 2, 2]
     assert phase_at(phases, jnp.int32(4)) == 2
+
+
+def test_a_phase_begins_where_a_schedule_free_one_is_evaluated():
+    """It trains at other params than it is evaluated at; of those neither the next optimizer nor its frozen parts know."""
+    first = Phase("first", 4, LABELS, optax.contrib.schedule_free_sgd(1.0, b1=0.6))
+    both = plan(first, ONE)
+    step = jax.jit(make_planned_step(both, lambda phase: make_train_step(network, None, phase.optimizer)))
+    state = start(both)
+    for number in range(4):
+        state, _ = step(state, None, objectives_of(both), batch(number))
+    before, after = weights_of(state), weights_of(enter(both, 1, state))
+    chex.assert_trees_all_equal(after, before)
+    apart = jax.tree.map(lambda one, other: float(jnp.abs(one - other).max()), after.params, state.state.params)
+    assert max(jax.tree.leaves(apart)) > 1e-3

@@ -2,17 +2,24 @@
 
 import inspect
 
+import jax
+import optax
 import pytest
-from phased import LABELS, ONE, batch, network, start
+from phased import LABELS, ONE, batch, network, start, weights
 
-from kdjax import make_train_step
-from kdjax.training import init_mean_teacher
+from kdjax import init_state, make_train_step
+from kdjax.training import accumulate, init_mean_teacher
 from kdjax.training.phases import enter, make_planned_step, objectives_of, phase_at, plan
 
 
 def planned(state, objectives):
     step = make_planned_step(plan(ONE), lambda phase: make_train_step(network, None, phase.optimizer))
     inspect.unwrap(step)(state, None, objectives, batch(0))
+
+
+def after_a_batch(optimizer):
+    state = init_state(weights(0), optimizer, jax.random.key(0))
+    return make_train_step(network, None, optimizer)(state, None, LABELS, batch(0))[0]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,10 @@ def planned(state, objectives):
         (
             lambda: planned(start(plan(ONE)).state, objectives_of(plan(ONE))),
             "state must be in a phase, as enter gives it; got a TrainState",
+        ),
+        (
+            lambda: enter(plan(ONE), 0, after_a_batch(accumulate(optax.sgd(0.1), 2))),
+            "steps of a phase must be a multiple of the batches that its optimizer makes one update of; 1 of the phase",
         ),
         (lambda: planned(start(plan(ONE)), LABELS), "objectives must be one for each of the 1 phases"),
         (lambda: planned(start(plan(ONE)), (LABELS, LABELS)), "objectives must be one for each of the 1 phases"),

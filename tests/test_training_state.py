@@ -34,6 +34,22 @@ def test_what_is_schedule_free_is_evaluated_at_its_own_params():
         weights_of(partly)
 
 
+def test_a_sharpness_aware_training_is_evaluated_where_it_comes_back_to():
+    """After every other step the params are the adversary's."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.5))
+    transform = optax.contrib.sam(optax.sgd(0.5), adversary, sync_period=2)
+    step = jit_step(make_train_step(student(), teacher, transform))
+    state, seen = fresh_state(transform=transform), []
+    for _ in range(4):
+        state, _ = step(state, teacher_weights(), objective(), batch())
+        seen.append(jax.device_get((weights_of(state).params, state.params)))
+    apart = [float(optax.tree.norm(optax.tree.sub(own, trained))) for own, trained in seen]
+    assert apart[1] == apart[3] == 0
+    assert min(apart[0], apart[2]) > 0.1
+    chex.assert_trees_all_equal(seen[2][0], seen[1][0])
+    chex.assert_trees_all_equal(seen[0][0], fresh_state(transform=transform).params)
+
+
 def test_what_is_no_state_is_refused():
     with pytest.raises(ValueError, match="state must be a TrainState, a pair"):
         weights_of({"params": fresh_state().params})

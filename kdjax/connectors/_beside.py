@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
@@ -178,24 +179,37 @@ def connector_of(trained: TrainState | Weights, name: str) -> Weights:
 
 
 def evaluated(trained: TrainState | Weights, *place: str) -> Weights:
-    """The weights to evaluate: of a state whose optimizer is schedule-free, at another average than is trained.
+    """The weights to evaluate, where an optimizer trains at others, as one that is schedule-free, or sam in two steps.
 
     With a place in the params, of which they are asked, what is schedule-free elsewhere does not matter.
     """
     if isinstance(trained, Weights):
         return trained
-    kind = optax.contrib.ScheduleFreeState
-    parts = jax.tree.leaves(trained.opt_state, is_leaf=lambda part: isinstance(part, kind))
-    found = [part for part in parts if isinstance(part, kind) and jax.tree.leaves(_at(part.z, place))]
+    parts = jax.tree.leaves(trained.opt_state, is_leaf=lambda part: _kept_by(part) is not None)
+    found = [part for part in parts if jax.tree.leaves(_at(_kept_by(part), place))]
     if not found:
         return Weights(trained.params, trained.model_state)
-    its, own = (str(jax.tree.structure(tree)) for tree in (found[0].z, trained.params))
+    its, own = (str(jax.tree.structure(tree)) for tree in (_kept_by(found[0]), trained.params))
     if len(found) > 1 or its != own:
         raise ValueError(
-            "state must be of an optimizer that is schedule-free for all params, or for none; its evaluation params are not "
-            "known here: take optax.contrib.schedule_free_eval_params of each part."
+            "state must be of an optimizer that is schedule-free for all params, or for none, as of one of sam; its "
+            "evaluation params are not known here: take optax.contrib.schedule_free_eval_params of each part."
         )
-    return Weights(optax.contrib.schedule_free_eval_params(found[0], trained.params), trained.model_state)
+    if isinstance(found[0], optax.contrib.ScheduleFreeState):
+        return Weights(optax.contrib.schedule_free_eval_params(found[0], trained.params), trained.model_state)
+    synchronised = found[0].steps_since_sync == 0
+
+    def last(own: Any, cached: Any) -> Any:
+        return jnp.where(synchronised.reshape(synchronised.shape + (1,) * (own.ndim - synchronised.ndim)), own, cached)
+
+    return Weights(jax.tree.map(last, trained.params, found[0].cache), trained.model_state)
+
+
+def _kept_by(part: Any) -> Tree:
+    """The params that a part of an optimizer's state holds beside those that are trained, or None."""
+    if isinstance(part, optax.contrib.ScheduleFreeState):
+        return part.z
+    return part.cache if isinstance(part, optax.contrib.SAMState) else None
 
 
 def _at(tree: Tree, place: Sequence[str]) -> Tree:

@@ -16,6 +16,7 @@ from kdjax.losses._vocabulary import Network, alike, check_chunk, narrow
 
 _OF = "of "  # before the name of a hyper-parameter of which each token has its own
 _TOKENS = 512  # of a chunk where none is named
+_STILL = {"labels", "where"}  # of each token, and no number with a slope
 
 
 def linear_weighted_sum(
@@ -50,7 +51,8 @@ def linear_weighted_sum(
       teacher_head: of the same words.
       labels: a word's number for each token, for a loss that takes them.
       chunk: tokens at a time; None: 512. There are some six arrays of chunk × vocabulary numbers.
-      where: the tokens that count; the others' hidden states, NaN or not, are as if they were 0, and so is their weight.
+      where: the tokens that count; the others' hidden states, NaN or not, are as if they were 0, and so is their weight;
+        hyper-parameters of their own, such as T, may be anything.
       **hyper_parameters: handed on by name: numbers, or one for each token, or for each entry of the tokens' first axes.
 
     Returns:
@@ -104,6 +106,8 @@ def linear_weighted_sum(
     if labels is not None:
         known = _checks.labels("labels", labels, shape)
         each["labels"] = (known if where is None else jnp.where(_math.spread(where, shape), known, 0)).reshape(-1)
+    if where is not None:
+        each["where"] = jnp.broadcast_to(_math.spread(where, shape), shape).reshape(-1)
     own = {name: value for name, value in hyper_parameters.items() if _has_one_each(value, shape)}
     each |= {_OF + name: _math.spread(jnp.asarray(value), shape).reshape(-1) for name, value in own.items()}
     numbers = {name: value for name, value in hyper_parameters.items() if name not in own and _has_arrays(value)}
@@ -155,7 +159,12 @@ class _Call(NamedTuple):
     chunk: int
 
     def total(self, logits: tuple[Array, ...], each: dict[str, Any], numbers: dict[str, Any]) -> Array:
-        """Σ w · loss of some tokens."""
+        """Σ w · loss of some tokens; where one does not count, no slope that is NaN or infinite comes back through it."""
+        counts = each.get("where")
+        if counts is not None:
+            logits = tuple(jnp.where(counts[:, None], one, 0) for one in logits)
+            own = {name: jnp.where(counts, each[name], 1) for name in each if name.startswith(_OF)}
+            each = each | own
         hyper_parameters = dict(self.settings) | numbers
         hyper_parameters |= {name.removeprefix(_OF): value for name, value in each.items() if name.startswith(_OF)}
         labels = (each["labels"],) if "labels" in each else ()
@@ -164,7 +173,7 @@ class _Call(NamedTuple):
             raise ValueError(
                 f"loss must return one number for each token, shape {logits[0].shape[:1]}; got {jnp.shape(values)}."
             )
-        return jnp.sum(each["weights"] * values)
+        return jnp.sum(each["weights"] * (values if counts is None else jnp.where(counts, values, 0)))
 
 
 _Networks = tuple[Network, ...]
@@ -183,7 +192,7 @@ def _sum(call: _Call, networks: _Networks, each: _Numbers, numbers: _Numbers) ->
 def _forward(call: _Call, *given: Any) -> tuple[Array, Any]:
     networks, each, numbers = jax.tree.map(lambda one: one.value, given, is_leaf=_is_primal)
     asked = jax.tree.map(lambda one: one.perturbed, given, is_leaf=_is_primal)
-    moving = {name: value for name, value in each.items() if name != "labels"}
+    moving = {name: value for name, value in each.items() if name not in _STILL}
 
     def advance(carry: Any, some: tuple[tuple[Array, ...], _Numbers]) -> tuple[Any, Any]:
         total, heads, of_numbers = carry
@@ -217,11 +226,11 @@ def _forward(call: _Call, *given: Any) -> tuple[Array, Any]:
         advance, start, (tuple(one.hidden for one in networks), each), call.chunk
     )
     types = _Static(tuple((one.hidden.dtype, one.head.dtype) for one in networks))
-    return total, (of_hidden, heads, of_each, of_numbers, types, _Static("labels" in each))
+    return total, (of_hidden, heads, of_each, of_numbers, types, _Static(tuple(_STILL & each.keys())))
 
 
 def _backward(call: _Call, kept: Any, cotangent: Any) -> tuple[Any, ...]:
-    of_hidden, heads, of_each, of_numbers, types, labelled = kept
+    of_hidden, heads, of_each, of_numbers, types, still = kept
 
     def scaled(slope: Any, dtype: Any) -> Any:
         return None if isinstance(slope, tuple) else (slope * cotangent).astype(dtype)
@@ -231,7 +240,7 @@ def _backward(call: _Call, kept: Any, cotangent: Any) -> tuple[Any, ...]:
         for hidden, head, (own, its) in zip(of_hidden, heads, types.value, strict=True)
     )
     of_each, of_numbers = jax.tree.map(lambda slope: scaled(slope, slope.dtype), (of_each, of_numbers))
-    return networks, of_each | ({"labels": None} if labelled.value else {}), of_numbers
+    return networks, of_each | dict.fromkeys(still.value), of_numbers
 
 
 _sum.defvjp(_forward, _backward, symbolic_zeros=True)

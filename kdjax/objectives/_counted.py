@@ -148,6 +148,20 @@ def keep(tree: Tree, counted: Counted) -> Tree:
     return map_examples(kept, tree)
 
 
+def stood_in(array: Any, counted: Counted) -> Any:
+    """Of numbers [batch, *positions], such as each entry's own T, those that do not count as the first one that does.
+
+    0, which `keep` leaves and padding has, may be no T, and a slope that is NaN there would reach what all entries share.
+    """
+    shape = np.shape(array)
+    floats = jnp.issubdtype(jnp.result_type(array), jnp.floating)
+    if counted is None or not shape or not floats or shape != counted.shape[: len(shape)]:
+        return array
+    own = jnp.any(counted, axis=tuple(range(len(shape), counted.ndim)))
+    first = jnp.where(jnp.any(own), jnp.reshape(array, -1)[jnp.argmax(own)], 1)
+    return jnp.where(own, array, jax.lax.stop_gradient(first).astype(jnp.result_type(array)))
+
+
 class Unmade(NamedTuple):
     """A number for each entry, of which there will only be a sum with weights that are known before.
 

@@ -14,7 +14,7 @@ from kdjax import _checks
 from kdjax._types import Batch, Outputs
 from kdjax.losses import linear_weighted_sum
 from kdjax.losses._token_sums import compares
-from kdjax.objectives._counted import Unmade
+from kdjax.objectives._counted import MASK, Unmade
 from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
 from kdjax.objectives._places import PLACES, is_place, name_of, read_batch, read_place, wants_labels
 
@@ -52,9 +52,12 @@ class FromHeads:
 
         def weighted_sum(weights: Array) -> Array:
             # A token that does not count may have a label that is none.
+            where = weights != 0 if MASK in batch else None
             known = labels if labels is None else jnp.where(weights == 0, 0, labels)
             weights = weights.astype(jnp.promote_types(jnp.result_type(arrays[0]), jnp.float32))
-            return linear_weighted_sum(self.loss, weights, *arrays, labels=known, chunk=self.chunk, **keywords)
+            return linear_weighted_sum(
+                self.loss, weights, *arrays, labels=known, chunk=self.chunk, where=where, **keywords
+            )
 
         return Unmade(tuple(jnp.shape(arrays[0])[:-1]), weighted_sum)
 

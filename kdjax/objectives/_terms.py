@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs
-from kdjax.objectives._counted import MASK
+from kdjax.objectives._counted import MASK, stood_in
 from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
 from kdjax.objectives._places import PLACES, is_place, name_of, read_batch, read_place, wants, wants_labels
 
@@ -43,11 +43,13 @@ class Match:
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Array, " batch *positions"]:
         read = partial(read_place, self.loss, student, teacher, batch)
         arrays = [read(place) for place in self.arrays]
-        keywords = dict(self.numbers) | dict(self.settings) | {name: read(place) for name, place in self.named_places}
+        counted = batch.get(MASK)
+        named = {name: stood_in(read(place), counted) for name, place in self.named_places}
+        keywords = dict(self.numbers) | dict(self.settings) | named
         if wants_labels(self.loss, len(self.arrays), keywords):
             keywords["labels"] = read_batch(batch, "labels")
-        if MASK in batch and wants(self.loss, "where", keywords):
-            keywords["where"] = batch[MASK]
+        if counted is not None and wants(self.loss, "where", keywords):
+            keywords["where"] = counted
         return self.loss(*arrays, **keywords)
 
 

@@ -34,13 +34,13 @@ class Recipe:
 
     Attributes:
       network: a pair (init, apply), as of `kdjax.networks.from_linen`: ``init(rng, inputs) -> Weights``, and an `Apply`.
-        `init` is called with another key for each seed. `kdjax.training.jit_init` makes it faster where it is pure.
+        `init` gets another key for each seed. `kdjax.training.jit_init` makes it faster where it is pure.
       objective: what is minimised, from `weighted_sum`.
-      optimizer: a function from the number of updates to an optax transformation, so that a schedule can end with them.
-      epochs: passes over the training data.
-      batch_size: examples an update.
+      optimizer: a function from the number of steps to an optax transformation, so that a schedule can end with them; one
+        inside `kdjax.training.accumulate` counts updates, of several steps each.
+      epochs, batch_size: passes over the training data, and examples a step.
       connectors: learnt parts between this network and its teacher, by name; they stay behind when it leaves.
-      name: of the network, for people and records.
+      name: for people and records.
       learning_rate: the one that the optimizer is built with, to be named if training diverges; None: not known.
       peer: how a second network is trained at the same time, from the start: each is then the other's teacher, as in
         `kdjax.training.make_mutual_step`. It sees the same batches for as many epochs, and stays behind.

@@ -32,8 +32,8 @@ def accumulate(
 
     Returns:
       An optax transformation, for a step of `make_train_step`. ``value``, where `optimizer` asks for it, is the loss of all;
-      there is no ``value_fn`` for a line search, nor a ``grad_fn``. With `terms` there is no ``value`` either, and it must
-      stand first in a chain; it may hold a `freeze`.
+      there is no ``value_fn`` for a line search, nor a ``grad_fn``. With `terms` there is no ``value`` either, but
+      ``term_gradients`` of all, and it must stand first in a chain; it may hold a `freeze`.
 
     Raises:
       ValueError: if `batches` is not a whole number above 0; later, if the step gives no counts, terms count unlike
@@ -64,6 +64,11 @@ def accumulate(
             *(means["gradients"][name] for name in counts),
         )
         asked |= {"grad": total}
+        if terms:
+            of = {
+                name: jax.tree.map(lambda leaf, n=n: leaf / n, means["gradients"][name]) for name, n in counts.items()
+            }
+            asked["term_gradients"] = of
         if not terms:  # each term has its own number of entries, and of the loss there is the sum alone
             asked["value"] = means["value"] / counts[_ALL]
         try:

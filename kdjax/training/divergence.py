@@ -25,6 +25,7 @@ EXPLODED, IN_A_ROW = 1_000.0, 10
 AT_ONCE = 1e12
 _OWN_PARAMS = (
     "LookaheadState",
+    "SAMState",
     "ScaleByBacktrackingLinesearchState",
     "ScaleByZoomLinesearchState",
     "ScheduleFreeState",
@@ -123,7 +124,7 @@ the start, 2, as in the 9 before
 
 
 def skip_non_finite(step: TrainStep) -> TrainStep:
-    """The step, which leaves out updates that would make the loss, the params or the model_state NaN or infinite.
+    """The step, which leaves out updates that would make the loss, the params, the model_state or the opt_state not finite.
 
     What was not finite before an update, such as a mask of -inf in the model_state, does not count.
 
@@ -157,8 +158,9 @@ def skip_non_finite(step: TrainStep) -> TrainStep:
                 "make_sweep_step(skip_non_finite(step))."
             )
         new, metrics = step(state, teacher, objective, batch)
-        weights = ([(one.params, one.model_state) for one in states_in(each)] for each in (new, state))
-        good = jnp.isfinite(metrics["loss"]) & all_finite(*weights)
+        # A second moment that is infinite divides all later updates to 0.
+        carried = ([(one.params, one.model_state, one.opt_state) for one in states_in(each)] for each in (new, state))
+        good = jnp.isfinite(metrics["loss"]) & all_finite(*carried)
 
         def kept(own: TrainState, old: TrainState) -> TrainState:
             params, model_state, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), own[1:4], old[1:4])
@@ -218,8 +220,12 @@ def check_rate_is_free(state: Tree) -> None:
     Raises:
       ValueError: naming it.
     """
-    found = jax.tree.leaves(state, is_leaf=lambda part: type(part).__name__ in _OWN_PARAMS)
-    if odd := next((part for part in found if type(part).__name__ in _OWN_PARAMS), None):
+
+    def has_own(part: Any) -> bool:
+        return type(part).__name__ in _OWN_PARAMS and getattr(part, "cache", part) is not None
+
+    found = jax.tree.leaves(state, is_leaf=has_own)
+    if odd := next((part for part in found if has_own(part)), None):
         raise ValueError(
             "diverged must be 'stop' or 'skip' with this optimizer: a lower rate would leave what its state has moved where "
             f"it is; its state has a {type(odd).__name__}."

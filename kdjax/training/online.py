@@ -107,7 +107,7 @@ def make_mutual_step(
     return step
 
 
-def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) -> MeanTeacherStep:
+def make_mean_teacher_step(step: TrainStep, decay: Number | Callable[[Any], Any]) -> MeanTeacherStep:
     """Builds a step whose teacher is the student's own running average: a mean teacher, self-distillation in one run.
 
     After each update, teacher ← decay · teacher + (1 − decay) · student, for parameters and running statistics alike. Where
@@ -115,7 +115,7 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
 
     Args:
       step: from `make_train_step`, the teacher's apply being the student's own.
-      decay: how much of the teacher stays in a step, between 0 and 1; a number or a schedule of the step.
+      decay: how much of the teacher stays in a step, between 0 and 1; a number or a function of the step.
 
     Returns:
       ``step((state, average), teacher, objective, batch) -> ((state, average), metrics)``. The pair is of
@@ -129,6 +129,7 @@ def make_mean_teacher_step(step: TrainStep, decay: Number | schedules.Schedule) 
       Tarvainen and Valpola, Mean teachers are better role models, 2017, equation 1. https://arxiv.org/abs/1703.01780
     """
     _checks.function("step", step, "step(state, teacher, objective, batch)")
+    decay = schedules.leaf_of("decay", decay)
     _checks.between("decay", schedules.at(decay, 0), 0.0, 1.0)
 
     def averaging(pair: Pair, teacher: None, objective: Objective, batch: Batch) -> tuple[Pair, Metrics]:

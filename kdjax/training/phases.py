@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kdjax import _checks
 from kdjax._types import Batch, Number, TrainState, Weights
+from kdjax.connectors._beside import evaluated
 from kdjax.objectives._weighted_sum import Objective
 from kdjax.objectives.schedules import Schedule
 from kdjax.training._step import Metrics, TrainStep
@@ -28,7 +30,7 @@ class Phase(NamedTuple):
 
     Attributes:
       name: for people, records, and the `make_step` of `make_planned_step`.
-      steps: how many updates it has.
+      steps: how many steps it has, each of one batch: updates, but where its optimizer is of `accumulate`.
       objective: what is minimised. Its schedules count from the first step of the phase, as the optimizer's do.
       optimizer: what moves the parameters. It starts anew with the phase.
     """
@@ -133,24 +135,48 @@ def objectives_of(plan: Plan) -> tuple[Objective, ...]:
 def enter(plan: Plan, index: int, state: TrainState | InPhase) -> InPhase:
     """The state with which a phase begins: its own optimizer's fresh opt_state, and all else as it is.
 
+    The params are those to evaluate, where the optimizer of the phase before trains at others, such as a schedule-free one.
+
     Args:
       plan: the plan of the run.
       index: of the phase that begins.
       state: of the phase before, or of `init_state` with any optimizer.
 
     Raises:
-      ValueError: if the plan has no phase of that index, or the state is of several networks.
+      ValueError: if the plan has no phase of that index, the state is of several networks, or batches would be lost that
+        the phase before has only added up, by `accumulate`.
     """
     _in_plan(plan, index)
+    own = _in_one(state)
+    _refuse_waiting(own.opt_state)
+    return _begun(plan, index, own._replace(params=evaluated(own).params))
+
+
+def _in_one(state: Any) -> TrainState:
     own = state.state if isinstance(state, InPhase) else state
     if not isinstance(own, TrainState):
         raise ValueError(
             f"state must be a TrainState, or the InPhase of one, to get the phase's opt_state; got a {type(own).__name__}. "
             "Of several networks, or of a mean teacher, build InPhase(index, state) with each one's own."
         )
+    return own
+
+
+def _begun(plan: Plan, index: int, own: TrainState) -> InPhase:
     # Copies: it may begin as the params, whose memory the step takes too.
     opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), plan[index].optimizer.init(own.params))
     return InPhase(index, own._replace(opt_state=opt_state))
+
+
+def _refuse_waiting(opt_state: Any) -> None:
+    """A ValueError where batches are added up of which no update has been made, as far as it is known now."""
+    kind = optax.MultiStepsState
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda one: isinstance(one, kind)):
+        if isinstance(part, kind) and not isinstance(part.mini_step, jax.core.Tracer) and np.any(part.mini_step):
+            raise ValueError(
+                "steps of a phase must be a multiple of the batches that its optimizer makes one update of; "
+                f"{np.max(part.mini_step)} of the phase before have made none, and would be lost."
+            )
 
 
 def state_like(plan: Plan, step: Number, state: TrainState | InPhase) -> InPhase:
@@ -166,7 +192,8 @@ def state_like(plan: Plan, step: Number, state: TrainState | InPhase) -> InPhase
     Raises:
       ValueError: if the plan does not have `step`.
     """
-    return enter(plan, phase_at(plan, max(step - 1, 0)), state)
+    index = phase_at(plan, max(step - 1, 0))
+    return _begun(plan, index, _in_one(state))
 
 
 def stretches(plan: Plan, start: int, order: Any) -> Iterator[tuple[int, Any]]:

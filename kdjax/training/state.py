@@ -50,7 +50,8 @@ def weights_of(state: Any) -> Any:
 
     Note:
       An optimizer such as ``optax.contrib.schedule_free_adamw`` trains at other params than it is evaluated at; these are
-      the latter.
+      the latter. ``optax.contrib.sam`` is at an adversarial point after every other step, unless it is told
+      ``opaque_mode=True``; these are the params that it will come back to.
     """
     if isinstance(state, TrainState):
         return student_of(state) if is_beside(state.params) else evaluated(state)
