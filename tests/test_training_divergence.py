@@ -130,6 +130,17 @@ def test_a_skipped_call_is_no_start_and_ends_no_rise(several):
         watch.finish({"loss": 0.0})
 
 
+def test_a_batch_of_which_a_term_counts_nothing_is_no_start_and_ends_no_rise():
+    def of(value, count):
+        return told(value) | {"own_count": count}
+
+    empty = of(0.0, 0.0)
+    watch = judged(empty, of(50.0, 3.0), *[of(2_000.0, 3.0)] * 20)
+    assert watch.start == {"own": 50.0}
+    with pytest.raises(DivergedError, match="more than 1,000 times as much as at the start, 50"):
+        judged(of(50.0, 3.0), *[of(60_000.0, 3.0), empty] * 12)
+
+
 def test_the_means_of_an_epoch_are_judged_too():
     watch = DivergenceWatch()
     watch(1, told(1.0))

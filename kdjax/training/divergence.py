@@ -101,7 +101,8 @@ the start, 2, as in the 9 before
             weight = metrics.get(f"{name}_weight")
             if weight is None:
                 continue
-            counts = (np.asarray(weight) != 0) & ~skipped  # what has weight 0 is not trained
+            idle = skipped | (np.asarray(metrics.get(f"{name}_count", 1.0)) == 0)  # it says nothing of this batch
+            counts = (np.asarray(weight) != 0) & ~idle  # what has weight 0 is not trained
             if not np.isfinite(found[counts]).all():
                 raise DivergedError(f"at step {done} its term {name!r} is {_worst(value):.4g}", done)
             if counts.all() and name not in self.start:
@@ -110,7 +111,7 @@ the start, 2, as in the 9 before
                 continue
             times = np.sign(weight) * found / np.maximum(self.start[name], 1.0)
             before = self._risen.get(name, 0)
-            risen = self._risen[name] = np.where(skipped, before, np.where(counts & (times > EXPLODED), before + 1, 0))
+            risen = self._risen[name] = np.where(idle, before, np.where(counts & (times > EXPLODED), before + 1, 0))
             at_once = (counts & (times > AT_ONCE)).any()
             if at_once or (risen >= IN_A_ROW).any():
                 raise DivergedError(
