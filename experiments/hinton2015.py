@@ -152,7 +152,8 @@ def main(settings: Hinton2015) -> Path | None:
     bench = bench_of(settings, data, folder, console)
     with recorded(ledgers.WHAT, settings, data) as (results, entry, file):
         searched = next((part for part in settings.parts if part in SEARCHES), None)
-        if searched and "choice" not in results:
+        before = results.get("choice", {}).get("part")
+        if searched and searched != before and (before is None or searched == "search"):
             if any(part in one for one in results["seeds"] for part in PARTS):
                 raise ValueError(
                     f"parts must have {searched} first: this run has figures of settings that it did not choose."

@@ -60,7 +60,7 @@ def same(first, second):
     def told(result):
         state, metrics = numbers(result)
         if isinstance(metrics, dict):
-            metrics = {name: value for name, value in metrics.items() if not name.endswith("_count")}
+            metrics = {name: value for name, value in metrics.items() if not name.endswith(" count")}
         return state, metrics
 
     chex.assert_trees_all_close(told(first), told(second), rtol=2e-5, atol=1e-6)

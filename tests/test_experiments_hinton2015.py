@@ -137,6 +137,14 @@ def test_a_search_of_teachers_trains_no_student(bench, search_without_training):
     assert len(search_without_training) == 4 + 2  # nothing is recorded here: the usual rate is asked for twice
 
 
+def test_a_search_of_teachers_may_be_followed_by_one_of_all(data, tmp_path, search_without_training):
+    run(data, tmp_path / "out", parts=("search_teacher",))
+    first, second = run(data, tmp_path / "out", parts=("search",), resume=True)
+    assert (first["part"], second["part"]) == ("search_teacher", "search")
+    assert first["figures"]["compared"].items() <= second["figures"]["compared"].items()
+    assert {name: second["figures"][name] for name in CHOSEN} == CHOSEN
+
+
 def test_a_rate_is_the_teachers_or_the_students(bench, monkeypatch):
     rates = []
 

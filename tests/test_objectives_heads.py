@@ -73,7 +73,7 @@ def test_a_temperature_of_0_where_nothing_counts_reaches_no_weight(way):
     same(found, wanted)
     nothing = arrays | {"mask": np.zeros_like(arrays["mask"]), "T": np.zeros_like(arrays["T"])}
     state, metrics = jit_step(step())(fresh(), TEACHER, goals[0], nothing)
-    assert (metrics["soft"], metrics["soft_count"]) == (0, 0)
+    assert (metrics["soft"], metrics["soft count"]) == (0, 0)
     np.testing.assert_array_equal(state.params["head"], fresh().params["head"])
 
 

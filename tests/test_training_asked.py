@@ -12,6 +12,7 @@ from masked import DIM, GOAL, STUDENT, TEACHER, batch, network
 
 from kdjax import Weights, cross_entropy, init_state, make_train_step, weighted_sum
 from kdjax.training import accumulate, asking, data_mesh, freeze, jit_step, pmap_step, shard_map_step, split_batch
+from kdjax.training.divergence import at_rate
 
 LABELS = weighted_sum(labels=(1.0, cross_entropy))
 
@@ -184,3 +185,9 @@ def test_an_update_that_takes_nothing_more_is_given_nothing():
     (one, (loss,)), (other, _) = (trained(optimizer, 1) for optimizer in (plain, listed))
     moves = [jax.tree.map(lambda a, b: a - b, state.params, STUDENT.params) for state in (one, other)]
     chex.assert_trees_all_close(moves[1], jax.tree.map(lambda move: loss * move, moves[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_lower_rate_of_an_optimizer_that_lists_what_it_takes():
+    """It is given what it takes, as by the step itself."""
+    lower, _ = trained(at_rate(sharpness_aware(0.1, 0.5, opaque=True), 0.5), 1)
+    chex.assert_trees_all_close(lower.params, one_of_sam(0.1, 0.25), rtol=1e-4, atol=1e-6)

@@ -132,7 +132,7 @@ def test_a_skipped_call_is_no_start_and_ends_no_rise(several):
 
 def test_a_batch_of_which_a_term_counts_nothing_is_no_start_and_ends_no_rise():
     def of(value, count):
-        return told(value) | {"own_count": count}
+        return told(value) | {"own count": count}
 
     empty = of(0.0, 0.0)
     watch = judged(empty, of(50.0, 3.0), *[of(2_000.0, 3.0)] * 20)
@@ -225,8 +225,8 @@ def test_means_are_over_what_was_not_skipped():
     watch.finish(means)
     assert means["skipped"] == 0.5
     np.testing.assert_allclose(of_counted(means)["loss"], np.log(4), rtol=1e-6)
-    assert of_counted({"labels": 2.0, "labels_count": 6.0, "skipped": 0.25}) == {
-        "labels": 2.0, "labels_count": 8.0, "skipped": 0.25,
+    assert of_counted({"labels": 2.0, "labels count": 6.0, "skipped": 0.25}) == {
+        "labels": 2.0, "labels count": 8.0, "skipped": 0.25,
     }  # fmt: skip
     of_several = of_counted({"loss": np.array([1.0, 0.0, 3.0]), "skipped": np.array([0.5, 1.0, 0.0])})
     assert of_several["loss"].tolist() == [2.0, 0.0, 3.0]

@@ -89,7 +89,7 @@ def test_a_batch_of_which_nothing_counts_moves_nothing():
     state, metrics = step()(fresh(), TEACHER, GOAL, nothing)
     chex.assert_trees_all_equal(state.params, STUDENT.params)
     assert {name: float(value) for name, value in metrics.items() if "weight" not in name} == dict.fromkeys(
-        ["loss", "labels", "labels_count", "soft", "soft_count", "accuracy", "accuracy_count"], 0.0
+        ["loss", "labels", "labels count", "soft", "soft count", "accuracy", "accuracy count"], 0.0
     )
 
 
@@ -113,6 +113,7 @@ def test_counts_are_summed_over_devices(way, wanted):
     else:
         result = shard_map_step(of_axis, mesh)(fresh(), TEACHER, GOAL, masked)
     same(result, wanted)
+    assert {float(result[1][f"{name} count"]) for name in ("labels", "soft", "accuracy")} == {masked["mask"].sum()}
 
 
 def test_a_mutual_step_leaves_out_the_same(wanted):

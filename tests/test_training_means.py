@@ -6,7 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import Outputs, Weights, cross_entropy, init_state, make_train_step, on_logits, scaled, weighted_sum
+from kdjax import (
+    Outputs,
+    Weights,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    on_logits,
+    scaled,
+    schedules,
+    weighted_sum,
+)
 from kdjax.losses import soft_target_kl
 from kdjax.training import make_epoch
 
@@ -41,17 +51,17 @@ def test_a_step_in_which_nothing_counts_has_no_part_in_the_means():
     own = -np.asarray(jax.nn.log_softmax(LOGITS))[seen, SOME_LABELS["labels"][seen]]
     assert means["accuracy"] == pytest.approx(np.mean(LOGITS.argmax(1)[seen] == SOME_LABELS["labels"][seen]))
     assert means["labels"] == pytest.approx(own.mean(), rel=1e-6)
-    assert means["labels_count"] == means["accuracy_count"] == len(seen) / len(NONE_IN_TWO)
+    assert means["labels count"] == means["accuracy count"] == len(seen) / len(NONE_IN_TWO)
     sure = np.array([0, 5, 0])  # of weight 2, 1 and 2
     own, its = jnp.asarray(LOGITS[sure]), jnp.asarray(LOGITS[::-1][sure])
     kl = np.asarray(soft_target_kl(own, its, temperature=1.0))
     assert means["sure"] == pytest.approx((kl * SOME_LABELS["sure"][sure]).sum() / 3, rel=1e-6)
-    assert (means["sure_count"], means["sure_scale"]) == (3 / 5, pytest.approx(5 / 3))
-    assert "soft_count" not in means
+    assert (means["sure count"], means["sure_scale"]) == (3 / 5, pytest.approx(5 / 3))
+    assert "soft count" not in means
     weight, unlabelled = means["labels_weight"], {"labelled": np.zeros(6)}
     assert weight == 0.5
     _, means = still(state, None, OF_LABELS, SOME_LABELS | unlabelled, NONE_IN_TWO)
-    assert (means["labels"], means["accuracy"], means["labels_count"]) == (0, 0, 0)
+    assert (means["labels"], means["accuracy"], means["labels count"]) == (0, 0, 0)
 
 
 def test_means_of_what_counts_go_on_to_the_same_bits():
@@ -65,17 +75,41 @@ def test_means_of_what_counts_go_on_to_the_same_bits():
         state, means = epoch(start(), None, OF_LABELS, SOME_LABELS, NONE_IN_TWO[:first])
         rest = NONE_IN_TWO[first:]
         assert epoch(state, None, OF_LABELS, SOME_LABELS, rest, begun=(first, means))[1] == wanted
-    without = {name: mean for name, mean in means.items() if name != "sure_count"}
-    with pytest.raises(ValueError, match="begun must have the mean of each metric of the step; it has no 'sure_count'"):
+    without = {name: mean for name, mean in means.items() if name != "sure count"}
+    with pytest.raises(ValueError, match="begun must have the mean of each metric of the step; it has no 'sure count'"):
         epoch(start(), None, OF_LABELS, SOME_LABELS, NONE_IN_TWO, begun=(1, without))
 
 
-def test_batches_of_a_stream_are_counted_alike_or_refused():
-    epoch = make_epoch(make_train_step(as_they_are, None, optax.sgd(0.3)))
-    state = init_state(Weights(jnp.zeros(3), {}), optax.sgd(0.3), jax.random.key(0))
+def test_batches_of_a_stream_may_have_a_mask_or_none():
+    state = init_state(Weights(jnp.zeros(3), {}), optax.sgd(0.0), jax.random.key(0))
     goal = weighted_sum(labels=(1.0, cross_entropy))
     batch = {"inputs": LOGITS, "labels": SOME_LABELS["labels"]}
-    with pytest.raises(
-        ValueError, match=r"arrays must give batches of which the step counts the same.*'accuracy_count'"
-    ):
-        epoch(state, None, goal, [batch, batch | {"mask": np.array([1, 1, 1, 1, 0, 0])}])
+    halves = [batch | {"mask": np.array(mask)} for mask in ([1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0])]
+    epoch = make_epoch(make_train_step(as_they_are, None, optax.sgd(0.0)))
+    _, means = epoch(state, None, goal, [batch, halves[0], batch, halves[1]])
+    own = -np.asarray(jax.nn.log_softmax(LOGITS))[np.arange(6), batch["labels"]]
+    of_halves = np.mean(own[[0, 1, 2, 3, 0]])
+    assert means["labels"] == pytest.approx((own.mean() + of_halves) / 2, rel=1e-6)
+    assert means["labels count"] == 2.5
+
+
+def test_what_only_looks_like_a_count_is_none():
+    """A hyper-parameter of that name, and a step of one's own."""
+
+    def scaled_up(student, teacher, *, count=1.0):
+        return count * soft_target_kl(student, teacher)
+
+    goal = weighted_sum(soft=(1.0, on_logits(scaled_up, count=schedules.linear(1.0, 7.0, steps=3))))
+    epoch = make_epoch(make_train_step(as_they_are, None, optax.sgd(0.0)))
+    state = init_state(Weights(jnp.zeros(3), {}), optax.sgd(0.0), jax.random.key(0))
+    arrays = {name: SOME_LABELS[name] for name in ("inputs", "teacher")}
+    _, means = epoch(state, None, goal, arrays, np.array([[0, 1], [0, 1], [0, 1]]))
+    kl = np.asarray(soft_target_kl(jnp.asarray(LOGITS[:2]), jnp.asarray(LOGITS[::-1][:2]))).mean()
+    assert means["soft"] == pytest.approx(kl * (1 + 3 + 5) / 3, rel=1e-5)
+    assert means["soft_count"] == 3
+
+    def own(state, teacher, objective, batch):
+        return state, {"loss": jnp.zeros(()), "hits": jnp.sum(batch["x"]), "hits_count": jnp.ones(())}
+
+    _, means = make_epoch(own, steps_per_call=2)(0, None, None, {"x": jnp.arange(4)}, np.array([[0, 1], [2, 3]]))
+    assert means == {"loss": 0, "hits": 3, "hits_count": 1}

@@ -250,3 +250,16 @@ def test_a_phase_begins_where_a_schedule_free_one_is_evaluated():
     chex.assert_trees_all_equal(after, before)
     apart = jax.tree.map(lambda one, other: float(jnp.abs(one - other).max()), after.params, state.state.params)
     assert max(jax.tree.leaves(apart)) > 1e-3
+
+
+def test_a_phase_after_a_partly_schedule_free_one_and_a_first_one_begin_at_their_params():
+    part = Phase("first", 2, LABELS, freeze(optax.contrib.schedule_free_sgd(1.0, b1=0.6), "logits"))
+    both = plan(part, ONE)
+    step = jax.jit(make_planned_step(both, lambda phase: make_train_step(network, None, phase.optimizer)))
+    state = start(both)
+    chex.assert_trees_all_equal(state.state.params, weights(0).params)  # not in a bit otherwise
+    for number in range(2):
+        state, _ = step(state, None, objectives_of(both), batch(number))
+    after = enter(both, 1, state).state.params
+    chex.assert_trees_all_equal(after["logits"], weights(0).params["logits"])
+    assert float(jnp.abs(after["stage1"]["kernel"] - state.state.params["stage1"]["kernel"]).max()) > 1e-3

@@ -1,7 +1,7 @@
 """How connectors stand beside a student: made with it, run after it, left behind by it."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -144,8 +144,7 @@ def student_of(trained: TrainState | Weights, *names: str) -> Weights:
       *names: connectors to keep, for `through`; then the weights are again as `init_beside` makes them.
 
     Raises:
-      ValueError: there are no connectors to leave behind, or none of that name, or the state is of an optimizer that is
-        schedule-free for a part of the params.
+      ValueError: there are no connectors to leave behind, or none of that name.
 
     Example:
       >>> beside = Weights({"student": {"w": 1}, "connectors": {"hint": {"v": 2}, "vid": {}}},
@@ -156,7 +155,7 @@ def student_of(trained: TrainState | Weights, *names: str) -> Weights:
       {'student': {'w': 1}, 'connectors': {'hint': {'v': 2}}}
     """
     _be_beside(trained)
-    own = evaluated(trained, "student")
+    own = evaluated(trained)
     alone = Weights(own.params["student"], own.model_state["student"])
     kept = {name: connector_of(trained, name) for name in names}
     return join({"student": alone, "connectors": join(kept)}) if names else alone
@@ -170,39 +169,23 @@ def connector_of(trained: TrainState | Weights, name: str) -> Weights:
       name: the connector's.
 
     Raises:
-      ValueError: there is none of that name, or as `student_of` says of optimizers.
+      ValueError: there is none of that name.
     """
     _be_beside(trained)
     _checks.one_of("name", name, sorted(trained.params["connectors"]))
-    trained = evaluated(trained, "connectors", name)
+    trained = evaluated(trained)
     return Weights(trained.params["connectors"][name], trained.model_state["connectors"][name])
 
 
-def evaluated(trained: TrainState | Weights, *place: str) -> Weights:
-    """The weights to evaluate, where an optimizer trains at others, as one that is schedule-free, or sam in two steps.
-
-    With a place in the params, of which they are asked, what is schedule-free elsewhere does not matter.
-    """
+def evaluated(trained: TrainState | Weights) -> Weights:
+    """The weights to evaluate, where an optimizer trains at others, as one that is schedule-free, or sam in two steps."""
     if isinstance(trained, Weights):
         return trained
-    parts = jax.tree.leaves(trained.opt_state, is_leaf=lambda part: _kept_by(part) is not None)
-    found = [part for part in parts if jax.tree.leaves(_at(_kept_by(part), place))]
-    if not found:
-        return Weights(trained.params, trained.model_state)
-    its, own = (str(jax.tree.structure(tree)) for tree in (_kept_by(found[0]), trained.params))
-    if len(found) > 1 or its != own:
-        raise ValueError(
-            "state must be of an optimizer that is schedule-free for all params, or for none, as of one of sam; its "
-            "evaluation params are not known here: take optax.contrib.schedule_free_eval_params of each part."
-        )
-    if isinstance(found[0], optax.contrib.ScheduleFreeState):
-        return Weights(optax.contrib.schedule_free_eval_params(found[0], trained.params), trained.model_state)
-    synchronised = found[0].steps_since_sync == 0
-
-    def last(own: Any, cached: Any) -> Any:
-        return jnp.where(synchronised.reshape(synchronised.shape + (1,) * (own.ndim - synchronised.ndim)), own, cached)
-
-    return Weights(jax.tree.map(last, trained.params, found[0].cache), trained.model_state)
+    params = trained.params
+    for part in jax.tree.leaves(trained.opt_state, is_leaf=lambda part: _kept_by(part) is not None):
+        if _kept_by(part) is not None:
+            params = _evaluated_by(part, params)
+    return Weights(params, trained.model_state)
 
 
 def _kept_by(part: Any) -> Tree:
@@ -212,13 +195,21 @@ def _kept_by(part: Any) -> Tree:
     return part.cache if isinstance(part, optax.contrib.SAMState) else None
 
 
-def _at(tree: Tree, place: Sequence[str]) -> Tree:
-    """What stands there, or, where the tree is made otherwise, all of it."""
-    for name in place:
-        if not isinstance(tree, Mapping) or name not in tree:
-            return tree
-        tree = tree[name]
-    return tree
+def _evaluated_by(part: Any, params: Tree) -> Tree:
+    def of(kept: Any, own: Any) -> Any:
+        if _is_masked(kept):  # another part of the optimizer, or none, moves it
+            return own
+        if isinstance(part, optax.contrib.ScheduleFreeState):
+            average = optax.contrib.schedule_free_eval_params(part._replace(z=kept), own)
+            return jnp.where(own == kept, own, average.astype(own.dtype))  # not rounded where nothing was trained yet
+        synchronised = part.steps_since_sync == 0
+        return jnp.where(synchronised.reshape(synchronised.shape + (1,) * (own.ndim - synchronised.ndim)), own, kept)
+
+    return jax.tree.map(of, _kept_by(part), params, is_leaf=_is_masked)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def through(student_apply: Apply, connectors: Mapping[str, Connector], name: str) -> Apply:

@@ -109,6 +109,8 @@ def linear_weighted_sum(
     if where is not None:
         each["where"] = jnp.broadcast_to(_math.spread(where, shape), shape).reshape(-1)
     own = {name: value for name, value in hyper_parameters.items() if _has_one_each(value, shape)}
+    if where is not None:
+        own = {name: _tokens.stood_in(jnp.asarray(value), where) for name, value in own.items()}
     each |= {_OF + name: _math.spread(jnp.asarray(value), shape).reshape(-1) for name, value in own.items()}
     numbers = {name: value for name, value in hyper_parameters.items() if name not in own and _has_arrays(value)}
     static = {name: value for name, value in hyper_parameters.items() if name not in own and name not in numbers}
@@ -159,12 +161,10 @@ class _Call(NamedTuple):
     chunk: int
 
     def total(self, logits: tuple[Array, ...], each: dict[str, Any], numbers: dict[str, Any]) -> Array:
-        """Σ w · loss of some tokens; where one does not count, no slope that is NaN or infinite comes back through it."""
+        """Σ w · loss of some tokens; where one does not count, nothing comes back to its logits, be the slope NaN."""
         counts = each.get("where")
         if counts is not None:
             logits = tuple(jnp.where(counts[:, None], one, 0) for one in logits)
-            own = {name: jnp.where(counts, each[name], 1) for name in each if name.startswith(_OF)}
-            each = each | own
         hyper_parameters = dict(self.settings) | numbers
         hyper_parameters |= {name.removeprefix(_OF): value for name, value in each.items() if name.startswith(_OF)}
         labels = (each["labels"],) if "labels" in each else ()

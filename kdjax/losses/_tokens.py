@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from kdjax import _checks
@@ -64,6 +65,23 @@ def kept(networks: tuple[Network, ...], where: Any, shape: tuple[int, ...]) -> t
         return networks
     counts = _spread(where, shape).reshape(-1, 1)
     return tuple(one._replace(hidden=jnp.where(counts, one.hidden, 0)) for one in networks)
+
+
+def stood_in(array: Any, counted: Any) -> Any:
+    """Numbers of entries, such as each one's own T, where those that do not count are as the first one that does.
+
+    0, which padding has, may be no T, and a slope that is NaN there would reach what all entries share.
+
+    Args:
+      array: [batch, …].
+      counted: bools of its first axes, or with axes more than it has.
+    """
+    axes = np.ndim(array)
+    own = jnp.any(counted, axis=tuple(range(axes, np.ndim(counted))))
+    rows = jnp.reshape(array, (own.size, *np.shape(array)[own.ndim :]))
+    first = jnp.where(jnp.any(own), rows[jnp.argmax(own)], jnp.ones((), rows.dtype))
+    first = lax.stop_gradient(first).reshape((1,) * own.ndim + first.shape)
+    return jnp.where(own.reshape(own.shape + (1,) * (axes - own.ndim)), array, first)
 
 
 def as_given(values: Array, where: Any, shape: tuple[int, ...]) -> Array:

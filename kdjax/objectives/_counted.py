@@ -148,18 +148,17 @@ def keep(tree: Tree, counted: Counted) -> Tree:
     return map_examples(kept, tree)
 
 
-def stood_in(array: Any, counted: Counted) -> Any:
-    """Of numbers [batch, *positions], such as each entry's own T, those that do not count as the first one that does.
+def is_of_entries(array: Any, counted: Array) -> bool:
+    """Whether it is a floating-point number for each entry of which it is said whether it counts, or for its example."""
+    axes = min(np.ndim(array), counted.ndim)
+    return bool(
+        axes and jnp.issubdtype(jnp.result_type(array), jnp.floating) and np.shape(array)[:axes] == counted.shape[:axes]
+    )
 
-    0, which `keep` leaves and padding has, may be no T, and a slope that is NaN there would reach what all entries share.
-    """
-    shape = np.shape(array)
-    floats = jnp.issubdtype(jnp.result_type(array), jnp.floating)
-    if counted is None or not shape or not floats or shape != counted.shape[: len(shape)]:
-        return array
-    own = jnp.any(counted, axis=tuple(range(len(shape), counted.ndim)))
-    first = jnp.where(jnp.any(own), jnp.reshape(array, -1)[jnp.argmax(own)], 1)
-    return jnp.where(own, array, jax.lax.stop_gradient(first).astype(jnp.result_type(array)))
+
+def count_of(name: str) -> str:
+    """Under which a step tells of how many entries a metric is the mean; no term's or number's own name has a space."""
+    return f"{name} count"
 
 
 class Unmade(NamedTuple):

@@ -52,11 +52,10 @@ class FromHeads:
 
         def weighted_sum(weights: Array) -> Array:
             # A token that does not count may have a label that is none.
-            where = weights != 0 if MASK in batch else None
             known = labels if labels is None else jnp.where(weights == 0, 0, labels)
             weights = weights.astype(jnp.promote_types(jnp.result_type(arrays[0]), jnp.float32))
             return linear_weighted_sum(
-                self.loss, weights, *arrays, labels=known, chunk=self.chunk, where=where, **keywords
+                self.loss, weights, *arrays, labels=known, chunk=self.chunk, where=batch.get(MASK), **keywords
             )
 
         return Unmade(tuple(jnp.shape(arrays[0])[:-1]), weighted_sum)

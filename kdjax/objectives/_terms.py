@@ -13,9 +13,19 @@ from jaxtyping import Array, Float
 
 from kdjax import _checks
 from kdjax._types import Batch, Outputs
-from kdjax.objectives._counted import MASK, stood_in
+from kdjax.losses._tokens import stood_in
+from kdjax.objectives._counted import MASK, is_of_entries
 from kdjax.objectives._hyper_parameters import ask_the_loss, fill_all_arguments, sort_out
-from kdjax.objectives._places import PLACES, is_place, name_of, read_batch, read_place, wants, wants_labels
+from kdjax.objectives._places import (
+    PLACES,
+    is_place,
+    name_of,
+    of_no_example,
+    read_batch,
+    read_place,
+    wants,
+    wants_labels,
+)
 
 
 @partial(
@@ -44,7 +54,11 @@ class Match:
         read = partial(read_place, self.loss, student, teacher, batch)
         arrays = [read(place) for place in self.arrays]
         counted = batch.get(MASK)
-        named = {name: stood_in(read(place), counted) for name, place in self.named_places}
+        named = {name: read(place) for name, place in self.named_places}
+        if counted is not None:
+            for name, place in self.named_places:
+                if not of_no_example(student, teacher, place) and is_of_entries(named[name], counted):
+                    named[name] = stood_in(named[name], counted)
         keywords = dict(self.numbers) | dict(self.settings) | named
         if wants_labels(self.loss, len(self.arrays), keywords):
             keywords["labels"] = read_batch(batch, "labels")

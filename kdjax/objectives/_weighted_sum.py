@@ -21,6 +21,7 @@ from kdjax.objectives._counted import (
     Counted,
     Unmade,
     both,
+    count_of,
     keep,
     mean_of,
     passing,
@@ -43,7 +44,7 @@ class Scores(NamedTuple):
       counted: which of them count, as bools over their leading axes; None where all do.
       weights: the term's weight.
       moving: by ``<term>_<name>``, the hyper-parameters that schedules give or connectors learn, such as T, as they are now;
-        of those that each example has its own of, the mean, and under ``<term>_<name>_count`` of how many, if not of all.
+        of those that each example has its own of, the mean, and by `count_of` that of how many, if not of all.
         By ``<term>_scale``, what `scaled` weighs the term by.
     """
 
@@ -104,7 +105,7 @@ def _read(
                 own = own if own is None else own.any(axis=tuple(range(value.ndim, own.ndim)))
                 found[f"{name}_{what}"] = mean_of(value, own)
                 if own is not None:
-                    found[f"{name}_{what}_count"] = size_of(value, own)
+                    found[count_of(f"{name}_{what}")] = size_of(value, own)
     return found
 
 
@@ -179,7 +180,7 @@ def weighted_sum(**terms: Any) -> Objective:
     for name, pair in terms.items():
         if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
             raise ValueError(f"{name} must be a pair (weight, term) whose term is a function; got {pair!r}.")
-        if name in RESERVED or name.endswith(("_weight", "_count")) or "_gradient_" in name:
+        if name in RESERVED or name.endswith("_weight") or "_gradient_" in name:
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = leaf_of(f"the weight of {name}", pair[0])
         if shape := jnp.shape(schedules.at(weights[name], 0)):

@@ -15,7 +15,18 @@ from kdjax._apply import run
 from kdjax._types import Apply, Batch, Outputs, Shared, TrainState, Tree, Weights
 from kdjax.connectors import Connector, connect
 from kdjax.metrics._measures import correct
-from kdjax.objectives._counted import LABELLED, MASK, both, counting, keep, mean_of, read_counted, size_of, weighted
+from kdjax.objectives._counted import (
+    LABELLED,
+    MASK,
+    both,
+    count_of,
+    counting,
+    keep,
+    mean_of,
+    read_counted,
+    size_of,
+    weighted,
+)
 from kdjax.objectives._places import places_of
 from kdjax.objectives._supervised import are_classes
 from kdjax.objectives._weighted_sum import Objective
@@ -78,7 +89,7 @@ def make_train_step(
       ``<name>_weight``, what a schedule moves or a connector learns under ``<name>_temperature`` and the like, what `scaled`
       weighs a term by under ``<name>_scale``, and ``accuracy``, where labels are class numbers. A student that gives its
       head, a `Shared` feature, to terms that do not read its logits has none: they are not built for it. Of a term that
-      leaves something out, and of an accuracy, ``<name>_count`` says how many entries its mean is of.
+      leaves something out, and of an accuracy, ``"<name> count"`` says how many entries its mean is of.
 
       What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
       on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself
@@ -233,14 +244,14 @@ def judge(
         right = correct(student.logits, batch["labels"])
         metrics["accuracy"] = mean_of(right, counted)
         if counted is not None:
-            metrics["accuracy_count"] = size_of(right, counted)
+            metrics[count_of("accuracy")] = size_of(right, counted)
     # Terms of one shape that leave out the same count the same.
     kinds = {name: (id(scores.counted[name]), value.shape) for name, value in scores.terms.items()}
     different = {kind: name for name, kind in kinds.items()}
     numbers = tuple(size_of(scores.terms[name], scores.counted[name]) for name in different.values())
     places = tuple((name, [*different].index(kind)) for name, kind in kinds.items())
     counts = _Counts(numbers, places)
-    metrics |= {f"{name}_count": of for name, of in counts.by_term().items() if scores.counted[name] is not None}
+    metrics |= {count_of(name): of for name, of in counts.by_term().items() if scores.counted[name] is not None}
     return Judged(parts, metrics, counts)
 
 

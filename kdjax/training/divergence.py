@@ -18,6 +18,8 @@ import optax
 
 from kdjax import _checks
 from kdjax._types import Batch, Number, TrainState, Tree, Weights
+from kdjax.objectives._counted import count_of
+from kdjax.training._asked import asking
 from kdjax.training._step import Metrics, TrainStep
 from kdjax.training.state import states_in
 
@@ -101,7 +103,7 @@ the start, 2, as in the 9 before
             weight = metrics.get(f"{name}_weight")
             if weight is None:
                 continue
-            idle = skipped | (np.asarray(metrics.get(f"{name}_count", 1.0)) == 0)  # it says nothing of this batch
+            idle = skipped | (np.asarray(metrics.get(count_of(name), 1.0)) == 0)  # it says nothing of this batch
             counts = (np.asarray(weight) != 0) & ~idle  # what has weight 0 is not trained
             if not np.isfinite(found[counts]).all():
                 raise DivergedError(f"at step {done} its term {name!r} is {_worst(value):.4g}", done)
@@ -127,7 +129,8 @@ the start, 2, as in the 9 before
 def skip_non_finite(step: TrainStep) -> TrainStep:
     """The step, which leaves out updates that would make the loss, the params, the model_state or the opt_state not finite.
 
-    What was not finite before an update, such as a mask of -inf in the model_state, does not count.
+    What was not finite before an update, such as a mask of -inf in the model_state, does not count. An optimizer whose own
+    state becomes infinite by design is none for it.
 
     Where an update is left out, params, model_state and opt_state stay, the step is counted, and the metrics are 0.
     `optax.apply_if_finite` sees the gradient alone: by then the network's own statistics have become NaN.
@@ -184,7 +187,7 @@ def of_counted(means: Mapping[str, Any]) -> dict[str, Any]:
       {'loss': 2.0, 'skipped': 0.25}
     """
     share = 1.0 - np.asarray(means.get("skipped", 0.0), np.float64)
-    whole = {"skipped", *(name for name in means if f"{name}_count" in means)}
+    whole = {"skipped", *(name for name in means if count_of(name) in means)}
 
     def over(value: Any) -> Any:
         mean = value / np.where(share == 0, 1.0, share)
@@ -205,7 +208,7 @@ def at_rate(optimizer: optax.GradientTransformation, rate: Number) -> optax.Grad
       [-0.5, -0.5]
     """
     _checks.positive("rate", rate)
-    inner = optax.with_extra_args_support(optimizer)
+    inner = asking(optimizer)
 
     def update(gradient: Tree, state: Tree, params: Tree = None, **offered: Any) -> tuple[Tree, Tree]:
         check_rate_is_free(state)

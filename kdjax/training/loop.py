@@ -16,7 +16,7 @@ from kdjax import _checks
 from kdjax._processes import place
 from kdjax._types import Tree
 from kdjax.batches import take
-from kdjax.objectives._counted import check_zeros_and_ones
+from kdjax.objectives._counted import check_zeros_and_ones, count_of
 from kdjax.training._step import Metrics
 from kdjax.training.compiler import Options, with_options
 from kdjax.training.devices import AXIS, apart, numbers_only
@@ -64,7 +64,7 @@ def make_epoch(
           left. Steps and means go on from there, to the same bits as those of an unbroken pass.
 
       that returns the new state and each metric's mean over the steps, as a float, or for a sweep as an array [students];
-      of what the step counts, as ``<name>_count`` says, the mean over all that was counted in the pass, 0 where nothing
+      of what the step counts, as ``"<name> count"`` says, the mean over all that was counted in the pass, 0 where nothing
       was. The device is waited for once, at the end.
 
     Raises:
@@ -97,11 +97,6 @@ def make_epoch(
     ) -> tuple[Any, Metrics, Metrics]:
         def one(carry: tuple[Any, Metrics], own: Tree) -> tuple[tuple[Any, Metrics], Metrics]:
             state, metrics = step(carry[0], teacher, objective, split(batch_of(arrays, own), mesh))
-            if odd := sorted(metrics.keys() ^ carry[1].keys()):
-                raise ValueError(
-                    "arrays must give batches of which the step counts the same, all with a mask, say, or none; "
-                    f"of one there is the metric {odd[0]!r}, and of another there is not."
-                )
             return (state, jax.tree.map(jnp.add, carry[1], _weighed(metrics))), metrics
 
         if len(jax.tree.leaves(rows)[0]) == 1:
@@ -116,8 +111,8 @@ def make_epoch(
     def zeros(state: Any, teacher: Any, objective: Any, arrays: Tree, rows: Tree) -> Metrics:
         """Where the metrics of an epoch are added up, on the device; the step is traced for their shapes once."""
         batch = batch_of(arrays, jax.tree.map(lambda array: array[0], rows))
-        _, metrics = jax.eval_shape(step, state, teacher, objective, batch)
-        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), metrics)
+        sums = jax.eval_shape(lambda *given: _weighed(step(*given)[1]), state, teacher, objective, batch)
+        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), sums)
 
     def epoch(
         state: Any,
@@ -133,22 +128,29 @@ def make_epoch(
         per_call = steps_per_call or (1 if jax.default_backend() == "cpu" else STEPS_PER_CALL)
         resident, calls = calls_of(arrays, order, per_call, mesh)
         apart(state, teacher)
-        totals: Any = None
+        # Of a stream some batches may have a mask and others none: what is counted is then not the same.
+        totals: dict[Any, tuple[int, Metrics]] = {}
         done, before = begun
         for rows in calls:
-            if totals is None:
-                totals = zeros(state, teacher, objective, resident, rows)
-                if done:
-                    totals = {name: _total(before, name, done, like) for name, like in totals.items()}
-            state, totals, newest = advance(state, totals, teacher, objective, resident, rows)
-            done += len(jax.tree.leaves(rows)[0])
+            kind = jax.tree.structure(rows)
+            if kind not in totals:
+                sums = zeros(state, teacher, objective, resident, rows)
+                first = done if not totals else 0
+                if first:
+                    sums = {name: _total(before, name, first, like) for name, like in sums.items()}
+                totals[kind] = first, sums
+            steps, sums = totals[kind]
+            state, sums, newest = advance(state, sums, teacher, objective, resident, rows)
+            made = len(jax.tree.leaves(rows)[0])
+            totals[kind] = steps + made, sums
+            done += made
             if watch is not None:
                 watch(done, newest)
             if stop is not None and stop():
                 break
-        if totals is None:
+        if not totals:
             raise ValueError("arrays must give one batch at least; got none.")
-        return state, {name: _mean(totals, name, done) for name in totals}
+        return state, _means([*totals.values()])
 
     return epoch
 
@@ -220,7 +222,7 @@ def split(batch: Tree, mesh: Mesh | None) -> Tree:
 
 def _weighed(metrics: Metrics) -> Metrics:
     """What is added up: a mean times what it is of, so that a step in which nothing counts has no part in it."""
-    counts = {name: metrics[count] for name in metrics if (count := f"{name}_count") in metrics}
+    counts = {name: metrics[count_of(name)] for name in metrics if count_of(name) in metrics}
     return {name: value * counts[name] if name in counts else value for name, value in metrics.items()}
 
 
@@ -228,14 +230,23 @@ def _total(means: Mapping[str, Any], name: str, steps: int, like: jax.Array) -> 
     """The sum of which it was the mean: in float64 the product is so near that it is rounded to the same float32."""
     if missing := {name} - means.keys():
         raise ValueError(f"begun must have the mean of each metric of the step; it has no {missing.pop()!r}.")
-    of = np.asarray(means.get(f"{name}_count", 1.0), np.float64)
+    of = np.asarray(means.get(count_of(name), 1.0), np.float64)
     return place(np.asarray(np.asarray(means[name], np.float64) * of * steps, like.dtype), like.sharding)
 
 
-def _mean(totals: Metrics, name: str, steps: int) -> Any:
-    total, count = (np.asarray(totals.get(key, steps), np.float64) for key in (name, f"{name}_count"))
-    mean = total / np.where(count == 0, 1, count)
-    return mean if mean.ndim else float(mean)
+def _means(totals: list[tuple[int, Metrics]]) -> dict[str, Any]:
+    """From sums and how many steps they are of; of batches of several kinds each kind's means, by its steps."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for _, sums in totals for name in sums):
+        means, steps = [], []
+        for made, sums in totals:
+            if name in sums:
+                total, count = (np.asarray(sums.get(key, made), np.float64) for key in (name, count_of(name)))
+                means.append(total / np.where(count == 0, 1, count))
+                steps.append(made)
+        mean = means[0] if len(means) == 1 else np.average(means, axis=0, weights=steps)
+        found[name] = mean if np.ndim(mean) else float(mean)
+    return found
 
 
 def examples_of(arrays: Arrays) -> int:

@@ -5,6 +5,7 @@ own, and `freeze` and `train_only` say which parts an optimizer moves. A `TrainS
 the middle of a phase: its step says which.
 """
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,12 +144,14 @@ def enter(plan: Plan, index: int, state: TrainState | InPhase) -> InPhase:
       state: of the phase before, or of `init_state` with any optimizer.
 
     Raises:
-      ValueError: if the plan has no phase of that index, the state is of several networks, or batches would be lost that
-        the phase before has only added up, by `accumulate`.
+      ValueError: if the plan has no phase of that index, or the state is of several networks.
+
+    Warns:
+      RuntimeWarning: where batches are lost that the phase before has only added up, by `accumulate`.
     """
     _in_plan(plan, index)
     own = _in_one(state)
-    _refuse_waiting(own.opt_state)
+    _tell_of_waiting(own.opt_state)
     return _begun(plan, index, own._replace(params=evaluated(own).params))
 
 
@@ -168,14 +171,16 @@ def _begun(plan: Plan, index: int, own: TrainState) -> InPhase:
     return InPhase(index, own._replace(opt_state=opt_state))
 
 
-def _refuse_waiting(opt_state: Any) -> None:
-    """A ValueError where batches are added up of which no update has been made, as far as it is known now."""
+def _tell_of_waiting(opt_state: Any) -> None:
+    """A warning where batches are added up of which no update has been made, as far as it is known now."""
     kind = optax.MultiStepsState
     for part in jax.tree.leaves(opt_state, is_leaf=lambda one: isinstance(one, kind)):
         if isinstance(part, kind) and not isinstance(part.mini_step, jax.core.Tracer) and np.any(part.mini_step):
-            raise ValueError(
-                "steps of a phase must be a multiple of the batches that its optimizer makes one update of; "
-                f"{np.max(part.mini_step)} of the phase before have made none, and would be lost."
+            warnings.warn(
+                f"{np.max(part.mini_step)} of the batches that accumulate adds up have made no update when their phase "
+                "ends, and are lost. A phase's steps should be a multiple of them; a batch that is skipped is none.",
+                RuntimeWarning,
+                stacklevel=3,
             )
 
 

@@ -46,12 +46,12 @@ def weights_of(state: Any) -> Any:
         of weights.
 
     Raises:
-      ValueError: if `state` is none of them, or of an optimizer that is schedule-free for a part of the params.
+      ValueError: if `state` is none of them.
 
     Note:
       An optimizer such as ``optax.contrib.schedule_free_adamw`` trains at other params than it is evaluated at; these are
-      the latter. ``optax.contrib.sam`` is at an adversarial point after every other step, unless it is told
-      ``opaque_mode=True``; these are the params that it will come back to.
+      the latter, of those that it moves. ``optax.contrib.sam`` is at an adversarial point after every other step, unless it
+      is told ``opaque_mode=True``; these are the params that it will come back to.
     """
     if isinstance(state, TrainState):
         return student_of(state) if is_beside(state.params) else evaluated(state)

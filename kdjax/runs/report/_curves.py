@@ -55,7 +55,7 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
     keys = sorted({key for lines in seeds for line in lines for key in line["train"]})
     weights = [key for key in keys if key.endswith("_weight") and key.removesuffix("_weight") in keys]
     named = [key.removesuffix("_weight") for key in weights]
-    others = [key for key in keys if key not in {*weights, *named, "loss", "accuracy"} and not key.endswith("_count")]
+    others = [key for key in keys if key not in {*weights, *named, "loss", "accuracy"} and not key.endswith(" count")]
 
     def line_of(key: str) -> np.ndarray:
         return _over_epochs(seeds, "train", key)
