@@ -84,7 +84,7 @@ def collect(
         for name, network in networks.items():
             about["calibration"][name], said = _said(network, test, batch, ignore_label)
             arrays |= {f"{what}_{name}": array for what, array in said.items()}
-        arrays |= {"labels": np.asarray(labels), "counted": counted}
+        arrays |= {"labels": np.asarray(labels).astype(np.int64), "counted": counted}
     elif about["kind"] == "number":
         arrays |= {"labels": np.asarray(labels).reshape(count), "counted": counted.reshape(count)}
     unmasked = _unmasked(test, count)
@@ -115,7 +115,7 @@ def collect(
                 first = np.flatnonzero(_counted(train, ignore_label, known.shape))[:SHOWN]
             if first.size:
                 arrays["train_pictures"] = np.asarray(inputs_of(parts[0]))[first]
-                arrays["train_labels"] = known[first]
+                arrays["train_labels"] = known[first].astype(np.int64)
     return about, arrays
 
 

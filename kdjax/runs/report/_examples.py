@@ -14,7 +14,8 @@ from kdjax.runs.report._style import COLOURS, DASHES, MAP, Drawn, panel, picture
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABELS = 20  # distinct colours of a label map
+DISTINCT = 100  # classes of a label map, at most, that have a colour each in 8 bits
+NONE = 128 / 255  # how grey a pixel of no class is
 TOKENS = 16  # positions of the table of tokens
 
 
@@ -99,7 +100,8 @@ def attention(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Draw
         rows.append(f"<tr><td>{inline(image, f'test picture {index}')}</td>{cells}</tr>")
     table = f'<table class="maps"><tr><th scope="col">picture<br>&nbsp;</th>{heads}</tr>{"".join(rows)}</table>'
     titles = ["picture", *(f"{TITLES[network].removeprefix('student ')}\n{layer}" for network, layer in columns)]
-    figure = _rows([[image, *(own[place] for own in maps)] for place, image in enumerate(images)], titles)
+    lines = [[scaled(image), *(scaled(own[place]) for own in maps)] for place, image in enumerate(images)]
+    figure = _rows(lines, titles)
     last = {network: own for own, (network, _) in zip(maps, columns, strict=True)}
     finding = "Bright is where a layer's channels are most active, each map from its least to its most."
     if len(last) == 2 and last["teacher"].shape == last["distilled"].shape:
@@ -110,28 +112,32 @@ def attention(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Draw
 
 def label_maps(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Drawn:
     """Of the first test pictures that count the label of each pixel, and each network's first choice."""
-    which = kept["shown"][:3]
+    which, classes = kept["shown"][:3], kept["classes"]
     count = len(which)
-    columns = {"label": arrays["labels"]} | {TITLES[name]: arrays[f"first_{name}"] for name in NAMES}
-    shown: dict[str, Any] = {"picture": arrays["pictures"]} if "pictures" in arrays else {}
-    shown |= {name: _coloured(own[which], kept["classes"]) for name, own in columns.items()}
+    label, counted = arrays["labels"][which].astype(np.int64), arrays["counted"][which]
+    first = {name: arrays[f"first_{name}"][which] for name in NAMES}
+    columns = {"label": np.where(counted, label, -1)} | {TITLES[name]: own for name, own in first.items()}
+    shown: dict[str, Any] = {}
+    if "pictures" in arrays:
+        shown["picture"] = [scaled(one) for one in arrays["pictures"][:count]]
+    shown |= {name: _coloured(own, classes) for name, own in columns.items()}
     heads = "".join(f'<th scope="col">{name}</th>' for name in shown)
     lines = [[own[place] for own in shown.values()] for place in range(count)]
     rows = "".join(
         "<tr>"
         + "".join(
-            f"<td>{inline(one, f'{name} of test picture {index}')}</td>" for name, one in zip(shown, line, strict=True)
+            f"<td>{_inside(one, f'{name} of test picture {index}')}</td>" for name, one in zip(shown, line, strict=True)
         )
         + "</tr>"
         for index, line in zip(which, lines, strict=True)
     )
-    counted = arrays["counted"][which]
-    label, first = columns["label"][which], {name: columns[TITLES[name]][which] for name in NAMES}
     right = {name: 100 * float(((own == label) & (own >= 0))[counted].mean()) for name, own in first.items()}
     said = ", ".join(f"the {TITLES[name]} in {one:.1f} %" for name, one in right.items())
+    colour = "a colour is a class" if classes <= DISTINCT else "of so many classes some share a colour"
     return Drawn(
         "label-maps",
-        f"Labels and first choices pixel by pixel, of the first {count} test pictures, seed 0: a colour is a class.",
+        f"Labels and first choices pixel by pixel, of the first {count} test pictures, seed 0: {colour}; grey is none, as "
+        "where no label counts.",
         f"Right of these pictures' pixels: {said}.",
         _rows(lines, list(shown)),
         f'<div class="wide" tabindex="0"><table class="maps"><tr>{heads}</tr>{rows}</table></div>',
@@ -202,31 +208,35 @@ def predicted(arrays: Mapping[str, np.ndarray]) -> list[Drawn]:
 
 
 def inline(pixels: np.ndarray, text: str, *, colours: str = "gray") -> str:
-    """A picture inside the page."""
+    """A picture inside the page, from its darkest to its brightest."""
+    return _inside(scaled(pixels), text, colours=colours)
+
+
+def _inside(pixels: np.ndarray, text: str, *, colours: str = "gray") -> str:
+    """The same of pixels from 0 to 1, as they are."""
     data = base64.b64encode(picture(pixels, colours=colours)).decode()
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
 
 
 def _coloured(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Class numbers as colours, [..., 3]; the first class, the usual background, is black."""
+    """Class numbers as colours, [..., 3]; the first class, the usual background, is black, and what is no class grey."""
     from matplotlib import colormaps
 
-    palette = np.asarray([(0.0, 0.0, 0.0), *(colormaps["viridis"](np.linspace(0.15, 1, LABELS))[:, :3])])
-    numbers = np.clip(labels, 0, None)
-    steps = max(classes - 1, 1)
-    place = np.where(numbers == 0, 0, 1 + np.round((numbers - 1) * (LABELS - 1) / steps).astype(int))
-    return palette[np.clip(place, 0, LABELS)]
+    others = colormaps["viridis"](np.linspace(0.15, 1, classes - 1))[:, :3]
+    palette = np.asarray([(0.0, 0.0, 0.0), *others, (NONE, NONE, NONE)])
+    numbers = labels.astype(np.int64)
+    return palette[np.where((numbers >= 0) & (numbers < classes), numbers, classes)]
 
 
 def _rows(lines: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> "Figure":
-    """A figure of pictures in rows, the first row under its titles."""
+    """A figure of pictures, of pixels from 0 to 1, in rows, the first row under its titles."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.25 * len(titles), 1.2 * len(lines) + 0.4), layout="constrained")
     for row, line in zip(figure.subplots(len(lines), len(titles), squeeze=False), lines, strict=True):
         for column, (axes, pixels) in enumerate(zip(row, line, strict=True)):
             colours = "gray" if column == 0 else MAP
-            axes.imshow(scaled(pixels), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(pixels, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             axes.axis("off")
             if axes.get_subplotspec().is_first_row():
                 axes.set_title(titles[column], fontsize=9)

@@ -53,6 +53,8 @@ def confusions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> list[D
 
 def confusion(labels: np.ndarray, first: np.ndarray, classes: int) -> np.ndarray:
     """How often each first choice is made of each label, [labels, choices + 1]; the last is of none of them, as -1 is."""
+    # Of 8 bits, as runs of before have kept some, the number of a cell would be another cell's.
+    labels, first = (np.asarray(one).astype(np.int64) for one in (labels, first))
     known = (labels >= 0) & (labels < classes)
     choices = np.where((first >= 0) & (first < classes), first, classes)[known]
     shape = (classes, classes + 1)

@@ -124,11 +124,11 @@ def as_png(drawn: Drawn) -> bytes:
 
 
 def picture(pixels: np.ndarray, *, colours: str | None = "gray") -> bytes:
-    """Pixels as PNG: [height, width] through a colour map from their least to their largest, or [height, width, 3]."""
+    """Pixels from 0 to 1 as PNG: [height, width] through a colour map, or [height, width, 3] as they are."""
     from matplotlib.image import imsave
 
     written = io.BytesIO()
-    imsave(written, scaled(pixels), format="png", cmap=colours, vmin=0, vmax=1)
+    imsave(written, pixels, format="png", cmap=colours, vmin=0, vmax=1)
     return written.getvalue()
 
 

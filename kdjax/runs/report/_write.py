@@ -189,11 +189,17 @@ def _of_examples(kept: Mapping[str, Any], arrays: Arrays, names: Sequence[str]) 
     if with_logits:
         index = (kept["differing"] or kept["shown"])[0]
         place = kept["shown"].index(index)
-        own = [values[0] for name, values in kept["numbers"].items() if name.endswith(" temperature")]
-        temperatures = sorted({*USUAL[:2], *(own or USUAL[2:3]), USUAL[3]})[:4]
         logits = {name: arrays[f"logits_{name}"][place] for name in ("teacher", "distilled")}
-        found["soft targets"] = [_maps.soft_targets(logits, int(arrays["labels"][index]), names, temperatures)]
+        found["soft targets"] = [
+            _maps.soft_targets(logits, int(arrays["labels"][index]), names, temperatures_of(kept["numbers"]))
+        ]
     return found
+
+
+def temperatures_of(numbers: Mapping[str, Sequence[float]]) -> list[float]:
+    """At which soft targets are drawn: those that the run began with, and usual ones, four together."""
+    own = [values[0] for name, values in numbers.items() if name.endswith(" temperature")]
+    return sorted([*dict.fromkeys([*own, *USUAL])][: len(USUAL)])
 
 
 def sections(
