@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import kdjax.data as data
 from kdjax.batches import epoch_indices, view_key
 from kdjax.data.digits import split_members
+from kdjax.data.preprocessing import preprocessed
 
 IMAGES = np.arange(4 * 3 * 2, dtype=np.uint8).reshape(4, 3, 2, 1)
 LABELS = np.array([0, 1, 1, 0])
@@ -243,6 +244,15 @@ def test_preprocessing_is_held_to_its_dtype_and_length():
         data.on_device(made(), lambda inputs: data.unit_range(inputs.reshape(4, 6)))
     alone = data.on_device(made(), lambda x: data.unit_range(x) - data.unit_range(x).mean((1, 2, 3), keepdims=True))
     np.testing.assert_allclose(alone["inputs"].mean((1, 2, 3)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_number_that_is_none_neither_refuses_a_preprocess_nor_lets_one_pass(odd):
+    """Inputs of what does not count may be anything; beside infinity everything was near."""
+    inputs = np.float32([[odd, 1.0], [2.0, 3.0]])
+    np.testing.assert_array_equal(preprocessed(lambda x: 2 * x, inputs), 2 * inputs)
+    with pytest.raises(ValueError, match="preprocess must change each example by itself"):
+        preprocessed(lambda x: x - x[:, 1:].mean(), inputs)
 
 
 @pytest.mark.parametrize("module", ["dataset", "preprocessing", "sources"])

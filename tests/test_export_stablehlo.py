@@ -257,6 +257,15 @@ def test_logits_that_differ_are_refused_and_nothing_written(tmp_path, monkeypatc
     assert to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES, tolerance=0.01)["largest_difference"] > 0
 
 
+def test_an_answer_for_one_example_that_is_no_number_is_refused_and_nothing_written(tmp_path):
+    def standardised(x):
+        return (x - x.mean(0, keepdims=True)) / x.std(0, keepdims=True)
+
+    with pytest.raises(ValueError, match=r"they differ by nan\. Nothing was written\."):
+        to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES, preprocess=standardised)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_program_takes_the_numbers_that_jax_has(tmp_path):
     record = to_stablehlo(tmp_path / "student", linear, WEIGHTS, PICTURES.astype(np.float64), platforms=("cpu",))
     assert record["inputs"]["inputs"]["dtype"] == "float32"

@@ -81,6 +81,14 @@ def test_learning_curves_draw_mean_and_range_over_seeds():
     assert axis.get_ylabel() == "test accuracy, %"
 
 
+@pytest.mark.parametrize("order", [[0.6, None, 0.8], [None, 0.6, 0.8], [0.8, 0.6, None]])
+def test_where_a_seed_has_no_number_there_is_neither_a_mean_nor_a_range(order):
+    records = [{"epoch": 1, "test": {"accuracy": one}} for one in order]
+    (axis,) = learning_curves({"alone": [*records, {"epoch": 2, "test": {"accuracy": 0.5}}]}).axes
+    np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[1, np.nan], [2, 50.0]])
+    assert {tuple(path.vertices[:, 1]) for path in axis.collections[0].get_paths()} == {(50.0,) * 5}
+
+
 def test_a_saved_figure_is_whole_and_in_the_format_of_its_ending(tmp_path):
     figure = image_grid(IMAGES, NAMES[:5], columns=5)
     save_figure(figure, tmp_path / "new" / "digits.png", dots_per_inch=100)

@@ -55,7 +55,7 @@ def preprocessed(preprocess: Callable[[Any], Any], inputs: Tree) -> Any:
         if not jnp.issubdtype(own.dtype, jnp.number) or jnp.issubdtype(own.dtype, jnp.complexfloating) or not own.ndim:
             continue
         first, one = (np.asarray(array, np.float64) for array in (whole[:1], own))
-        near = 1e-3 * np.abs(one).max(initial=0)
+        near = 1e-3 * np.abs(one).max(initial=0, where=np.isfinite(one))
         if first.shape == one.shape and not np.allclose(first, one, rtol=1e-3, atol=near, equal_nan=True):
             raise ValueError(
                 "preprocess must change each example by itself; the first one's result changes when the others are removed. "

@@ -125,7 +125,7 @@ def learning_curves(
         colour = _COLOURS[index % len(_COLOURS)]
         means = [float(np.mean(by_epoch[epoch])) for epoch in epochs]
         axis.plot(epochs, means, marker="o" if len(epochs) < 20 else "", markersize=4, color=colour, label=name)
-        low, high = ([end(by_epoch[epoch]) for epoch in epochs] for end in (min, max))
+        low, high = ([end(by_epoch[epoch]) for epoch in epochs] for end in (np.min, np.max))
         axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         most_seeds = max([most_seeds, *map(len, by_epoch.values())])
     axis.set_xlabel("epoch")
