@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from comparisons import lines, recipe, run
 from PIL import Image
+from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from kdjax import cross_entropy, on_logits, schedules, weighted_sum
 from kdjax.losses import soft_target_kl
-from kdjax.runs.tracking import TensorBoard, pictures_in
+from kdjax.runs.tracking import TensorBoard, Tracked, pictures_in
 
 STEPS = 9  # an epoch
 MOVING = weighted_sum(
@@ -95,6 +97,38 @@ def test_a_tracker_that_fails_is_named_once_for_each_network_and_stops_nothing(f
     words = "The tracker Broken has failed and is left out from here on: ConnectionError: the service [is] away"
     assert said.count(words) == 3
     assert json.loads((out / "results.json").read_text())["seeds"][0]["distilled"]["accuracy"] > 0
+
+
+@pytest.mark.parametrize("kind", ["lambda", "partial", "class"])
+def test_trackers_of_one_name_are_all_told_and_closed(kind, tmp_path):
+    told, text = [], io.StringIO()
+
+    class Listed:
+        def __init__(self, name, folder, *, number=2):
+            self.number = number
+
+        def scalars(self, values, step):
+            told.append((self.number, "scalars"))
+            if self.number == 1:
+                raise ConnectionError("away")
+
+        def close(self):
+            told.append((self.number, "closed"))
+
+    makers = {
+        "lambda": [lambda name, folder, number=number: Listed(name, folder, number=number) for number in range(3)],
+        "partial": [partial(Listed, number=number) for number in range(3)],
+        "class": [Listed, Listed, Listed],
+    }[kind]
+    tracked = Tracked([*makers, TensorBoard], "seed-0/alone", tmp_path, Console(file=text, width=200))
+    tracked.scalars({"loss": 1.0}, 1)
+    tracked.close()
+    of_all, left = ([0, 1, 2], [0, 2]) if kind != "class" else ([2, 2, 2], [2, 2, 2])
+    assert told == [(number, "scalars") for number in of_all] + [(number, "closed") for number in left]
+    assert events(tmp_path)[0][0] == ("loss", 1)
+    called = {"lambda": "<lambda>", "partial": "partial", "class": "Listed"}[kind]
+    said = f"The tracker {called} (number 2 of track) has failed and is left out from here on: ConnectionError: away\n"
+    assert text.getvalue() == ("" if kind == "class" else said)
 
 
 def test_a_resumed_run_writes_no_epoch_twice(tmp_path):

@@ -78,9 +78,11 @@ class Tracked:
 
     def __init__(self, tracks: Sequence[Track], name: str, folder: Path, console: "Console"):
         self._console = console
-        self._writers: dict[str, Writer] = {}
-        for track in tracks:
-            called = getattr(track, "__name__", type(track).__name__)
+        self._writers: dict[str, Writer] = {}  # by what a message calls them, each another
+        names = [getattr(track, "__name__", type(track).__name__) for track in tracks]
+        for place, (track, called) in enumerate(zip(tracks, names, strict=True)):
+            if names.count(called) > 1:  # as of two lambdas
+                called = f"{called} (number {place + 1} of track)"
             self._try(called, partial(self._begin, track, called, name, folder))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
