@@ -122,6 +122,25 @@ def test_what_is_not_finite_was_not_measured(network, percent, value):
     assert "transfer rate, %" not in values
 
 
+@pytest.mark.parametrize("missing", ["teacher", "alone", "distilled"])
+def test_a_measure_that_one_network_lacks_is_shown_of_the_others(missing):
+    """It is null in the file where it was NaN, as a perplexity that is infinite."""
+    results = results_of([0.99] * 2, [0.95, 0.96], [0.965, 0.965])
+    for number, seed in enumerate(results["seeds"]):
+        for name in ("teacher", "alone", "distilled"):
+            lacks = name == missing and number == 0
+            seed[name] |= {"loss": 0.5, "perplexity": None if lacks else 2.5, "recall": 0.25, "iou": [0.5, None]}
+    found = [(title, values) for title, _, values in rows(results, None) if title.startswith("test ")]
+    assert [title for title, _ in found] == ["test accuracy, %", "test loss", "test perplexity", "test recall"]
+    values = dict(found)
+    assert values["test perplexity"].pop(missing) == "not measured"
+    assert set(values["test perplexity"].values()) == {"2.5 ± 0"}
+    for seed in results["seeds"]:
+        for name in ("teacher", "alone", "distilled"):
+            seed[name]["perplexity"] = None
+    assert "test perplexity" not in [title for title, _, _ in rows(results, None)]
+
+
 def test_what_a_teacher_came_to_is_no_measure():
     results = results_of([0.99] * 2, [0.95, 0.96], [0.965, 0.965])
     for seed in results["seeds"]:

@@ -27,12 +27,13 @@ def rows(results: Mapping[str, Any], kept: Mapping[str, Any] | None) -> list[Row
             {name: headline(results, name) for name in NAMES},
         )
     ]
-    numbers = [
-        key
-        for key, value in results["seeds"][0]["teacher"].items()
-        if key not in (measure["name"], "seconds", "agreement", "rate", "skipped") and isinstance(value, int | float)
-    ]
-    for key in numbers:
+    records = [seed[name] for name in NAMES for seed in results["seeds"]]
+    # What is not finite is null in one of them, and may be a number in another.
+    for key in dict.fromkeys(key for record in records for key in record):
+        if key in (measure["name"], "seconds", "agreement", "rate", "skipped"):
+            continue
+        if not any(isinstance(record.get(key), int | float) for record in records):
+            continue
         found.append((f"test {key.replace('_', ' ')}", over, {name: _plain(results, name, key) for name in NAMES}))
     found.append(
         ("agrees with the teacher, %", over, {name: _agreement(results, name) for name in NAMES if name != "teacher"})
