@@ -63,11 +63,37 @@ def test_a_grey_image_gains_a_channel_and_dtypes_become_their_one_form():
         ({"labels": np.array([0, -1, 1, -1])}, r"2 of 4 do not, the first is -1, of example 1"),
         ({"class_names": ()}, "class_names must be different names, at least one"),
         ({"class_names": ("a", "a")}, "class_names must be different names"),
+        ({"class_names": "no"}, "class_names must be names, one a class; got 'no'"),
     ],
 )
 def test_bad_arrays_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         made(**changes)
+
+
+@pytest.mark.parametrize(
+    ("names", "odd"),
+    [
+        (range(2), r"0 is int, in range\(0, 2\)"),
+        (("no", 1), r"1 is int, in \('no', 1\)"),
+        ((b"no", b"yes"), r"b'no' is bytes, in \(b'no', b'yes'\)"),
+        (np.arange(2), r"np\.int64\(0\) is int64, in array\(\[0, 1\]\)"),
+        (([], {}), r"\[\] is list, in"),
+    ],
+)
+def test_class_names_that_are_no_strings_are_named(names, odd):
+    """A report said of them that the run's files are damaged."""
+    call = inspect.unwrap(data.make_dataset)  # without the tests' check of types
+    message = rf"^mine \(train\): class_names must be strings, as tuple\(map\(str, class_names\)\) makes them; {odd}"
+    with pytest.raises(ValueError, match=message):
+        call(IMAGES, LABELS, class_names=names, name="mine", split="train")
+
+
+def test_class_names_of_numpy_are_plain_strings():
+    call = inspect.unwrap(data.make_dataset)
+    names = call(IMAGES, LABELS, class_names=np.array(["no", "yes"]), name="mine", split="train").class_names
+    assert names == ("no", "yes")
+    assert {type(name) for name in names} == {str}
 
 
 # --- load

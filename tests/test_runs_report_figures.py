@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from kdjax import Weights, cross_entropy, weighted_sum
-from kdjax.runs import Recipe
-from kdjax.runs.report import _examples, _maps, _style, _write
+from kdjax._files import write_json
+from kdjax.data import Dataset
+from kdjax.runs import Recipe, write_report
+from kdjax.runs.report import _examples, _kept, _maps, _style, _write
 from kdjax.runs.report._collected import Network, collect
 
 NAMES = ("teacher", "alone", "distilled")
@@ -44,6 +46,25 @@ def test_labels_are_kept_as_wide_numbers_with_their_values(positions):
     for name in kept:
         assert arrays[name].dtype == np.int64
         np.testing.assert_array_equal(arrays[name], labels[: len(arrays[name])])
+
+
+def test_class_names_that_were_no_strings_are_words_in_a_report(tmp_path):
+    def flat(params, model_state, inputs, *, train, rng=None):
+        return inputs.reshape(len(inputs), -1) @ params, model_state
+
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1)).astype(np.uint8)
+    networks = {name: Network(flat, Weights(np.ones((16, 3), np.float32), {})) for name in NAMES}
+    objective = weighted_sum(labels=(1.0, cross_entropy))
+    recipe = Recipe((lambda rng, inputs: None, flat), objective, lambda updates: None, epochs=1, batch_size=8)
+    part = Dataset(pictures, np.resize(np.arange(3, dtype=np.int32), 24), ("5", "7", "9"), "mine", "test")
+    about, arrays = collect(networks, [part, part], None, recipe, ignore_label=None)
+    assert about["class_names"] == ["5", "7", "9"]
+    results = {"experiment": "mine", "parameters": dict.fromkeys(NAMES, 48)}
+    write_json(
+        tmp_path / "results.json", results | {"seeds": [{name: {"accuracy": 0.5, "seconds": 1.0} for name in NAMES}]}
+    )
+    _kept.save(tmp_path, about | {"class_names": [5, 7, 9]}, arrays)  # as runs of before did
+    assert "Labels in order: 5, 7, 9, 5, 7" in write_report(tmp_path).read_text()
 
 
 def mapped(labels, classes, *, said=None, counted=None):

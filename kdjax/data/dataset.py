@@ -15,7 +15,7 @@ class Dataset:
     Attributes:
       inputs: uint8 in 0..255, or float32. Images are [examples, height, width, channels], vectors [examples, values].
       labels: int32 [examples], whole class numbers from 0.
-      class_names: what the numbers mean; as many as there are classes.
+      class_names: what the numbers mean, in words; as many as there are classes.
       name: the source that the data came from, such as ``"mnist"``.
       split: ``"train"``, ``"validation"`` or ``"test"``.
     """
@@ -36,7 +36,7 @@ def make_dataset(
       inputs: uint8 or finite floating-point, any width (it becomes float32). Images [examples, height, width, channels],
         grey images [examples, height, width] (they gain a channel axis), or vectors [examples, values].
       labels: whole numbers [examples], each at least 0 and less than the number of classes.
-      class_names: one name a class, all different.
+      class_names: one string a class, all different.
       name: where the data came from; errors begin with it.
       split: which part of it this is; errors name it too.
 
@@ -59,10 +59,17 @@ def make_dataset(
     if isinstance(class_names, str) or not isinstance(class_names, Iterable):
         raise ValueError(f"{here}: class_names must be names, one a class; got {class_names!r:.99}.")
     names = tuple(class_names)
+    odd = [one for one in names if not isinstance(one, str)]
+    if odd:
+        raise ValueError(
+            f"{here}: class_names must be strings, as tuple(map(str, class_names)) makes them; {odd[0]!r:.99} is "
+            f"{type(odd[0]).__name__}, in {class_names!r:.99}."
+        )
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{here}: class_names must be different names, at least one; got {names!r}.")
     inputs, labels = np.asarray(inputs), np.asarray(labels)
-    return Dataset(_inputs(here, inputs), checked_labels(here, labels, len(inputs), len(names)), names, name, split)
+    words = tuple(map(str, names))  # plain ones, of NumPy's too
+    return Dataset(_inputs(here, inputs), checked_labels(here, labels, len(inputs), len(words)), words, name, split)
 
 
 def numbered_classes(here: str, labels: Iterable[np.ndarray]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from kdjax._types import Apply, Weights
 from kdjax.metrics import brier_score, calibration_error, cost, finished, latency, reliability, sums_of
 from kdjax.objectives._counted import LABELLED, MASK, both, counting, read_counted, spread, without_ignored
 from kdjax.objectives._supervised import are_classes
-from kdjax.runs._data import arrays_of, count_of, inputs_of
+from kdjax.runs._data import arrays_of, class_names_of, count_of, inputs_of
 from kdjax.runs.recipes import Recipe, numbers_at
 from kdjax.runs.report import _layers
 
@@ -67,7 +67,7 @@ def collect(
         "classes": logits[-1],
         "device": jax.devices()[0].device_kind,
         "numbers": _numbers(recipe, len(jax.tree.leaves(inputs_of(parts[0]))[0])),
-        "class_names": list(getattr(parts[1], "class_names", ())),
+        "class_names": class_names_of(parts) or [],
     }
     labels = test.get("labels")
     with_classes = are_classes(labels, jax.ShapeDtypeStruct((count, *logits[1:]), jnp.float32))

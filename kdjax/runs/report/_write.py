@@ -145,7 +145,7 @@ def figures(
     }
     if kept is None:
         return found
-    names = kept["class_names"] or [str(number) for number in range(kept["classes"])]
+    names = [str(name) for name in kept["class_names"] or range(kept["classes"])]  # runs of before kept any names
     if kept["kind"] == "classes":
         if len(names) <= _maps.MATRIX:
             found["differences"] = [*_maps.confusions(arrays, names), _maps.differences(arrays, names)]
