@@ -1,8 +1,16 @@
 """From nothing to a table: one's own network, one's own folder of pictures, and what it takes of one's own code."""
 
+import json
 import re
 
 import numpy as np
+import pytest
+from comparisons import DATA, RECIPES, WIDTHS, numbers, run
+
+from kdjax._trees import digest_of_program
+from kdjax.checkpoints import read_description
+from kdjax.data import make_dataset, unit_range
+from kdjax.runs import remeasure, write_report
 
 OWN = """
 import optax
@@ -62,3 +70,38 @@ def test_ones_own_network_and_pictures_take_25_lines(tmp_path, capsys):
             assert {**first[phase], "seconds": 0} == {**second[phase], "seconds": 0}
     assert (tmp_path / "run" / "seed-1" / "distilled" / "weights").is_dir()
     assert len((tmp_path / "run" / "seed-1" / "distilled" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def floats(part):
+    """The same digits as floats, in the range that bytes are brought to."""
+    inputs = np.asarray(unit_range(part.inputs))
+    return make_dataset(inputs, part.labels, class_names=part.class_names, name=part.name, split=part.split)
+
+
+def test_floats_of_a_data_set_are_taken_as_they_are(tmp_path):
+    """They were refused, unless one gave a preprocess that does nothing."""
+    own = [floats(part) for part in DATA]
+    run(tmp_path / "bytes")
+    run(tmp_path / "floats", data=own)
+    for phase in WIDTHS:
+        np.testing.assert_array_equal(numbers(tmp_path / "floats", phase), numbers(tmp_path / "bytes", phase))
+    assert write_report(tmp_path / "floats").exists()
+    assert not [one for one in remeasure(tmp_path / "floats", data=own, **RECIPES) if one.problem]
+    before = (tmp_path / "floats" / "results.json").stat().st_mtime_ns
+    run(tmp_path / "floats", data=own, resume=True)
+    assert (tmp_path / "floats" / "results.json").stat().st_mtime_ns > before
+    digests = {}
+    for kind, name in (("bytes", "unit_range"), ("floats", "as_given")):
+        for phase in WIDTHS:
+            assert read_description(tmp_path / kind / "seed-0" / phase / "weights")["preprocess"] == name
+        digests[kind] = json.loads((tmp_path / kind / "config.json").read_text())["programs"]["preprocess"]
+    # That of bytes is the one that runs of before have.
+    assert digests["bytes"] == digest_of_program(unit_range, DATA[0].inputs[:1])
+    assert digests["floats"] == digest_of_program(lambda inputs: inputs, own[0].inputs[:1])
+    with pytest.raises(ValueError, match="resume"):
+        run(tmp_path / "floats", data=DATA, resume=True)
+    with pytest.raises(
+        ValueError, match=r"data must have inputs of one dtype in both sets, .* got float32 .* and uint8 to"
+    ):
+        run(tmp_path / "both", data=[own[0], DATA[1]])
+    assert not (tmp_path / "both").exists()

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from kdjax import _checks
@@ -14,13 +13,13 @@ from kdjax._types import Weights
 from kdjax.checkpoints import load_weights
 from kdjax.command._networks import is_residual, layers_in_order, network
 from kdjax.command._settings import STARTS, Compare, option, whole_source
-from kdjax.data import Dataset, load, unit_range
+from kdjax.data import Dataset, load
 from kdjax.losses import logit_mse, soft_target_kl
 from kdjax.networks import copy_matching, ensemble, ensemble_weights, transfer_lines
 from kdjax.objectives import Objective, cross_entropy, on_logits, weighted_sum
 from kdjax.objectives.schedules import Schedule, cosine, linear
 from kdjax.runs import Recipe
-from kdjax.runs._data import class_names_of
+from kdjax.runs._data import class_names_of, usual_preprocess
 from kdjax.runs.recipes import check_description
 
 TEMPERATURE = "4"  # Hinton et al. 2015 use 2 to 20; 4 is what most later work does
@@ -38,12 +37,7 @@ def loaded(settings: Compare) -> Data:
 
 def preprocess_of(data: Data) -> Callable[[Any], Any]:
     """Bytes into [0, 1]; floats as they are."""
-    return unit_range if data[0].inputs.dtype == np.uint8 else as_given
-
-
-def as_given(inputs: Any) -> Any:
-    """Inputs that are in the range that their owner wants them in."""
-    return inputs
+    return usual_preprocess(data)
 
 
 def given_weights(settings: Compare, data: Data) -> Weights | None:

@@ -76,9 +76,25 @@ def arrays_of(data: Sequence[Any], preprocess: Callable[[Any], Any] | None, plac
         preprocess = preprocess or _as_it_is
         train, test = (placed(_by_name(part, preprocess)) for part in data)
         return Data(train, test, preprocess, None, "the given arrays")
-    preprocess = preprocess or unit_range
+    preprocess = preprocess or usual_preprocess(data)
     train, test = (placed(on_device(part, preprocess)) for part in data)
     return Data(train, test, preprocess, len(data[0].class_names), data[0].name)
+
+
+def usual_preprocess(data: Sequence[Dataset]) -> Callable[[Any], Any]:
+    """What is done to the inputs of data sets where nobody says: bytes go into [0, 1], floats stay as they are."""
+    kinds = [str(one.inputs.dtype) for one in data]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "data must have inputs of one dtype in both sets, or a preprocess that brings them to one; got "
+            f"{kinds[0]} to train on and {kinds[1]} to test on."
+        )
+    return unit_range if kinds[0] == "uint8" else as_given
+
+
+def as_given(inputs: Any) -> Any:
+    """Inputs of a data set that are in the range that their owner wants them in; runs record it by this name."""
+    return inputs
 
 
 def not_finite(arrays: Mapping[str, Any]) -> str | None:

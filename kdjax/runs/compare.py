@@ -78,8 +78,8 @@ def compare(
       alone: how the student is trained from labels alone.
       distilled: how the student is trained with the teacher; its connectors, if any, stay behind. With a `peer` it learns
         together with that, from the start, in the place of the teacher, which is then only compared: online distillation.
-      preprocess: from the data's inputs to the networks', each example from its own alone. None: of a data set's uint8
-        pictures `unit_range`; of arrays by name nothing.
+      preprocess: from the data's inputs to the networks', each example from its own alone. None: `unit_range` of a data
+        set's uint8 inputs; a data set's floats, and arrays by name, stay as they are.
       measures: what is measured on the test data, as in `make_evaluation`; the table compares the first. None: accuracy
         and cross-entropy.
       ignore_label: as in `make_train_step`.
