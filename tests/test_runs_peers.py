@@ -15,7 +15,7 @@ from kdjax import init_state
 from kdjax.batches import epoch_indices
 from kdjax.data import unit_range
 from kdjax.runs import StoppedError, remeasure
-from kdjax.runs.report import _numbers
+from kdjax.runs.report import _curves, _numbers
 from kdjax.training import jit_step, make_mutual_step, weights_of
 
 PEER = replace(RECIPES["teacher"], objective=SOFT)
@@ -47,6 +47,17 @@ def test_it_is_mutual_learning_from_the_starts_of_student_and_teacher(finished):
     last = lines(finished, "distilled")[-1]["train"]
     assert {"loss", "labels", "soft", "soft_weight", "peer/loss", "peer/soft"} <= last.keys()
     assert last["loss"] == pytest.approx(0.3 * last["labels"] + 0.7 * last["soft"], rel=1e-4)
+
+
+def test_the_report_s_terms_and_numbers_are_the_student_s_and_not_the_peer_s(finished):
+    seeds = [lines(finished, "distilled")]
+    drawn = {one.name: one for one in _curves.terms({"distilled": seeds}, {"soft temperature": [4.0, 4.0]})}
+    shown = {name: [line.get_label() for line in one.figure.axes[0].lines] for name, one in drawn.items()}
+    assert shown == {"terms": ["labels", "soft"], "weights": ["labels", "soft"], "numbers": ["soft temperature"]}
+    for one in drawn.values():
+        assert "peer" not in one.finding
+    last = seeds[0][-1]["train"]
+    assert drawn["terms"].figure.axes[0].lines[1].get_ydata()[-1] == pytest.approx(last["soft"])
 
 
 def test_the_run_says_so_and_its_saved_student_is_the_measured_one(finished):

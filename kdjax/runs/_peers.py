@@ -9,6 +9,8 @@ import optax
 from kdjax._types import Apply, Batch, TrainState
 from kdjax.training import init_state, make_mutual_step
 
+PEER = "peer/"  # before the name of what is the peer's
+
 
 def check_peer(recipe: Any, peer: Any) -> None:
     """A ValueError where the two recipes cannot be trained in one step."""
@@ -44,7 +46,7 @@ def make_step_beside(applies: Sequence[Apply], optimizers: Sequence[Any], ignore
         for name, value in metrics.items():
             whose, _, own = name.partition("/")
             if own:
-                named[own if whose == "0" else f"peer/{own}"] = value
+                named[own if whose == "0" else f"{PEER}{own}"] = value
         return states, named
 
     return beside

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.runs._peers import PEER
 from kdjax.runs.report._style import COLOURS, DASHES, MARKERS, SERIES, Drawn, panel
 
 History = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
@@ -53,6 +54,7 @@ def terms(history: History, numbers: Mapping[str, Sequence[float]]) -> list[Draw
     if not seeds or not seeds[0]:
         return []
     keys = sorted({key for lines in seeds for line in lines for key in line["train"]})
+    keys = [key for key in keys if not key.startswith(PEER)]
     weights = [key for key in keys if key.endswith("_weight") and key.removesuffix("_weight") in keys]
     named = [key.removesuffix("_weight") for key in weights]
     others = [key for key in keys if key not in {*weights, *named, "loss", "accuracy"} and not key.endswith(" count")]
