@@ -264,6 +264,25 @@ def test_a_run_of_pictures_and_a_given_teacher_is_verified_where_they_have_moved
     assert main(["verify", "../second", "--data", f"folder:{tmp_path / 'moved'}"]) == 0
 
 
+def test_home_is_meant_wherever_a_path_is_named(finished, tmp_path, monkeypatch, capsys):
+    """A shell expands ``--out ~/run``, and leaves ``--out=~/run`` as it is."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "first").symlink_to(finished)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    weights = "~/first/seed-0/teacher/weights"
+    words = ["compare", *TINY, "--seeds=1", "--out=~/second", f"--given-teacher={weights}", f"--start={weights}"]
+    assert main(words) == 0
+    assert main([*words, "--resume"]) == 0
+    for words in (["verify", "~/second"], ["report", "~/second"], ["export", "~/second", "--to=~/student"]):
+        assert main(words) == 0
+    assert {one.name for one in (tmp_path / "home").iterdir()} == {"first", "second", "student", "student.json"}
+    assert [one.name for one in tmp_path.iterdir()] == ["home"]
+    assert settings(data_dir=Path("~/mnist")).data_dir == tmp_path / "home" / "mnist"
+    with pytest.raises(ValueError, match="~nobody-here/run must begin with somebody's home folder"):
+        settings(out=Path("~nobody-here/run"))
+
+
 def test_a_student_may_start_from_its_teacher(finished):
     teacher = finished / "seed-0" / "teacher" / "weights"
     same = _recipes.saved(teacher, "cnn_tiny", DATA)

@@ -53,14 +53,14 @@ def check_descriptions(settings: Compare, data: Data) -> None:
     inputs = {"preprocess": preprocess_of(data).__name__}
     own = inputs | {"data": data[0].name, "class_names": class_names_of(data)}
     for path, name in zip(settings.given_teacher, settings.teachers, strict=False):
-        check_description("--given-teacher", path.expanduser(), own | {"model": name})
+        check_description("--given-teacher", path, own | {"model": name})
     if settings.start not in STARTS:
-        check_description("--start", Path(settings.start).expanduser(), inputs)
+        check_description("--start", Path(settings.start), inputs)
 
 
 def saved(path: Path, name: str, data: Data) -> Weights:
     """Saved weights of the network called `name`."""
-    return load_weights(path.expanduser(), shapes(network(name, len(data[0].class_names))[0], data))
+    return load_weights(path, shapes(network(name, len(data[0].class_names))[0], data))
 
 
 def shapes(init: Callable[..., Weights], data: Data) -> Weights:

@@ -18,6 +18,16 @@ class Common:
     debug: bool = False
     """show an error's traceback"""
 
+    def __post_init__(self) -> None:
+        """A shell expands ``--out ~/run``, and not ``--out=~/run``: all paths are expanded here, for whoever reads them."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Path):
+                object.__setattr__(self, one.name, expanded(value))
+            elif isinstance(value, tuple):
+                each = tuple(expanded(path) if isinstance(path, Path) else path for path in value)
+                object.__setattr__(self, one.name, each)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Common):
@@ -78,6 +88,9 @@ class Compare(Common):
     """print a line each so many epochs; 0: only after the last"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start not in STARTS:
+            object.__setattr__(self, "start", str(expanded(Path(self.start))))
         if not self.teacher:
             raise ValueError("--teacher must be given; kdjax compare --help says what it may be.")
         for name in self.teacher:
@@ -116,12 +129,12 @@ class Compare(Common):
         """All that makes the run, as JSON can hold it; paths from the root, so that it can be read from anywhere."""
         own = {key: value for key, value in asdict(self).items() if key not in NOT_RECORDED}
         own |= {
-            key: None if value is None else str(Path(value).expanduser().absolute())
+            key: None if value is None else str(Path(value).absolute())
             for key, value in own.items()
             if key in ("data_dir",)
         }
-        own["given_teacher"] = [str(path.expanduser().absolute()) for path in self.given_teacher]
-        own["start"] = self.start if self.start in STARTS else str(Path(self.start).expanduser().absolute())
+        own["given_teacher"] = [str(path.absolute()) for path in self.given_teacher]
+        own["start"] = self.start if self.start in STARTS else str(Path(self.start).absolute())
         own["data"] = whole_source(self.data)
         if not self.online:
             del own["online"]  # which runs of before it do not name
@@ -138,10 +151,20 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def expanded(path: Path) -> Path:
+    """With the home folder in the place of ``~``."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} must begin with somebody's home folder, or with ./ where ~ is of the name: {error}"
+        ) from error
+
+
 def whole_source(source: str) -> str:
     """The data's source with its path, if it has one, from the root."""
     kind, colon, argument = source.partition(":")
-    return f"{kind}:{Path(argument).expanduser().absolute()}" if colon and kind != "tfds" else source
+    return f"{kind}:{expanded(Path(argument)).absolute()}" if colon and kind != "tfds" else source
 
 
 def settings_of(config: Mapping[str, Any], where: Path, data: str | None = None) -> Compare:
