@@ -37,6 +37,18 @@ def test_prediction_grid_says_class_and_probability_and_marks_the_wrong():
     assert len(set(colours)) == 2
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64])
+def test_a_label_that_is_none_of_the_classes_is_called_none(dtype):
+    """-1 took the last name, and one beyond the last was an error."""
+    labels, logits = np.asarray([-1, 9, 10, 0, -100], dtype), np.zeros((5, 10))
+    logits[:, 9] = 1.0
+    drawn = [axis for axis in prediction_grid(IMAGES, labels, logits, logits, NAMES).axes if axis.images]
+    assert [axis.get_title() for axis in drawn] == [
+        f"label {one}" for one in ("none", "class9", "none", "class0", "none")
+    ]
+    assert ["✓" in axis.texts[0].get_text() for axis in drawn] == [False, True, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

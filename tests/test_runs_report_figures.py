@@ -151,3 +151,17 @@ def test_pixels_that_do_not_count_are_grey_and_so_is_no_first_choice(ignored):
 def test_soft_targets_are_drawn_at_the_run_s_own_temperatures(own, shown):
     numbers = {f"{name} temperature": [value, 2 * value] for name, value in own.items()} | {"hard power": [7.0, 7.0]}
     assert _write.temperatures_of(numbers) == shown
+
+
+@pytest.mark.parametrize(("label", "called"), [(-1, "none"), (2, "owl"), (3, "none")])
+def test_a_label_that_is_none_of_the_classes_has_none_of_their_names(label, called):
+    names = ["cat", "dog", "owl"]
+    logits = {name: np.float32([[0.0, 1.0, 2.0]]) for name in NAMES}
+    arrays = {"pictures": np.zeros((1, 4, 4, 1), np.uint8), "labels": np.array([label])}
+    arrays |= {f"logits_{name}": own for name, own in logits.items()}
+    with _style.styled():
+        drawn = _examples.predictions({"shown": [0]}, arrays, names, [0], name="test-pictures")
+        soft = _maps.soft_targets({name: own[0] for name, own in logits.items()}, label, names, [1.0, 4.0])
+    assert f"<span>label {called}</span>" in drawn.html
+    assert f"label {called}, seed 0" in soft.title
+    assert drawn.html.count("✓") == (3 if label == 2 else 0)

@@ -19,7 +19,7 @@ class Common:
     """show an error's traceback"""
 
     def __post_init__(self) -> None:
-        """A shell expands ``--out ~/run``, and not ``--out=~/run``: all paths are expanded here, for whoever reads them."""
+        """Expands all paths: a shell does it with ``--out ~/run``, and not with ``--out=~/run``."""
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, Path):

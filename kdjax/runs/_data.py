@@ -139,6 +139,11 @@ def class_names_of(data: Sequence[Any]) -> list[str] | None:
     return [str(name) for name in data[0].class_names] if isinstance(data[0], Dataset) else None
 
 
+def name_of(label: Any, class_names: Sequence[str]) -> str:
+    """A label in words; -1, which counts from the end in Python, and what is beyond the classes are none of them."""
+    return class_names[label] if 0 <= label < len(class_names) else "none"
+
+
 def check_of_run(data: Sequence[Any], config: Mapping[str, Any], run: Path) -> None:
     """Refuses data that are not those of the run with this config.json, or whose classes have other names or order."""
     digests = config.get("data_digests")

@@ -14,6 +14,7 @@ import numpy as np
 
 from kdjax import _checks
 from kdjax._files import write_bytes
+from kdjax.runs._data import name_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ def prediction_grid(
 
     Args:
       images: as for `image_grid`.
-      labels: [n] whole class numbers.
+      labels: [n] whole class numbers; one that is none of the names' is called "none".
       teacher_logits: [n, classes].
       student_logits: [n, classes].
       class_names: one word a class.
@@ -81,7 +82,7 @@ def prediction_grid(
     figure.set_layout_engine("constrained", h_pad=0.12)
     for index, (axis, picture) in enumerate(zip(axes, pictures, strict=False)):
         _draw(axis, picture)
-        axis.set_title(f"label {class_names[numbers[index]]}", fontsize=11)
+        axis.set_title(f"label {name_of(numbers[index], class_names)}", fontsize=11)
         for line, (who, (classes, probabilities)) in enumerate(said.items()):
             right = classes[index] == numbers[index]
             text = f"{who}: {class_names[classes[index]]} ({100 * probabilities[index]:.1f} %) {'✓' if right else '✗'}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdjax.runs import pictures
+from kdjax.runs._data import name_of
 from kdjax.runs.report._maps import NAMES, TITLES, softmax
 from kdjax.runs.report._style import COLOURS, DASHES, MAP, Drawn, panel, picture, scaled
 
@@ -21,10 +22,7 @@ TOKENS = 16  # positions of the table of tokens
 
 def first_pictures(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Drawn:
     """The first training pictures under their labels."""
-    images, labels = (
-        arrays["train_pictures"],
-        [names[label] if 0 <= label < len(names) else "none" for label in arrays["train_labels"]],
-    )
+    images, labels = arrays["train_pictures"], [name_of(label, names) for label in arrays["train_labels"]]
     cells = "".join(
         f"<li>{inline(image, f'training picture, label {label}')}<span>{html.escape(label)}</span></li>"
         for image, label in zip(images, labels, strict=True)
@@ -46,6 +44,7 @@ def predictions(
     cards, right = [], dict.fromkeys(NAMES, 0)
     for place, index in zip(places, which, strict=True):
         label = int(arrays["labels"][index])
+        called = name_of(label, names)
         rows = []
         for network in NAMES:
             said = softmax(arrays[f"logits_{network}"][place])
@@ -60,9 +59,9 @@ def predictions(
                 f'<td class="number">{100 * said[choice]:.1f} %</td>'
                 f'<td class="bar"><b style="width:{100 * said[choice]:.0f}%" class="{network}"></b></td></tr>'
             )
-        shown = inline(arrays["pictures"][place], f"test picture {index}, label {names[label]}")
+        shown = inline(arrays["pictures"][place], f"test picture {index}, label {called}")
         cards.append(
-            f"<li><div>{shown}<span>label {html.escape(names[label])}</span></div><table>{''.join(rows)}</table></li>"
+            f"<li><div>{shown}<span>label {html.escape(called)}</span></div><table>{''.join(rows)}</table></li>"
         )
     teacher, distilled = (arrays[f"logits_{network}"][places] for network in ("teacher", "distilled"))
     labels = arrays["labels"][np.asarray(which)]
@@ -136,8 +135,8 @@ def label_maps(kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Dra
     colour = "a colour is a class" if classes <= DISTINCT else "of so many classes some share a colour"
     return Drawn(
         "label-maps",
-        f"Labels and first choices pixel by pixel, of the first {count} test pictures, seed 0: {colour}; grey is none, as "
-        "where no label counts.",
+        f"Labels and first choices pixel by pixel, of the first {count} test pictures, seed 0: {colour}; grey is none, "
+        "as where no label counts.",
         f"Right of these pictures' pixels: {said}.",
         _rows(lines, list(shown)),
         f'<div class="wide" tabindex="0"><table class="maps"><tr>{heads}</tr>{rows}</table></div>',
@@ -219,7 +218,7 @@ def _inside(pixels: np.ndarray, text: str, *, colours: str = "gray") -> str:
 
 
 def _coloured(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Class numbers as colours, [..., 3]; the first class, the usual background, is black, and what is no class grey."""
+    """Class numbers as colours, [..., 3]; the first class, the usual background, is black; what is no class is grey."""
     from matplotlib import colormaps
 
     others = colormaps["viridis"](np.linspace(0.15, 1, classes - 1))[:, :3]

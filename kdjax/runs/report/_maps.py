@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.runs._data import name_of
 from kdjax.runs.report._style import COLOURS, DASHES, MAP, MARKERS, Drawn, panel
 
 MATRIX = 30  # classes, at most, of a matrix that can be read
@@ -211,7 +212,8 @@ def soft_targets(
     each = ", ".join(f"{one:.2f} at T = {t:g}" for one, t in zip(entropies, temperatures, strict=True))
     finding = f"The softer, the more is said of the other classes: the teacher's entropy in bits is {each}."
     few = f"; the teacher's first {BARS} of {len(names)} classes" if len(names) > BARS else ""
-    title = f"Soft targets of one test example, n = 1, label {names[label]}, seed 0, at several temperatures T{few}."
+    called = name_of(label, names)
+    title = f"Soft targets of one test example, n = 1, label {called}, seed 0, at several temperatures T{few}."
     return Drawn("soft-targets", title, finding, figure)
 
 
