@@ -156,7 +156,7 @@ def main(settings: Hinton2015) -> Path | None:
         if searched and searched != before and (before is None or searched == "search"):
             if any(part in one for one in results["seeds"] for part in PARTS):
                 raise ValueError(
-                    f"parts must have {searched} first: this run has figures of settings that it did not choose."
+                    f"parts must have {searched} before all others: this run has figures of settings that it did not choose."
                 )
             found = choose(bench, entry, students=searched == "search")
             results["choice"] = _line(searched, None, found, settings, results)

@@ -179,7 +179,7 @@ def test_the_parts_use_the_choice_and_a_resumption_does_too(data, tmp_path, sear
 def test_a_search_that_comes_too_late_is_named(data, tmp_path, monkeypatch):
     monkeypatch.setattr(hinton2015, "PARTS", {"alone": lambda bench, seed: {"errors": 1, "of": 9}})
     run(data, tmp_path / "out", parts=("alone",))
-    with pytest.raises(ValueError, match="parts must have search first"):
+    with pytest.raises(ValueError, match="parts must have search before all others"):
         run(data, tmp_path / "out", parts=("search",), resume=True)
 
 

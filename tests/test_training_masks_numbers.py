@@ -67,6 +67,20 @@ def test_what_belongs_to_no_example_is_left_as_it_is():
     np.testing.assert_allclose(metrics["apart"], each_scaled(own, its, scale=scale)[:2].mean(), rtol=1e-5)
 
 
+def test_a_vector_of_an_example_is_none_of_a_number_a_position():
+    """As many classes as positions."""
+
+    def to_prior(student, teacher, *, prior):
+        return jnp.sum(prior[:, None] * (student - teacher) ** 2, axis=-1)
+
+    arrays = batch(CLASSES) | {"prior": np.random.default_rng(1).random((EXAMPLES, CLASSES)).astype(np.float32)}
+    mask = np.random.default_rng(2).random((EXAMPLES, CLASSES)) < 0.4
+    goal = weighted_sum(apart=(1.0, on_logits(to_prior, prior="batch.prior")))
+    _, metrics = step()(fresh(), TEACHER, goal, arrays | {"mask": mask})
+    own, its = (network(*one, arrays["inputs"], train=False)[0].logits for one in (STUDENT, TEACHER))
+    np.testing.assert_allclose(metrics["apart"], to_prior(own, its, prior=arrays["prior"])[mask].mean(), rtol=1e-5)
+
+
 def weighing(params, model_state, inputs, *, train, rng=None):
     """The student of `heads`, and a number that it learns, by which a term is weighed."""
     outputs, model_state = gives_head(params["own"], model_state, inputs, train=train)

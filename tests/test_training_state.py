@@ -47,6 +47,19 @@ def test_a_sharpness_aware_training_is_evaluated_where_it_comes_back_to():
     chex.assert_trees_all_equal(seen[0][0], fresh_state(transform=transform).params)
 
 
+def test_what_is_schedule_free_inside_sam_is_evaluated_at_its_own_params():
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.5))
+    transform = optax.contrib.sam(optax.contrib.schedule_free_sgd(0.5, b1=0.6), adversary, sync_period=2)
+    step = jit_step(make_train_step(student(), teacher, transform))
+    state = fresh_state(transform=transform)
+    for _ in range(4):
+        state, _ = step(state, teacher_weights(), objective(), batch())
+    wanted = optax.contrib.schedule_free_eval_params(state.opt_state.opt_state, state.params)
+    chex.assert_trees_all_close(weights_of(state).params, wanted, rtol=1e-6)
+    apart = jax.tree.map(lambda one, other: float(jnp.abs(one - other).max()), wanted, state.params)
+    assert max(jax.tree.leaves(apart)) > 1e-4
+
+
 def test_what_is_no_state_is_refused():
     with pytest.raises(ValueError, match="state must be a TrainState, a pair"):
         weights_of({"params": fresh_state().params})

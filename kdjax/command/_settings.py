@@ -157,7 +157,7 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(
-            f"{path} must begin with somebody's home folder, or with ./ where ~ is of the name: {error}"
+            f"{path} must begin with somebody's home folder, or be a whole path where ~ is of the name: {error}"
         ) from error
 
 

@@ -181,11 +181,16 @@ def evaluated(trained: TrainState | Weights) -> Weights:
     """The weights to evaluate, where an optimizer trains at others, as one that is schedule-free, or sam in two steps."""
     if isinstance(trained, Weights):
         return trained
-    params = trained.params
-    for part in jax.tree.leaves(trained.opt_state, is_leaf=lambda part: _kept_by(part) is not None):
+    return Weights(_evaluated_at(trained.opt_state, trained.params), trained.model_state)
+
+
+def _evaluated_at(opt_state: Any, params: Tree) -> Tree:
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda part: _kept_by(part) is not None):
         if _kept_by(part) is not None:
             params = _evaluated_by(part, params)
-    return Weights(params, trained.model_state)
+            if isinstance(part, optax.contrib.SAMState):  # the optimizer inside may be schedule-free
+                params = _evaluated_at(part.opt_state, params)
+    return params
 
 
 def _kept_by(part: Any) -> Tree:

@@ -157,7 +157,7 @@ def is_of_entries(array: Any, counted: Array) -> bool:
 
 
 def count_of(name: str) -> str:
-    """Under which a step tells of how many entries a metric is the mean; no term's or number's own name has a space."""
+    """Under which a step tells of how many entries a metric is the mean; no term's name ends so, nor a number's."""
     return f"{name} count"
 
 

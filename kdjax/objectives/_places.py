@@ -7,7 +7,7 @@ from typing import Any
 from jax import lax
 
 from kdjax import _checks
-from kdjax._types import Batch, Outputs, Shared
+from kdjax._types import Batch, Outputs
 
 PLACES = '"student.NAME", "detached.NAME", "teacher.NAME" or "batch.NAME"'
 
@@ -32,13 +32,6 @@ def read_place(reader: Callable, student: Outputs, teacher: Outputs | None, batc
         "teacher" if who == "teacher" else "student", teacher if who == "teacher" else student, name
     )
     return lax.stop_gradient(found) if who == "detached" else found
-
-
-def of_no_example(student: Outputs, teacher: Outputs | None, place: str) -> bool:
-    """Whether what stands there belongs to no example, as a head does."""
-    who, name = place.split(".", 1)
-    outputs = {"batch": None, "teacher": teacher}.get(who, student)
-    return outputs is not None and isinstance(outputs.features.get(name), Shared)
 
 
 def read_batch(batch: Batch, name: str) -> Any:

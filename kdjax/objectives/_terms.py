@@ -20,7 +20,6 @@ from kdjax.objectives._places import (
     PLACES,
     is_place,
     name_of,
-    of_no_example,
     read_batch,
     read_place,
     wants,
@@ -55,10 +54,8 @@ class Match:
         arrays = [read(place) for place in self.arrays]
         counted = batch.get(MASK)
         named = {name: read(place) for name, place in self.named_places}
-        if counted is not None:
-            for name, place in self.named_places:
-                if not of_no_example(student, teacher, place) and is_of_entries(named[name], counted):
-                    named[name] = stood_in(named[name], counted)
+        if counted is not None and "temperature" in named and is_of_entries(named["temperature"], counted):
+            named["temperature"] = stood_in(named["temperature"], counted)
         keywords = dict(self.numbers) | dict(self.settings) | named
         if wants_labels(self.loss, len(self.arrays), keywords):
             keywords["labels"] = read_batch(batch, "labels")

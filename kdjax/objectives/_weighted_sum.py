@@ -180,7 +180,7 @@ def weighted_sum(**terms: Any) -> Objective:
     for name, pair in terms.items():
         if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1])):
             raise ValueError(f"{name} must be a pair (weight, term) whose term is a function; got {pair!r}.")
-        if name in RESERVED or name.endswith("_weight") or "_gradient_" in name:
+        if name in RESERVED or name.endswith(("_weight", count_of(""))) or "_gradient_" in name:
             raise ValueError(f"The term's name {name!r} is taken by the step's own metrics; choose another.")
         weights[name] = leaf_of(f"the weight of {name}", pair[0])
         if shape := jnp.shape(schedules.at(weights[name], 0)):

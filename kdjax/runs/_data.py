@@ -86,7 +86,7 @@ def usual_preprocess(data: Sequence[Dataset]) -> Callable[[Any], Any]:
     kinds = [str(one.inputs.dtype) for one in data]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            "data must have inputs of one dtype in both sets, or a preprocess that brings them to one; got "
+            "data must have inputs of one dtype in both sets, where no preprocess brings them to one; got "
             f"{kinds[0]} to train on and {kinds[1]} to test on."
         )
     return unit_range if kinds[0] == "uint8" else as_given

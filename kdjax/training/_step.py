@@ -88,8 +88,8 @@ def make_train_step(
       that returns the new state and float32 scalars: ``loss``, each term's unweighted mean under its name, its weight under
       ``<name>_weight``, what a schedule moves or a connector learns under ``<name>_temperature`` and the like, what `scaled`
       weighs a term by under ``<name>_scale``, and ``accuracy``, where labels are class numbers. A student that gives its
-      head, a `Shared` feature, to terms that do not read its logits has none: they are not built for it. Of a term that
-      leaves something out, and of an accuracy, ``"<name> count"`` says how many entries its mean is of.
+      head, a `Shared` feature, to terms that do not read its logits has none: they are not built for it. Where
+      something is left out, ``"<name> count"`` says how many entries a term's mean, or the accuracy's, is of.
 
       What the mask leaves out changes no number, be labels or outputs there NaN: each mean is over the entries that count,
       on all devices together, and is 0 where none does. Inputs are left out of whole examples alone. What a network itself

@@ -65,7 +65,8 @@ def make_epoch(
 
       that returns the new state and each metric's mean over the steps, as a float, or for a sweep as an array [students];
       of what the step counts, as ``"<name> count"`` says, the mean over all that was counted in the pass, 0 where nothing
-      was. The device is waited for once, at the end.
+      was; of a stream of which some batches have a mask and others none, each kind's by its steps. The device is waited
+      for once, at the end.
 
     Raises:
       ValueError: if `steps_per_call` is not a whole number above 0; later, if there is no batch, `order` does not fit, or
@@ -129,15 +130,15 @@ def make_epoch(
         resident, calls = calls_of(arrays, order, per_call, mesh)
         apart(state, teacher)
         # Of a stream some batches may have a mask and others none: what is counted is then not the same.
-        totals: dict[Any, tuple[int, Metrics]] = {}
+        totals: dict[Any, tuple[int, dict[str, Any]]] = {}
         done, before = begun
         for rows in calls:
             kind = jax.tree.structure(rows)
             if kind not in totals:
-                sums = zeros(state, teacher, objective, resident, rows)
-                first = done if not totals else 0
-                if first:
-                    sums = {name: _total(before, name, first, like) for name, like in sums.items()}
+                sums, first = zeros(state, teacher, objective, resident, rows), 0
+                if done and not totals:
+                    sums, first, others = _begun(sums, done, before)
+                    totals |= {} if others is None else {"begun": (done, others)}
                 totals[kind] = first, sums
             steps, sums = totals[kind]
             state, sums, newest = advance(state, sums, teacher, objective, resident, rows)
@@ -226,25 +227,43 @@ def _weighed(metrics: Metrics) -> Metrics:
     return {name: value * counts[name] if name in counts else value for name, value in metrics.items()}
 
 
-def _total(means: Mapping[str, Any], name: str, steps: int, like: jax.Array) -> jax.Array:
-    """The sum of which it was the mean: in float64 the product is so near that it is rounded to the same float32."""
-    if missing := {name} - means.keys():
-        raise ValueError(f"begun must have the mean of each metric of the step; it has no {missing.pop()!r}.")
-    of = np.asarray(means.get(count_of(name), 1.0), np.float64)
-    return place(np.asarray(np.asarray(means[name], np.float64) * of * steps, like.dtype), like.sharding)
+def _begun(sums: Metrics, steps: int, means: Mapping[str, Any]) -> tuple[Metrics, int, dict[str, Any] | None]:
+    """The sums that so many steps came to, and how many of them; and those of steps of another kind of batch, or None.
+
+    In float64 the product of a mean is so near the sum that it is rounded to the same float32.
+    """
+    if missing := sorted(name for name in sums.keys() - means.keys() if not name.endswith(count_of(""))):
+        raise ValueError(f"begun must have the mean of each metric of the step; it has no {missing[0]!r}.")
+    before = {
+        name: np.asarray(mean, np.float64) * np.asarray(means.get(count_of(name), 1.0), np.float64) * steps
+        for name, mean in means.items()
+    }
+    if before.keys() != sums.keys():
+        return sums, 0, before
+    return {name: place(before[name].astype(like.dtype), like.sharding) for name, like in sums.items()}, steps, None
 
 
-def _means(totals: list[tuple[int, Metrics]]) -> dict[str, Any]:
-    """From sums and how many steps they are of; of batches of several kinds each kind's means, by its steps."""
+def _means(totals: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    """From sums and how many steps they are of, for each kind of batch.
+
+    Where some kinds have a count of what others do not, such as a mask, each kind's mean counts by its steps, but for one
+    that counts nothing.
+    """
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for _, sums in totals for name in sums):
-        means, steps = [], []
-        for made, sums in totals:
-            if name in sums:
-                total, count = (np.asarray(sums.get(key, made), np.float64) for key in (name, count_of(name)))
-                means.append(total / np.where(count == 0, 1, count))
-                steps.append(made)
-        mean = means[0] if len(means) == 1 else np.average(means, axis=0, weights=steps)
+        own = [(made, sums) for made, sums in totals if name in sums]
+        counts = [np.asarray(sums.get(count_of(name), made), np.float64) for made, sums in own]
+        alike = len({count_of(name) in sums for _, sums in own}) == 1
+        weights = (
+            counts if alike else [np.where(count == 0, 0, made) for count, (made, _) in zip(counts, own, strict=True)]
+        )
+        means = [
+            np.asarray(sums[name], np.float64) / np.where(n == 0, 1, n)
+            for (_, sums), n in zip(own, counts, strict=True)
+        ]
+        whole = sum(weights)
+        mean = sum(w * one for w, one in zip(weights, means, strict=True)) / np.where(whole == 0, 1, whole)
+        mean = means[0] if len(own) == 1 else mean
         found[name] = mean if np.ndim(mean) else float(mean)
     return found
 

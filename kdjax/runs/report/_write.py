@@ -197,7 +197,7 @@ def _of_examples(kept: Mapping[str, Any], arrays: Arrays, names: Sequence[str]) 
 
 
 def temperatures_of(numbers: Mapping[str, Sequence[float]]) -> list[float]:
-    """At which soft targets are drawn: those that the run began with, and usual ones, four together."""
+    """At which soft targets are drawn, four in all: the first of those of the run's first epoch, and usual ones."""
     own = [values[0] for name, values in numbers.items() if name.endswith(" temperature")]
     return sorted([*dict.fromkeys([*own, *USUAL])][: len(USUAL)])
 
