@@ -256,4 +256,6 @@ def test_a_mask_stands_beside_a_controller_whose_numbers_are_of_no_example():
     masked = data | {"mask": np.arange(count) < count // 2}
     alone = jax.tree.map(lambda array: array[: count // 2], data)
     metrics = [made_step()(fresh()[1], teacher(), OBJECTIVE, one)[1] for one in (masked, alone)]
+    told = {float(metrics[0].pop(f"{name} count")) for name in ("labels", "soft", "accuracy")}
+    assert told == {count // 2}
     chex.assert_trees_all_close(*metrics, rtol=1e-5)
